@@ -1,0 +1,41 @@
+# Two commands for a newcomer: `make quickstart` and `make test`. Each sets up .venv itself, again only when pyproject.toml changed.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+RUN := runs/quickstart
+
+# Two threads for one process; two processes with two threads each are slower than one after the other.
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: quickstart test test-slow lint clean
+
+quickstart: $(STAMP)
+	rm -rf $(RUN)
+	$(BIN)/convzoo train tinydarknet-digits --out $(RUN)
+	$(BIN)/convzoo eval $(RUN)/checkpoints/last.safetensors --out $(RUN)/eval-last
+	$(BIN)/convzoo data save digits --split val --count 24 --out $(RUN)/pictures
+	$(BIN)/convzoo predict $(RUN)/checkpoints/last.safetensors $(RUN)/pictures --save $(RUN)/annotated
+	@echo
+	@echo "Look at:  $(RUN)/README.md                 what this run did and measured"
+	@echo "          $(RUN)/plots/                    loss, accuracy and learning rate"
+	@echo "          $(RUN)/eval-last/                confusion matrix, per-class table, worst images"
+	@echo "          $(RUN)/annotated/overview.png    the predictions just made"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"convzoo needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
+	touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info

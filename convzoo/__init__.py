@@ -1,0 +1,18 @@
+"""convzoo trains, checks and ships the classic convolutional networks."""
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+__all__ = ["Model", "load", "train"]
+
+if TYPE_CHECKING:
+    from convzoo.api import Model, load, train
+
+
+def __getattr__(name: str) -> Any:
+    """Import the Python API when it is first used: `import convzoo` stays quick."""
+    if name in __all__:
+        import convzoo.api
+
+        return getattr(convzoo.api, name)
+    raise AttributeError(f"module 'convzoo' has no attribute '{name}'")

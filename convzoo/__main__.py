@@ -1,0 +1,5 @@
+"""`python -m convzoo`, and what torchrun starts."""
+
+from convzoo.cli import run
+
+run()

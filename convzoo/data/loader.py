@@ -1,0 +1,134 @@
+"""Load, transform and stack samples in worker processes; what cannot be read arrives as a message, not as a crash."""
+
+import os
+import signal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader
+
+from convzoo.data.transforms import Pipeline, stack_images
+from convzoo.errors import DataError, UsageError
+from convzoo.logs import log
+from convzoo.types import BadSample, Batch, Key, Sample, Task
+
+OnBadSample = Literal["error", "skip"]
+
+
+class Transformed(torch.utils.data.Dataset):
+    """A data set seen through a pipeline; targets are renumbered to the model's classes where those differ."""
+
+    def __init__(self, dataset: Any, pipeline: Pipeline, label_of: Sequence[int] | None = None):
+        self.dataset = dataset
+        self.pipeline = pipeline
+        self.label_of = label_of
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: Key) -> Sample | BadSample:
+        try:
+            sample = self.dataset.load(key.index)
+        except DataError as error:
+            return BadSample(key.index, str(error))
+        if self.label_of is not None:
+            sample.target = self.label_of[sample.target]
+        return self.pipeline(sample, key)
+
+
+class Collate:
+    """Stack the readable samples through the task and carry the unreadable ones along."""
+
+    def __init__(self, task: Task):
+        self.task = task
+
+    def __call__(self, samples: list[Sample | BadSample]) -> Batch | DataError:
+        good = [sample for sample in samples if isinstance(sample, Sample)]
+        bad = [sample for sample in samples if isinstance(sample, BadSample)]
+        if not good:
+            return DataError(f"no picture of a whole batch can be read: {bad[0].reason}")
+        try:
+            batch = self.task.collate(good)
+        except DataError as error:  # travels back as a value: an exception would arrive wrapped in a worker's traceback
+            return error
+        batch.bad = bad
+        return batch
+
+
+def default_workers(device_type: str) -> int:
+    """Return how many loader processes suit this machine; on a CPU the training itself needs the cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores) if device_type != "cpu" else min(8, cores // 4)
+
+
+def build_loader(dataset: Transformed, task: Task, batches: Iterable[list[Key]], workers: int, pin_memory: bool = False) -> DataLoader:
+    """Return a loader over given batches of keys."""
+    if workers < 0:
+        raise UsageError(f"--workers {workers}: 0 or more")
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        collate_fn=Collate(task),
+        num_workers=workers,
+        pin_memory=pin_memory,
+        worker_init_fn=_quiet_worker,
+        prefetch_factor=4 if workers else None,
+    )
+
+
+def _quiet_worker(worker_id: int) -> None:
+    # A signal to the process group must stop the main process only: it saves, then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def checked(batch: Batch | DataError, on_bad_sample: OnBadSample) -> Batch:
+    """Return the batch, after applying the policy for unreadable samples. Raises DataError."""
+    if isinstance(batch, DataError):
+        raise batch
+    if batch.bad and on_bad_sample == "error":
+        raise DataError(f"{batch.bad[0].reason} (--on-bad-sample skip leaves such pictures out and counts them)")
+    for bad in batch.bad:
+        log.warning(f"skipped {bad.reason}")
+    return batch
+
+
+def base_batch(samples: list[Sample], targets: Any) -> Batch:
+    """Stack what is common to all tasks."""
+    return Batch(
+        images=stack_images(samples),
+        targets=targets,
+        ids=torch.tensor([sample.index for sample in samples]),
+        paths=[sample.path for sample in samples],
+        original_hw=torch.tensor([sample.original_hw for sample in samples]),
+        valid=torch.ones(len(samples), dtype=torch.bool),
+    )
+
+
+def label_map(names: list[str], model_names: list[str], source: str) -> list[int] | None:
+    """Return for each class of a data set its number in the model, matched by name; None where they are the same.
+
+    Raises:
+        DataError: a class of the data set that the model does not know.
+    """
+    if names == model_names:
+        return None
+    number = {name: i for i, name in enumerate(model_names)}
+    unknown = [name for name in names if name not in number]
+    if unknown:
+        raise DataError(f"{source} has {len(unknown)} of {len(names)} classes that the model does not know: {_some(unknown)}; the model has {_some(model_names)}")
+    return [number[name] for name in names]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def check_same_classes(train_names: list[str], val_names: list[str]) -> None:
+    """Raise DataError where the training and the validation data do not have the same classes."""
+    missing = [name for name in train_names if name not in set(val_names)]
+    extra = [name for name in val_names if name not in set(train_names)]
+    if missing or extra:
+        parts = [f"missing in val: {_some(missing)}"] * bool(missing) + [f"only in val: {_some(extra)}"] * bool(extra)
+        raise DataError(f"train and val have different classes; {'; '.join(parts)}")

@@ -1,0 +1,199 @@
+"""Operations on uint8 pictures. Each is `name(sample, rng, *, keys)` marked `@register("transform")`.
+
+What an operation draws comes from `rng`, a generator keyed by (seed, epoch, sample index) alone, so a picture is
+augmented in the same way by any worker on any rank. Normalisation is not an operation: batches travel as uint8 and
+become float on the device (`normalize`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from convzoo.errors import DataError
+from convzoo.registry import register
+from convzoo.types import Key, Sample
+
+# The streams of random numbers that a seed gives, kept apart.
+ORDER, AUGMENT = 0, 1
+
+
+def keyed_rng(seed: int, stream: int, epoch: int, index: int) -> np.random.Generator:
+    """Return a generator that is a function of its arguments alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, index, epoch]))
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn [B, 3, H, W] uint8 into float32 (value / 255 - mean) / std."""
+    mean_255 = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * 255
+    std_255 = torch.tensor(std, device=images.device).view(1, 3, 1, 1) * 255
+    return (images.float() - mean_255) / std_255
+
+
+class Pipeline:
+    """The operations of a recipe's `transform.train` or `transform.eval`, in order."""
+
+    def __init__(self, operations: Sequence[Callable[..., Sample]], seed: int):
+        self.operations = operations
+        self.seed = seed
+
+    def __call__(self, sample: Sample, key: Key) -> Sample:
+        rng = keyed_rng(self.seed, AUGMENT, key.epoch, key.index)
+        for operation in self.operations:
+            sample = operation(sample, rng)
+        return sample
+
+
+@register("transform")
+def resize(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    size_px: int,
+    mode: Literal["short_side", "stretch"] = "short_side",
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    antialias: bool = True,
+) -> Sample:
+    """Resize the short side to size_px and keep the aspect ratio, or stretch to size_px x size_px."""
+    size = [size_px] if mode == "short_side" else [size_px, size_px]
+    image = F.resize(sample.image, size, InterpolationMode(interpolation), antialias=antialias)
+    return replace(sample, image=image)
+
+
+@register("transform")
+def center_crop(sample: Sample, rng: np.random.Generator, *, size_px: int) -> Sample:
+    """Cut size_px x size_px from the middle; a smaller picture is padded with black."""
+    return replace(sample, image=F.center_crop(sample.image, [size_px, size_px]))
+
+
+@register("transform")
+def random_resized_crop(
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    size_px: int,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    antialias: bool = True,
+) -> Sample:
+    """Cut a part of random area (a share within scale) and aspect ratio, and stretch it to size_px x size_px.
+
+    Ten tries, then the largest middle part within the ratio (Szegedy et al. 2014, arXiv:1409.4842, section 6).
+    """
+    height, width = sample.image.shape[-2:]
+    top, left, crop_h, crop_w = _random_box(height, width, rng, scale, ratio)
+    crop = sample.image[:, top : top + crop_h, left : left + crop_w]
+    return replace(sample, image=F.resize(crop, [size_px, size_px], InterpolationMode(interpolation), antialias=antialias))
+
+
+def _random_box(height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    log_ratio = np.log(ratio)
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        aspect = math.exp(rng.uniform(*log_ratio))
+        crop_w, crop_h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < crop_w <= width and 0 < crop_h <= height:
+            return int(rng.integers(height - crop_h + 1)), int(rng.integers(width - crop_w + 1)), crop_h, crop_w
+    crop_w, crop_h = min(width, round(height * ratio[1])), min(height, round(width / ratio[0]))
+    return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
+
+
+@register("transform")
+def pad_crop(sample: Sample, rng: np.random.Generator, *, padding_px: int) -> Sample:
+    """Pad with black on all sides and cut the original size at a random place."""
+    channels, height, width = sample.image.shape
+    padded = sample.image.new_zeros((channels, height + 2 * padding_px, width + 2 * padding_px))
+    padded[:, padding_px : padding_px + height, padding_px : padding_px + width] = sample.image
+    top, left = rng.integers(2 * padding_px + 1, size=2)
+    return replace(sample, image=padded[:, top : top + height, left : left + width])
+
+
+@register("transform")
+def flip_lr(sample: Sample, rng: np.random.Generator, *, prob: float = 0.5) -> Sample:
+    """Mirror left and right with a probability."""
+    return replace(sample, image=sample.image.flip(-1)) if rng.random() < prob else sample
+
+
+@register("transform")
+def color_jitter(
+    sample: Sample, rng: np.random.Generator, *, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
+) -> Sample:
+    """Change brightness, contrast and saturation by factors in max(0, 1 - x) .. 1 + x and hue by -hue .. hue turns, in random order."""
+    adjustments = [(F.adjust_brightness, brightness), (F.adjust_contrast, contrast), (F.adjust_saturation, saturation)]
+    steps = [(adjust, rng.uniform(max(0.0, 1 - amount), 1 + amount)) for adjust, amount in adjustments if amount]
+    if hue:
+        steps.append((F.adjust_hue, rng.uniform(-hue, hue)))
+    image = sample.image
+    for i in rng.permutation(len(steps)):
+        adjust, amount = steps[i]
+        image = adjust(image, amount)
+    return replace(sample, image=image)
+
+
+@register("transform")
+def hsv_distort(sample: Sample, rng: np.random.Generator, *, hue: float = 0.1, saturation: float = 1.5, exposure: float = 1.5) -> Sample:
+    """Shift hue by -hue .. hue turns and scale saturation and value by 1 .. x or the inverse, as Darknet does."""
+
+    def factor(largest: float) -> float:
+        scale = rng.uniform(1.0, largest)
+        return scale if rng.random() < 0.5 else 1 / scale
+
+    image = F.adjust_hue(sample.image, rng.uniform(-hue, hue)) if hue else sample.image
+    image = F.adjust_saturation(image, factor(saturation))
+    return replace(sample, image=F.adjust_brightness(image, factor(exposure)))
+
+
+@register("transform")
+def rotate_scale_crop(
+    sample: Sample, rng: np.random.Generator, *, size_px: int, short_side_px: tuple[int, int], degrees: float = 0.0, aspect: float = 1.0
+) -> Sample:
+    """Scale the short side to a random length, rotate, stretch and cut size_px x size_px, in one bilinear sampling.
+
+    The augmentation of Darknet's classifiers: angle within +-degrees, aspect ratio scaled by 1 .. aspect or the
+    inverse, what lies outside the picture is black.
+    """
+    height, width = sample.image.shape[-2:]
+    stretch = math.sqrt(rng.uniform(1.0, aspect))
+    stretch = stretch if rng.random() < 0.5 else 1 / stretch
+    zoom = rng.uniform(*short_side_px) / min(height, width)  # output pixels per picture pixel
+    angle = math.radians(rng.uniform(-degrees, degrees))
+    room_y, room_x = (max(0.0, side - size_px / zoom) / 2 for side in (height, width))
+    centre_y, centre_x = height / 2 + rng.uniform(-room_y, room_y), width / 2 + rng.uniform(-room_x, room_x)
+    # theta maps output coordinates in -1..1 to input coordinates in -1..1.
+    half = size_px / 2 / zoom
+    cos, sin = math.cos(angle) * half, math.sin(angle) * half
+    rows = [
+        [cos * stretch * 2 / width, -sin / stretch * 2 / width, centre_x * 2 / width - 1],
+        [sin * stretch * 2 / height, cos / stretch * 2 / height, centre_y * 2 / height - 1],
+    ]
+    grid = torch.nn.functional.affine_grid(torch.tensor([rows], dtype=torch.float32), [1, 3, size_px, size_px], align_corners=False)
+    image = torch.nn.functional.grid_sample(sample.image[None].float(), grid, mode="bilinear", align_corners=False)[0]
+    return replace(sample, image=image.round_().clamp_(0, 255).byte())
+
+
+@register("transform")
+def cutout(sample: Sample, rng: np.random.Generator, *, size_px: int, fill: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Sample:
+    """Fill a square around a random point with one colour (0..1 RGB), cut at the borders (DeVries 2017, arXiv:1708.04552)."""
+    height, width = sample.image.shape[-2:]
+    top, left = int(rng.integers(height)) - size_px // 2, int(rng.integers(width)) - size_px // 2
+    image = sample.image.clone(memory_format=torch.contiguous_format)
+    colour = torch.tensor([round(value * 255) for value in fill], dtype=torch.uint8).view(3, 1, 1)
+    image[:, max(0, top) : max(0, top + size_px), max(0, left) : max(0, left + size_px)] = colour
+    return replace(sample, image=image)
+
+
+def stack_images(samples: Sequence[Sample]) -> Tensor:
+    """Stack pictures of one size to [B, 3, H, W]. Raises DataError where sizes differ."""
+    first = samples[0].image.shape
+    for sample in samples:
+        if sample.image.shape != first:
+            shapes = f"{first[1]}x{first[2]} and {sample.image.shape[1]}x{sample.image.shape[2]}"
+            raise DataError(f"{sample.path}: pictures of one batch differ in size ({shapes}); end the transform with resize or center_crop")
+    return torch.stack([sample.image for sample in samples])

@@ -1,0 +1,98 @@
+"""Devices and ranks. One process is the one-rank case of the same code; torchrun sets the environment for more."""
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as td
+
+from convzoo.errors import MissingPackageError, UsageError
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device that `--device` names, this rank's own one where there are several.
+
+    Raises:
+        UsageError: no such device here.
+        MissingPackageError: `npu` without torch_npu.
+    """
+    if name == "npu" or name.startswith("npu:"):
+        try:
+            importlib.import_module("torch_npu")
+        except ImportError as error:
+            raise MissingPackageError(f"--device {name} needs Ascend's torch_npu: pip install torch_npu ({error})") from None
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        name = accelerator.type if accelerator else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:1, mps, xpu or npu") from None
+    if device.type == "cpu":
+        return torch.device("cpu")
+    if accelerator is None or device.type != accelerator.type:
+        raise UsageError(f"--device {name}: not available here; there is {accelerator.type if accelerator else 'only cpu'}")
+    index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
+    if index >= torch.accelerator.device_count():
+        raise UsageError(f"--device {name}: index {index}, but there are {torch.accelerator.device_count()} devices")
+    torch.accelerator.set_device_index(index)
+    return torch.device(device.type, index)
+
+
+def start(device: torch.device) -> bool:
+    """Join the process group that torchrun announced, if any; returns whether this call did."""
+    if world_size() == 1 or td.is_initialized():
+        return False
+    td.init_process_group(td.get_default_backend_for_device(device))
+    return True
+
+
+def stop() -> None:
+    if td.is_initialized():
+        td.destroy_process_group()
+
+
+def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Add a small tensor over all ranks, in place."""
+    if td.is_initialized():
+        td.all_reduce(values)
+    return values
+
+
+def gather_objects(item: Any) -> list[Any]:
+    """Return every rank's item on every rank, in rank order."""
+    if not td.is_initialized():
+        return [item]
+    items = [None] * world_size()
+    td.all_gather_object(items, item)
+    return items
+
+
+def broadcast_buffers(model: torch.nn.Module) -> None:
+    """Give every rank the running statistics of rank 0, so that all evaluate the same network."""
+    if td.is_initialized():
+        for buffer in model.buffers():
+            td.broadcast(buffer, src=0)
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Tell whether the hardware itself computes in bfloat16, rather than emulating it."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        try:
+            flags = set(Path("/proc/cpuinfo").read_text().split())
+        except OSError:
+            return False
+        return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+    return device.type in ("npu", "xpu")

@@ -1,0 +1,207 @@
+"""Open model files and evaluate them: every image exactly once, in float32 unless asked otherwise, n of N stated."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convzoo import dist, registry
+from convzoo import recipe as recipes
+from convzoo.checkpoint import ModelInfo, load_into, load_model
+from convzoo.data.loader import OnBadSample, Transformed, build_loader, checked, default_workers, label_map
+from convzoo.data.sampler import EvalBatches
+from convzoo.data.transforms import Pipeline, normalize
+from convzoo.errors import DataError, UsageError
+from convzoo.logs import progress
+from convzoo.recipe import Recipe
+from convzoo.types import Metric, Task
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class TorchRunner:
+    """Run a network in PyTorch: uint8 or normalised float pictures [B, 3, H, W] to a tuple of outputs."""
+
+    name = "pytorch"
+    input = "float_nchw"
+    stage = "raw"
+
+    def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device, precision: str = "fp32"):
+        if precision not in PRECISIONS:
+            raise UsageError(f"--precision {precision}: one of {', '.join(PRECISIONS)}")
+        self.model = model
+        self.device = str(device)
+        self.precision = PRECISIONS[precision]
+        self.mean, self.std = recipe.transform.mean, recipe.transform.std
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray | Tensor) -> tuple[Tensor, ...]:
+        x = torch.as_tensor(images).to(self.device, non_blocking=True)
+        if x.dtype == torch.uint8:
+            x = normalize(x, self.mean, self.std)
+        x = x.contiguous(memory_format=torch.channels_last)
+        was_training = self.model.training
+        self.model.eval()
+        device_type = torch.device(self.device).type
+        with torch.autocast(device_type, dtype=self.precision or torch.bfloat16, enabled=self.precision is not None):
+            outputs = self.model(x)
+        self.model.train(was_training)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+@dataclass
+class OpenModel:
+    """A model file, read, verified and built."""
+
+    model: nn.Module
+    recipe: Recipe
+    info: ModelInfo
+    path: Path
+    sha256: str
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.info.class_names
+
+    def task(self) -> Task:
+        return build_task(self.recipe, self.class_names)
+
+    def pipeline(self) -> Pipeline:
+        return build_pipeline(self.recipe, "eval")
+
+
+@dataclass
+class Evaluation:
+    """What was measured: `result` holds fractions, `images` counted and `images_expected`."""
+
+    metric: Metric
+    result: dict[str, Any]
+    unreadable: list[str]
+    seconds: float
+
+    def write(self, folder: Path, dataset: Any) -> None:
+        """Write metrics.json and what the task has to show: tables, plots, the worst images."""
+        folder.mkdir(parents=True, exist_ok=True)
+        report = {**self.result, "unreadable": self.unreadable, "seconds": round(self.seconds, 2)}
+        (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        self.metric.write(folder, lambda index: dataset.load(index).image)
+
+
+def open_model(path: str | Path, device: torch.device, overrides: tuple[str, ...] = ()) -> OpenModel:
+    """Open a model file and build its network on the device, in evaluation mode.
+
+    Raises:
+        UsageError: no such file, or an override that does not fit.
+        ConvzooError: an unreadable, damaged or mismatching file.
+    """
+    path = Path(path)
+    state_dict, info, digest = load_model(path)
+    recipe = recipes.with_overrides(recipes.from_plain(info.recipe, path.name), overrides)
+    with torch.device("meta"):
+        model = registry.bind("model", recipe.model, recipe.at("model"))()
+    model = model.to_empty(device="cpu")
+    load_into(model, state_dict, str(path))
+    model = model.eval().to(device, memory_format=torch.channels_last)
+    return OpenModel(model, recipe, info, path, digest)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check every key that belongs to a builder, before anything is built. Raises UsageError."""
+    registry.bind("dataset", recipe.data, recipe.at("data"))
+    build_pipeline(recipe, "train")
+    build_pipeline(recipe, "eval")
+    registry.bind("model", recipe.model, recipe.at("model"))
+    registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))
+
+
+def build_task(recipe: Recipe, class_names: list[str]) -> Task:
+    return registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))(class_names, recipe.loss.label_smoothing)
+
+
+def build_pipeline(recipe: Recipe, which: str) -> Pipeline:
+    """Check and bind the operations of `transform.train` or `transform.eval`."""
+    operations = []
+    for i, operation in enumerate(getattr(recipe.transform, which)):
+        ((name, options),) = operation.items()
+        here = (which, i) if not options else (which, i, name)
+        operations.append(registry.bind("transform", {"name": name, **options}, recipe.at("transform", *here)))
+    return Pipeline(operations, recipe.seed)
+
+
+def build_dataset(recipe: Recipe, root: Path | None, split: str) -> Any:
+    return registry.bind("dataset", recipe.data, recipe.at("data"))(root, split)
+
+
+def evaluate(
+    runner: Any, task: Task, dataset: Transformed, *, batch_size: int, workers: int | None = None, on_bad_sample: OnBadSample = "error", stop: Callable[[], bool] = lambda: False
+) -> Evaluation:
+    """Run over this rank's share of a data set and add up over the ranks.
+
+    Args:
+        batch_size: over all ranks.
+        stop: asked after each batch; a true answer ends the loop early, and the counts say so.
+    Raises:
+        DataError: an unreadable picture, unless on_bad_sample is "skip", which counts them.
+    """
+    started = time.perf_counter()
+    batches = EvalBatches(len(dataset), max(1, batch_size // dist.world_size()), dist.rank(), dist.world_size())
+    workers = default_workers(torch.device(runner.device).type) if workers is None else workers
+    loader = build_loader(dataset, task, batches, min(workers, len(batches)))
+    metric, unreadable = task.new_metric(), []
+    for batch in progress(loader, len(batches), "evaluate"):
+        batch = checked(batch, on_bad_sample)
+        unreadable += [bad.reason for bad in batch.bad]
+        outputs = runner(batch.images)
+        metric.update(task.postprocess(outputs[0] if len(outputs) == 1 else outputs, batch), batch)
+        if stop():
+            break
+    shares = dist.gather_objects((metric, unreadable))
+    metric = shares[0][0].merge([share[0] for share in shares])
+    result = {**metric.result(), "images_expected": len(dataset)}
+    return Evaluation(metric, result, [reason for share in shares for reason in share[1]], time.perf_counter() - started)
+
+
+def evaluate_file(
+    path: str | Path, data: Path | None, *, device: str = "auto", batch_size: int | None = None, workers: int | None = None,
+    precision: str = "fp32", on_bad_sample: OnBadSample = "error", overrides: tuple[str, ...] = (),
+) -> tuple[OpenModel, Evaluation]:  # fmt: skip
+    """Evaluate a model file on the validation split of its recipe's data set, or of the one that overrides name.
+
+    Classes are matched by name: a data set may have fewer than the model, never others.
+    """
+    target = dist.resolve_device(device)
+    opened = open_model(path, target, overrides)
+    dataset = build_dataset(opened.recipe, data, "val")
+    if len(dataset) == 0:
+        raise DataError(f"{data}: no images to evaluate")
+    mapping = label_map(dataset.class_names, opened.class_names, str(data or opened.recipe.data["name"]))
+    runner = TorchRunner(opened.model, opened.recipe, target, precision)
+    seen = Transformed(dataset, opened.pipeline(), mapping)
+    batch_size = batch_size or min(256, opened.recipe.train.batch_size)
+    return opened, evaluate(runner, opened.task(), seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample)
+
+
+def model_files(path: Path) -> list[Path]:
+    """Return the model file itself, or all in a folder or in a run's checkpoints folder, each content once."""
+    if not path.is_dir():
+        return [path]
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    files = sorted(folder.glob("*.safetensors"))
+    steps = [file for file in files if file.stem.startswith("step-")]
+    chosen = steps or files
+    if not chosen:
+        raise UsageError(f"{path}: no model files (*.safetensors) in it")
+    return chosen
+
+
+def summary(result: dict[str, Any]) -> str:
+    """Return a result as one line in percent: `top-1 93.12 %  top-5 99.80 %  10000 of 10000 images`."""
+    names = {"top1": "top-1", "top5": "top-5"}
+    parts = [f"{names.get(key, key)} {100 * value:.2f} %" for key, value in result.items() if isinstance(value, float)]
+    return "  ".join([*parts, f"{result['images']} of {result['images_expected']} images"])

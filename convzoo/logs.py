@@ -1,0 +1,48 @@
+"""The log goes to stderr, results go to stdout; a progress bar only where a terminal shows it."""
+
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+log = logging.getLogger("convzoo")
+
+
+class _AboveProgressBar(logging.Handler):
+    """Write lines so that a running progress bar is not torn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+def setup(rank: int = 0) -> None:
+    """Send the log of rank 0 to stderr, and only warnings of the other ranks."""
+    log.handlers = [_AboveProgressBar()]
+    log.handlers[0].setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s"))
+    log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    log.propagate = False
+
+
+def to_file(path: Path) -> logging.Handler:
+    """Copy the log with times into a file too; the caller removes the handler when the run ends."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    log.addHandler(handler)
+    return handler
+
+
+def on_terminal() -> bool:
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def progress(items: Iterable, total: int | None, what: str) -> Iterator:
+    """Iterate with a progress bar on a terminal, silently elsewhere."""
+    return iter(tqdm(items, total=total, desc=what, leave=False, disable=not on_terminal(), dynamic_ncols=True))
+
+
+def bar(total: int, start: int, what: str) -> tqdm:
+    """Return a progress bar that the training loop advances itself."""
+    return tqdm(total=total, initial=start, desc=what, leave=False, disable=not on_terminal(), dynamic_ncols=True, unit="step")

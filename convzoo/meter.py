@@ -1,0 +1,57 @@
+"""What a run shows and writes while it goes."""
+
+import time
+
+from convzoo import dist, logs
+from convzoo.evaluate import Evaluation, summary
+from convzoo.logs import log
+from convzoo.run_folder import RunFolder
+from convzoo.train_setup import Setup
+
+LOG_EVERY_S = 20.0
+
+
+class Meter:
+    """A bar on a terminal, a line now and then elsewhere, rows of metrics."""
+
+    def __init__(self, setup: Setup, run: RunFolder):
+        self.setup, self.run = setup, run
+        self.is_main = dist.rank() == 0
+        self.bar = logs.bar(setup.total_steps if self.is_main else 0, setup.progress.step, setup.recipe.name)
+        self.row_every = max(1, setup.total_steps // 2000)  # keeps metrics.jsonl and the curves readable
+        self._restart()
+        self.last_line = time.perf_counter()
+
+    def _restart(self) -> None:
+        self.since, self.steps, self.waited_s = time.perf_counter(), 0, 0.0
+
+    def _speed(self) -> tuple[float, float]:
+        seconds = max(1e-9, time.perf_counter() - self.since)
+        return self.steps * self.setup.effective_batch / seconds, self.waited_s / seconds
+
+    def step(self, logged: dict[str, float], lr: float, grad_norm: float, waited_s: float) -> None:
+        self.steps, self.waited_s = self.steps + 1, self.waited_s + waited_s
+        if not self.is_main:
+            return
+        step = self.setup.progress.step
+        if step % self.row_every == 0 or step == 1:
+            self.run.add_metrics({"kind": "step", "step": step, "lr": lr, **logged, "grad_norm": grad_norm})
+        images_per_s, waiting = self._speed()
+        self.bar.update()
+        self.bar.set_postfix_str(f"loss {logged['loss']:.3f}, {images_per_s:.0f} img/s, waiting for data {100 * waiting:.0f} %", refresh=False)
+        if not logs.on_terminal() and time.perf_counter() - self.last_line > LOG_EVERY_S:
+            self.last_line = time.perf_counter()
+            left_s = (self.setup.total_steps - step) * self.setup.effective_batch / images_per_s
+            log.info(f"step {step}/{self.setup.total_steps}  loss {logged['loss']:.4f}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {left_s / 60:.1f} min left")
+
+    def close_epoch(self, epoch: int, means: dict[str, float], evaluation: Evaluation | None) -> None:
+        if self.is_main:
+            images_per_s, waiting = self._speed()
+            step, epochs = self.setup.progress.step, self.setup.recipe.train.epochs
+            lr = self.setup.lr_at(step - 1)
+            result = evaluation.result if evaluation else {}
+            self.run.add_metrics({"kind": "epoch", "step": step, "epoch": epoch, "lr": lr, **means, **result, "images_per_s": round(images_per_s, 1)})
+            measured = f"  {summary(result)}" if result else ""
+            log.info(f"epoch {epoch}/{epochs}  loss {means['loss']:.4f}{measured}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %")
+        self._restart()
+        self.last_line = time.perf_counter()

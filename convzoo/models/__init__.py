@@ -1,0 +1,1 @@
+"""One architecture, one file. Builders are marked `@register("model")` and return a module that gives raw outputs."""

@@ -1,0 +1,134 @@
+"""Use a model on files, folders and globs; what is held in memory is one batch, however many pictures there are."""
+
+import glob
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convzoo.data.decode import EXTENSIONS, decode_rgb
+from convzoo.data.loader import OnBadSample
+from convzoo.data.transforms import Pipeline
+from convzoo.errors import DataError, UsageError
+from convzoo.logs import log
+from convzoo.report.draw import NEUTRAL, classified, contact_sheet, save_png
+from convzoo.types import Key, Prediction, Sample, Task
+
+OVERVIEW_KEPT = 24
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction with the names that belong to it.
+
+    Attributes:
+        path: the picture's file.
+        names, scores: best first; scores are probabilities.
+        image: the picture as decoded, [H, W, 3] uint8.
+    """
+
+    path: str
+    names: list[str]
+    scores: list[float]
+    image: np.ndarray
+
+    def row(self) -> dict[str, Any]:
+        """Return plain values for JSON lines."""
+        classes = [{"class": name, "score": round(score, 6)} for name, score in zip(self.names, self.scores, strict=True)]
+        return {"path": self.path, "class": self.names[0], "score": round(self.scores[0], 6), "classes": classes}
+
+
+def find_pictures(sources: Iterable[str | Path]) -> Iterator[str]:
+    """Yield picture files named directly, in folders (sorted, recursive) or by globs.
+
+    Raises:
+        UsageError: a source that does not exist or matches nothing.
+    """
+    for source in map(str, sources):
+        if os.path.isdir(source):
+            found = (os.path.join(folder, file) for folder, _, files in _sorted_walk(source) for file in sorted(files) if file.lower().endswith(EXTENSIONS))
+        elif os.path.exists(source):
+            found = iter([source])
+        else:
+            found = iter(sorted(glob.glob(source, recursive=True)))
+        first = next(found, None)
+        if first is None:
+            raise UsageError(f"{source}: {'no pictures in this folder' if os.path.isdir(source) else 'no such file, folder or glob match'}")
+        yield first
+        yield from found
+
+
+def _sorted_walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield here, folders, files
+
+
+def predict(
+    runner: Any, task: Task, pipeline: Pipeline, class_names: list[str], sources: Iterable[str | Path], *, batch_size: int = 16, on_bad_sample: OnBadSample = "error"
+) -> Iterator[Answer]:
+    """Yield an answer for each picture, in order.
+
+    Raises:
+        UsageError: a source that does not exist.
+        DataError: a picture that cannot be read, unless on_bad_sample is "skip", which logs it.
+    """
+    paths = find_pictures(sources)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        number = 0
+        while group := list(itertools.islice(paths, batch_size)):
+            samples = []
+            for path, sample in zip(group, pool.map(_load, group), strict=True):
+                if isinstance(sample, DataError):
+                    if on_bad_sample == "error":
+                        raise DataError(f"{sample} (--on-bad-sample skip leaves such pictures out)")
+                    log.warning(f"skipped {sample}")
+                    continue
+                sample.index, number = number, number + 1
+                samples.append((path, sample))
+            yield from _answers(runner, task, pipeline, class_names, samples)
+
+
+def _load(path: str) -> Sample | DataError:
+    try:
+        image = decode_rgb(Path(path).read_bytes(), path)
+    except DataError as error:
+        return error
+    except OSError as error:
+        return DataError(f"{path}: cannot be read: {error.strerror}")
+    return Sample(image, 0, 0, path, (image.shape[1], image.shape[2]))
+
+
+def _answers(runner: Any, task: Task, pipeline: Pipeline, class_names: list[str], samples: list[tuple[str, Sample]]) -> Iterator[Answer]:
+    if not samples:
+        return
+    batch = task.collate([pipeline(sample, Key(0, sample.index)) for _, sample in samples])
+    outputs = runner(batch.images)
+    predictions: list[Prediction] = task.postprocess(outputs[0] if len(outputs) == 1 else outputs, batch)
+    for (path, sample), prediction in zip(samples, predictions, strict=True):
+        names = [class_names[label] for label in prediction.labels]
+        yield Answer(path, names, [float(score) for score in prediction.scores], sample.image.permute(1, 2, 0).numpy())
+
+
+def save_annotated(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
+    """Pass answers on while writing an annotated copy of each picture, and overview.png of the first ones."""
+    kept: list[Answer] = []
+    taken: set[str] = set()
+    for answer in answers:
+        name = stem = Path(answer.path).stem
+        number = 1
+        while name in taken:  # pictures of one name from several folders
+            number += 1
+            name = f"{stem}-{number}"
+        taken.add(name)
+        save_png(classified(answer.image, answer.names[:3], answer.scores[:3]), folder / f"{name}.png")
+        kept += [answer] * (len(kept) < OVERVIEW_KEPT)
+        yield answer
+    if kept:
+        captions = [(f"{a.names[0]}  {100 * a.scores[0]:.1f} %", Path(a.path).name) for a in kept]
+        save_png(contact_sheet([a.image for a in kept], captions, [NEUTRAL] * len(kept)), folder / "overview.png")

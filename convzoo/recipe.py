@@ -1,0 +1,294 @@
+"""Recipes: what changes the numbers, in one YAML file, checked key by key before anything runs.
+
+A message names the file, the line and the key, and the nearest valid name. Keys of `data`, `model` and the transform
+operations belong to their builders and are checked by `registry.bind`, with the places this module remembers.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Iterable
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pydantic
+import yaml
+from pydantic import AfterValidator, Field
+
+from convzoo.errors import UsageError
+from convzoo.registry import explain, nearest
+
+SHIPPED = resources.files("convzoo") / "recipes"
+
+
+class _Part(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+def _one_operation(operation: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    if len(operation) != 1:
+        raise ValueError("an operation is one name with its keys, such as `flip_lr: {prob: 0.5}`")
+    return operation
+
+
+def _rising(milestones: list[int]) -> list[int]:
+    if any(later <= earlier for earlier, later in zip(milestones, milestones[1:], strict=False)):
+        raise ValueError("milestones must rise")
+    return milestones
+
+
+def _named(part: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(part.get("name"), str):
+        raise ValueError("needs a `name`")
+    return part
+
+
+Operation = Annotated[dict[str, dict[str, Any]], AfterValidator(_one_operation)]
+Named = Annotated[dict[str, Any], AfterValidator(_named)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Rgb = tuple[float, float, float]
+
+
+class Transform(_Part):
+    """Operations on uint8 RGB pictures, then (value / 255 - mean) / std."""
+
+    train: list[Operation] = []
+    eval: list[Operation] = []
+    mean: Rgb = (0.0, 0.0, 0.0)
+    std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+
+
+class Loss(_Part):
+    label_smoothing: Fraction = 0.0
+
+
+class Optim(_Part):
+    name: Literal["sgd"] = "sgd"
+    lr: Positive
+    momentum: Fraction = 0.9
+    nesterov: bool = False
+    weight_decay: NotNegative = 0.0
+
+
+class Schedule(_Part):
+    """Learning rate over time; `convzoo.optim.build_schedule` says what each key does."""
+
+    name: Literal["constant", "multi_step", "cosine_annealing", "polynomial"] = "constant"
+    warmup_epochs: NotNegative = 0.0
+    warmup_start_lr: NotNegative | None = None
+    warmup_power: Positive = 1.0
+    milestones: Annotated[list[Annotated[int, Field(gt=0)]], AfterValidator(_rising)] = []
+    gamma: Positive = 0.1
+    eta_min: NotNegative = 0.0
+    T_max: Positive | None = None
+    power: Positive = 1.0
+    per: Literal["step", "epoch"] = "step"
+
+    @pydantic.model_validator(mode="after")
+    def _only_own_keys(self) -> "Schedule":
+        own = {"multi_step": {"milestones", "gamma"}, "cosine_annealing": {"eta_min", "T_max", "per"}, "polynomial": {"eta_min", "power"}}
+        common = {"name", "warmup_epochs", "warmup_start_lr", "warmup_power"}
+        for key, field in type(self).model_fields.items():
+            if key not in common | own.get(self.name, set()) and getattr(self, key) != field.get_default():
+                raise ValueError(f"{key} has no meaning for {self.name}")
+        if self.name == "multi_step" and not self.milestones:
+            raise ValueError("multi_step needs milestones")
+        return self
+
+
+class Train(_Part):
+    epochs: Annotated[int, Field(gt=0)]
+    batch_size: Annotated[int, Field(gt=0)]
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    loss_scale: Positive | Literal["dynamic"] | None = None
+    ema_decay: Fraction | None = None
+    clip_grad_norm: Positive | None = None
+    freeze: list[str] = []
+    sync_batch_norm: bool = False
+    eval_every_epochs: Annotated[int, Field(gt=0)] = 1
+    keep_checkpoint_max: Annotated[int, Field(gt=0)] = 10
+    weights_sha256: str | None = None
+
+
+class Recipe(_Part):
+    """Everything that changes the numbers of a run, in the order in which data runs."""
+
+    task: Literal["classify", "detect"]
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    data: Named
+    transform: Transform
+    model: Named
+    loss: Loss = Loss()
+    optim: Optim
+    schedule: Schedule = Schedule()
+    train: Train
+    postprocess: dict[str, Any] = {}
+
+    _name: str = pydantic.PrivateAttr(default="recipe")
+    _places: dict[tuple, str] = pydantic.PrivateAttr(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def at(self, *path: str | int) -> Callable[[str], str]:
+        """Return what turns a key under `path` into the place that a message should point at."""
+        return lambda key: _place(self._places, (*path, key), self._name)
+
+    def plain(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON values, every default written out."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.plain(), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+
+
+
+def shipped() -> list[str]:
+    """Return the names of the recipes that come with the package."""
+    return sorted(path.name.removesuffix(".yaml") for path in SHIPPED.iterdir() if path.name.endswith(".yaml"))
+
+
+def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe: a shipped one by name or any file by path, with overrides `section.key=value`.
+
+    Raises:
+        UsageError: no such recipe, or the first thing in it that is wrong.
+    """
+    text, shown = _read(str(name_or_path))
+    places: dict[tuple, str] = {}
+    plain = _parse(text, shown, places)
+    for override in overrides:
+        _apply(override, plain, places)
+    return from_plain(plain, Path(str(name_or_path)).name.removesuffix(".yaml"), places)
+
+
+def with_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
+    """Return a checked copy of a recipe with overrides `section.key=value` applied."""
+    plain, places = recipe.plain(), dict(recipe._places)
+    for override in overrides:
+        _apply(override, plain, places)
+    return from_plain(plain, recipe.name, places)
+
+
+def from_plain(plain: Any, name: str, places: dict[tuple, str] | None = None) -> Recipe:
+    """Check plain values, such as those in a model file's metadata. Raises UsageError."""
+    places = places or {}
+    try:
+        recipe = Recipe.model_validate_json(json.dumps(plain), strict=True)
+    except pydantic.ValidationError as error:
+        raise UsageError(_first_error(error, places, name)) from None
+    recipe._name, recipe._places = name, places
+    return recipe
+
+
+def _read(name_or_path: str) -> tuple[str, str]:
+    path = Path(name_or_path)
+    looks_like_path = path.suffix in (".yaml", ".yml") or "/" in name_or_path
+    if not looks_like_path and name_or_path in shipped():
+        return (SHIPPED / f"{name_or_path}.yaml").read_text(encoding="utf-8"), f"{name_or_path}.yaml"
+    if not path.is_file():
+        if looks_like_path:
+            raise UsageError(f"recipe {name_or_path}: no such file")
+        raise UsageError(f"no recipe '{name_or_path}'{nearest(name_or_path, shipped())} (`convzoo list` shows all)")
+    try:
+        return path.read_text(encoding="utf-8-sig"), name_or_path
+    except UnicodeDecodeError:
+        raise UsageError(f"{name_or_path}:1: not UTF-8 text") from None
+
+
+def _parse(text: str, shown: str, places: dict[tuple, str]) -> dict[str, Any]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        raise UsageError(f"{shown}:{mark.line + 1 if mark else 1}: not YAML: {' '.join(problem.split())}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{shown}:1: a recipe is a mapping of sections, this file {'is empty' if node is None else 'is not'}")
+    return _plain(node, (), places, lambda mark: f"{shown}:{mark.line + 1}:", set())
+
+
+def _plain(node: yaml.Node, path: tuple, places: dict[tuple, str], where: Callable[[yaml.Mark], str], seen: set[int]) -> Any:
+    """Turn YAML nodes into plain values and remember where each stood; duplicate keys, aliases and tags are refused."""
+    here = where(node.start_mark)
+    places.setdefault(path, here)
+    if id(node) in seen:
+        raise UsageError(f"{here} aliases are not allowed in a recipe; write the value out")
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(child, (*path, i), places, where, seen) for i, child in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        plain: dict[str, Any] = {}
+        for key_node, child in node.value:
+            key = key_node.value
+            place = where(key_node.start_mark)
+            if key_node.tag != "tag:yaml.org,2002:str":
+                raise UsageError(f"{place} key {key!r} is not text; put it in quotes")
+            if key in plain:
+                raise UsageError(f"{place} {'.'.join(map(str, (*path, key)))}: duplicate key")
+            places[(*path, key)] = place
+            plain[key] = _plain(child, (*path, key), places, where, seen)
+        return plain
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in ("str", "int", "float", "bool", "null"):
+        raise UsageError(f"{here} {'.'.join(map(str, path))}: {node.tag.removeprefix('tag:yaml.org,2002:')} is not a value that a recipe can hold")
+    value = yaml.SafeLoader("").construct_object(node)
+    if isinstance(value, float) and value - value != 0:
+        raise UsageError(f"{here} {'.'.join(map(str, path))}: must be a finite number, not {node.value}")
+    return value
+
+
+def _apply(override: str, plain: dict[str, Any], places: dict[tuple, str]) -> None:
+    dotted, equals, text = override.partition("=")
+    path = tuple(dotted.split("."))
+    if not equals or not all(path):
+        raise UsageError(f"'{override}' is not an override; write section.key=value, such as optim.lr=0.05")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"command line: {dotted}: not a YAML value: {getattr(error, 'problem', error)}") from None
+    for known in [known for known in places if known[: len(path)] == path]:
+        del places[known]
+    value = None if node is None else _plain(node, path, places, lambda mark: "command line:", set())
+    places[path] = "command line:"
+    target = plain
+    for depth, key in enumerate(path[:-1]):
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"command line: {override}: {'.'.join(path[: depth + 1])} has no keys of its own")
+    target[path[-1]] = value
+
+
+def _place(places: dict[tuple, str], path: tuple, name: str) -> str:
+    """Return `file:line: dotted.key:` for the deepest part of the path that was written somewhere."""
+    known = next((path[:depth] for depth in range(len(path), -1, -1) if path[:depth] in places), ())
+    return f"{places.get(known, f'{name}:')} {'.'.join(map(str, path))}:"
+
+
+def _first_error(error: pydantic.ValidationError, places: dict[tuple, str], name: str) -> str:
+    first = error.errors()[0]
+    path = tuple(first["loc"])
+    section: Any = Recipe
+    depth = 0
+    while depth < len(path) and isinstance(section, type) and issubclass(section, pydantic.BaseModel) and path[depth] in section.model_fields:
+        section = section.model_fields[path[depth]].annotation
+        depth += 1
+    if first["type"] == "extra_forbidden":
+        return f"{_place(places, path, name)} unknown key{_near_key(path, section)}"
+    while len(path) > 1 and path not in places and path[:-1] in places and first["type"] != "missing":
+        path = path[:-1]
+    if first["type"] == "missing":
+        return f"{_place(places, path, name)} required, and not there"
+    return f"{_place(places, path, name)} {explain(first)}"
+
+
+def _near_key(path: tuple, section: Any) -> str:
+    fields = list(section.model_fields)
+    if difflib.get_close_matches(path[-1], fields, n=1) or len(path) > 1:
+        return nearest(path[-1], fields)
+    for part_name, part in Recipe.model_fields.items():
+        if isinstance(part.annotation, type) and issubclass(part.annotation, pydantic.BaseModel) and path[-1] in part.annotation.model_fields:
+            return f"; did you mean '{part_name}.{path[-1]}'?"
+    return nearest(path[-1], fields)

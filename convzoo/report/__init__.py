@@ -1,0 +1,1 @@
+"""Pictures, curves and the run's own README, from plain values."""

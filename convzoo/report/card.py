@@ -1,0 +1,65 @@
+"""A run's own README: what was trained, what was measured, and the command that repeats it."""
+
+from pathlib import Path
+from typing import Any
+
+
+def percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.2f} %"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write_card(path: Path, name: str, facts: dict[str, Any], result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write the README of a finished run.
+
+    Args:
+        facts: command, recipe (plain), env, data, best (highest value seen in training, or None), skipped counts.
+        result: the final evaluation of the last weights.
+        rows: one per epoch, as in results.csv.
+    """
+    env, data, recipe = facts["env"], facts["data"], facts["recipe"]
+    measures = {"top1": "top-1", "top5": "top-5"}
+    measured = [[measures.get(key, key), percent(value)] for key, value in result.items() if isinstance(value, float)]
+    measured.append(["images", f"{result['images']} of {result['images_expected']}"])
+    numbers = [[str(row["epoch"]), str(row["step"]), f"{row['loss']:.4f}", percent(row.get("train_top1")), percent(row.get("top1")), f"{row['lr']:.6f}"] for row in rows]
+    machine = [[key, str(value)] for key, value in env.items() if value is not None]
+    notes = [f"{count} {what}." for what, count in facts["skipped"].items() if count]
+    text = f"""# {name}
+
+{recipe["model"]["name"]} on {recipe["data"]["name"]}: {data["train_images"]:,} training and {data["val_images"]:,} validation images, \
+{len(data["class_names"])} classes, {recipe["train"]["epochs"]} epochs, seed {recipe["seed"]}.
+
+## Result
+
+The last weights{", averaged (EMA)," if recipe["train"]["ema_decay"] is not None else ""} on the validation images, in float32:
+
+{table(["measure", "value"], measured)}
+
+Not quoted as a result, because it was chosen on the same images: the best epoch had {percent(facts["best"])}. {" ".join(notes)}
+
+Again: `convzoo eval {facts["model_file"]}{f" --data {data['root']}" if data["root"] != "None" else ""}`
+
+## Run
+
+```
+{facts["command"]}
+```
+
+![loss](plots/loss.png)
+![accuracy](plots/accuracy.png)
+![learning rate](plots/learning_rate.png)
+
+{table(["epoch", "step", "loss", "top-1, training", "top-1, validation", "learning rate"], numbers)}
+
+## Machine
+
+{table(["", ""], machine)}
+
+`recipe.yaml` holds every key of the recipe, `metrics.jsonl` every measurement, `eval/` the tables and worst images of the final evaluation.
+"""
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,202 @@
+"""The folder that a training run leaves: what was asked, where it ran, what was measured, the weights.
+
+A second run never writes into a first one's folder; only the continuation of the same run does. A lock keeps two
+processes apart. Only rank 0 writes.
+"""
+
+import csv
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import subprocess
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import yaml
+
+import convzoo
+from convzoo.checkpoint import RunCheckpoints
+from convzoo.errors import UsageError
+from convzoo.recipe import Recipe
+
+OPTIONAL = ("timm", "torch_npu")
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic")
+
+
+class RunFolder:
+    """One run's folder, open for writing."""
+
+    def __init__(self, path: Path, recipe: Recipe, lock: TextIO | None):
+        self.path = path
+        self.recipe = recipe
+        self.checkpoints = RunCheckpoints(path / "checkpoints", recipe.train.keep_checkpoint_max)
+        self._lock = lock  # held until the process ends
+
+    @property
+    def interrupted(self) -> Path:
+        return self.path / "interrupted"
+
+    def describe(self, command: str, device: torch.device, data: dict[str, Any]) -> None:
+        """Write the resolved recipe, the command, the environment and the data's account."""
+        header = f"# {self.recipe.name}, every key written out. convzoo {convzoo.__version__}\n"
+        (self.path / "recipe.yaml").write_text(header + self.recipe.to_yaml(), encoding="utf-8")
+        (self.path / "command.txt").write_text(f"{command}\n", encoding="utf-8")
+        _write_json(self.path / "env.json", environment(device))
+        _write_json(self.path / "data.json", data)
+
+    def add_metrics(self, row: dict[str, Any]) -> None:
+        """Append a row to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Return the whole rows of metrics.jsonl; a line cut by a crash is left out."""
+        rows = []
+        if (self.path / "metrics.jsonl").is_file():
+            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+                try:
+                    rows.append(json.loads(line))
+                except json.JSONDecodeError:
+                    continue
+        return rows
+
+    def forget_after(self, step: int) -> None:
+        """Drop rows that a continued run will measure again."""
+        kept = [row for row in self.metrics() if row["step"] <= step]
+        (self.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def write_results(self) -> list[dict[str, Any]]:
+        """Write one row an epoch to results.csv and return them."""
+        rows = [row for row in self.metrics() if row["kind"] == "epoch"]
+        if rows:
+            names = list(dict.fromkeys(key for row in rows for key in row if key != "kind"))
+            with open(self.path / "results.csv", "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, names, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(rows)
+        return rows
+
+
+def open_run(out: Path | None, recipe: Recipe, resume: bool) -> tuple[RunFolder, bool]:
+    """Return a run's folder and whether an earlier part of the same run is continued there.
+
+    Without `out` it is runs/NAME, or runs/NAME-2 and so on. A run that was interrupted and saved is continued by the
+    same command; --resume also continues one that was killed.
+
+    Raises:
+        UsageError: the folder is in use, holds another run, or there is nothing to resume.
+    """
+    path = out or _next_default(recipe, resume)
+    continued = (path / "recipe.yaml").is_file() and (resume or (path / "interrupted").is_file())
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {path}: a file, not a folder")
+    if path.is_dir() and any(path.iterdir()) and not continued:
+        raise UsageError(f"--out {path}: not empty; choose another folder, or continue that run with --resume")
+    if resume and not continued:
+        raise UsageError(f"--resume: there is no run in {path}")
+    if continued:
+        _check_same_recipe(path, recipe)
+    path.mkdir(parents=True, exist_ok=True)
+    return RunFolder(path, recipe, _take_lock(path)), continued
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Return versions, hardware and commit, to judge a number by."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "convzoo": convzoo.__version__,
+        "commit": _git_commit(),
+        "python": platform.python_version(),
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        "platform": platform.platform(),
+        "device": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "cpu_cores": cores,
+        "threads": torch.get_num_threads(),
+        "world_size": int(os.environ.get("WORLD_SIZE", "1")),
+    }
+
+
+def optional_packages() -> dict[str, str | None]:
+    """Return the versions of what the extras need, None where it is not installed."""
+    found: dict[str, str | None] = {}
+    for name in OPTIONAL:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def command_line(argv: list[str]) -> str:
+    """Return the command as typed."""
+    return shlex.join(["convzoo", *argv])
+
+
+def _next_default(recipe: Recipe, resume: bool) -> Path:
+    base = Path("runs") / recipe.name
+    taken = []
+    path, number = base, 1
+    while path.exists():
+        taken.append(path)
+        number += 1
+        path = base.with_name(f"{base.name}-{number}")
+    for earlier in reversed(taken):
+        same = (earlier / "recipe.yaml").is_file() and _plain_recipe(earlier) == recipe.plain()
+        if same and (resume or (earlier / "interrupted").is_file()):
+            return earlier
+    if resume:
+        raise UsageError(f"--resume: no run of this recipe below {base.parent}; name its folder with --out")
+    return path
+
+
+def _plain_recipe(path: Path) -> Any:
+    return yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
+
+
+def _check_same_recipe(path: Path, recipe: Recipe) -> None:
+    earlier, now = _flat(_plain_recipe(path)), _flat(recipe.plain())
+    for key in sorted(earlier.keys() | now.keys()):
+        if earlier.get(key) != now.get(key):
+            raise UsageError(f"{path} is a run with {key}={earlier.get(key)}, not {now.get(key)}: a run is continued with its own recipe, or a new one started elsewhere")
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    if isinstance(value, dict) and value:
+        return {k: v for key, child in value.items() for k, v in _flat(child, f"{path}.{key}" if path else key).items()}
+    return {path: value}
+
+
+def _take_lock(path: Path) -> TextIO:
+    lock = open(path / ".lock", "w")  # noqa: SIM115 (held until the process ends)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UsageError(f"--out {path}: another process is training there") from None
+    return lock
+
+
+def _git_commit() -> str | None:
+    folder = Path(convzoo.__file__).parent
+    try:
+        done = subprocess.run(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

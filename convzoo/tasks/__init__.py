@@ -1,0 +1,1 @@
+"""What is learned: losses, predictions and metrics. A task knows nothing of devices, ranks, precision or files."""

@@ -1,0 +1,154 @@
+"""Classification: one label a picture, softmax cross-entropy, top-1 and top-5."""
+
+import csv
+import heapq
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from convzoo.data.loader import base_batch
+from convzoo.registry import register
+from convzoo.report.draw import WRONG, contact_sheet, save_png
+from convzoo.report.plots import plot_confusion
+from convzoo.types import Batch, Prediction, Sample
+
+TOP_K = 5
+WORST_KEPT = 25
+
+
+@dataclass(frozen=True, order=True)
+class WrongImage:
+    """A picture whose true class got little probability; orders by that probability, then by id."""
+
+    true_score: float
+    id: int
+    path: str
+    truth: int
+    predicted: int
+    score: float
+
+
+class ClassifyMetric:
+    """Exact integer counts: a confusion matrix, top-5 hits and the worst pictures."""
+
+    def __init__(self, class_names: list[str]):
+        self.class_names = class_names
+        self.confusion = np.zeros((len(class_names), len(class_names)), dtype=np.int64)  # [truth, predicted]
+        self.top5_hits = 0
+        self.worst: list[WrongImage] = []
+
+    def update(self, predictions: list[Prediction], batch: Batch) -> None:
+        """Count predictions whose labels hold the best five classes, or all of fewer."""
+        wrong = []
+        for prediction, truth, path, valid in zip(predictions, batch.targets.tolist(), batch.paths, batch.valid.tolist(), strict=True):
+            if not valid:
+                continue
+            predicted = int(prediction.labels[0])
+            self.confusion[truth, predicted] += 1
+            place = np.flatnonzero(prediction.labels == truth)
+            self.top5_hits += bool(len(place))
+            if predicted != truth:
+                true_score = float(prediction.scores[place[0]]) if len(place) else 0.0
+                wrong.append(WrongImage(true_score, prediction.id, path, truth, predicted, float(prediction.scores[0])))
+        self.worst = heapq.nsmallest(WORST_KEPT, self.worst + wrong)
+
+    def merge(self, others: list["ClassifyMetric"]) -> "ClassifyMetric":
+        """Return the sum of several ranks' counts."""
+        total = ClassifyMetric(self.class_names)
+        for other in others:
+            total.confusion += other.confusion
+            total.top5_hits += other.top5_hits
+        total.worst = heapq.nsmallest(WORST_KEPT, [image for other in others for image in other.worst])
+        return total
+
+    def result(self) -> dict[str, Any]:
+        """Return top1 and, where there are more than five classes, top5 as fractions, and the number of images."""
+        images = int(self.confusion.sum())
+        result = {"top1": int(np.trace(self.confusion)) / max(1, images)}
+        if len(self.class_names) > TOP_K:
+            result["top5"] = self.top5_hits / max(1, images)
+        return {**result, "images": images}
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Return for each class its images, recall and precision (None where undefined) and the class it is most often taken for."""
+        rows = []
+        for i, name in enumerate(self.class_names):
+            truth, predicted, hits = int(self.confusion[i].sum()), int(self.confusion[:, i].sum()), int(self.confusion[i, i])
+            others = self.confusion[i].copy()
+            others[i] = 0
+            row = {"class": name, "images": truth, "correct": hits}
+            row["recall"] = hits / truth if truth else None
+            row["precision"] = hits / predicted if predicted else None
+            row["most_taken_for"] = self.class_names[int(others.argmax())] if others.any() else None
+            rows.append(row)
+        return rows
+
+    def write(self, folder: Path, image_of: Callable[[int], Tensor]) -> None:
+        """Write per_class.csv, confusion.csv and .png, and the worst images as worst.csv and worst.png."""
+        write_csv(folder / "per_class.csv", self.per_class())
+        rows = [{"truth": name, **dict(zip(self.class_names, row, strict=True))} for name, row in zip(self.class_names, self.confusion.tolist(), strict=True)]
+        write_csv(folder / "confusion.csv", rows)
+        plot_confusion(self.confusion, self.class_names, folder / "confusion.png")
+        worst = self.worst_rows()
+        write_csv(folder / "worst.csv", worst)
+        if worst:
+            images = [image_of(row["id"]).permute(1, 2, 0).numpy() for row in worst]
+            captions = [(f"{row['truth']}, not {row['predicted']}", f"{100 * row['score']:.0f} % sure; {row['path'].rpartition('/')[2]}") for row in worst]
+            save_png(contact_sheet(images, captions, [WRONG] * len(images), columns=5), folder / "worst.png")
+
+    def worst_rows(self) -> list[dict[str, Any]]:
+        """Return the worst pictures with class names."""
+        return [{**asdict(w), "truth": self.class_names[w.truth], "predicted": self.class_names[w.predicted]} for w in self.worst]
+
+
+class Classify:
+    """Image classification with softmax cross-entropy.
+
+    Label smoothing mixes the target with the uniform distribution over all classes (Szegedy et al. 2016,
+    arXiv:1512.00567, section 7).
+    """
+
+    best_metric = "top1"
+
+    def __init__(self, class_names: list[str], label_smoothing: float = 0.0):
+        self.class_names = class_names
+        self.label_smoothing = label_smoothing
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        return base_batch(samples, torch.tensor([sample.target for sample in samples]))
+
+    def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Return the mean loss and the share of right answers of logits [B, K]."""
+        logits = outputs.float()
+        loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        return {"loss": loss, "train_top1": (logits.detach().argmax(1) == batch.targets).float().mean()}
+
+    def postprocess(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
+        """Return the best five classes of each picture, or all of fewer, with softmax probabilities."""
+        logits = outputs.float().cpu()
+        scores, labels = logits.softmax(1).topk(min(TOP_K, logits.shape[1]), dim=1)
+        return [Prediction(i, label, score) for i, label, score in zip(batch.ids.tolist(), labels.numpy(), scores.numpy(), strict=True)]
+
+    def new_metric(self) -> ClassifyMetric:
+        return ClassifyMetric(self.class_names)
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Write rows under their own keys; no rows, no file."""
+    if rows:
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+@register("task")
+def classify(class_names: list[str], label_smoothing: float) -> Classify:
+    """Build the classification task."""
+    return Classify(class_names, label_smoothing)

@@ -1,0 +1,293 @@
+"""The training loop: one, visible, in the order in which data runs."""
+
+import contextlib
+import json
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from convzoo import dist, logs
+from convzoo.data.transforms import normalize
+from convzoo.errors import ConvzooError, InterruptedRun
+from convzoo.evaluate import Evaluation, TorchRunner, evaluate, summary
+from convzoo.logs import log
+from convzoo.meter import Meter
+from convzoo.recipe import Recipe
+from convzoo.report.card import write_card
+from convzoo.report.plots import plot_curves
+from convzoo.run_folder import RunFolder, environment, open_run
+from convzoo.train_setup import Machine, Setup, with_weights_hash
+from convzoo.types import Batch
+
+AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+EVAL_BATCH = 256
+
+
+def train(recipe: Recipe, machine: Machine) -> Path:
+    """Train as the recipe says, and return the run's folder.
+
+    Raises:
+        InterruptedRun: a signal stopped it after saving; the same command continues, on a CPU to bit-identical weights.
+        ConvzooError: the loss or a gradient is not finite, or a file cannot be written.
+        UsageError, DataError: what the recipe, the command line or the data have wrong.
+    """
+    with _opened(recipe, machine) as (setup, run, stop, profiler_step):
+        recipe, progress = setup.recipe, setup.progress
+        trained = [parameter for parameter in setup.model.parameters() if parameter.requires_grad]
+        meter, batches = Meter(setup, run), setup.batches()
+        evaluation, stopping = None, False
+
+        while True:
+            # --- what is due after the step before: the end of an epoch, a stop, a checkpoint
+            if progress.step > progress.closed_step and progress.step % setup.steps_per_epoch == 0 and not stopping:
+                evaluation, stopping = _close_epoch(setup, run, meter, stop)
+            if stopping:
+                _save(setup, run, {}, is_best=False)
+                run.interrupted.touch()
+                raise InterruptedRun(f"stopped at step {progress.step} of {setup.total_steps} and saved; the same command continues it ({run.path})")
+            if progress.step == setup.total_steps:
+                break
+            if setup.machine.save_every_steps and progress.step % setup.machine.save_every_steps == 0 and progress.step > progress.closed_step:
+                _save(setup, run, {}, is_best=False)
+
+            # --- learning rate, and the randomness of dropout: functions of step, seed and rank
+            step = progress.step
+            lr = setup.lr_at(step)
+            for group in setup.optimizer.param_groups:
+                group["lr"] = lr
+            torch.manual_seed((recipe.seed * 1_000_003 + step) * 4096 + dist.rank())
+
+            # --- gradients of one global batch
+            setup.train_mode()
+            setup.optimizer.zero_grad()
+            scalars, left_out, waited_s = _forward_backward(setup, batches)
+            setup.loss_scale.unscale(trained)
+            grad_norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
+
+            # --- one small exchange between ranks: the loss, and whether anybody was asked to stop
+            facts = torch.stack([*scalars.values(), *torch.tensor([left_out, stop.requested], dtype=torch.float32, device=setup.device)])
+            *values, left_out, asked_to_stop = dist.sum_over_ranks(facts).tolist()
+            logged = dict(zip(scalars, values, strict=True))
+            if not math.isfinite(logged["loss"]):
+                raise ConvzooError(f"step {step}: the loss is {logged['loss']}; nothing was updated. Lower optim.lr, add schedule.warmup_epochs, or look at the data")
+
+            # --- update
+            if setup.loss_scale.accept(bool(torch.isfinite(grad_norm)), step):
+                if recipe.train.clip_grad_norm is not None:
+                    nn.utils.clip_grads_with_norm_(trained, recipe.train.clip_grad_norm, grad_norm)
+                setup.optimizer.step()
+                if setup.average:
+                    setup.average.update(setup.model, step)
+            else:
+                progress.updates_left_out += 1
+
+            # --- account
+            progress.step += 1
+            progress.images_left_out += int(left_out)
+            for name, value in logged.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+            meter.step(logged, lr, float(grad_norm), waited_s)
+            profiler_step()
+            stopping = asked_to_stop > 0
+
+        _finish(setup, run, evaluation or _evaluate(setup, lambda: False))
+    return run.path
+
+
+@contextlib.contextmanager
+def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder, "StopRequest", Callable[[], None]]]:
+    """Take the device, the ranks, the data, the network and the run's folder, continued where it was; give them back."""
+    device = dist.resolve_device(machine.device)
+    joined = dist.start(device)
+    logs.setup(dist.rank())
+    log_file = None
+    try:
+        setup = Setup(with_weights_hash(recipe, machine.weights), machine, device)
+        run, continued = _open_on_rank_0(machine, setup.recipe)
+        if dist.rank() == 0:
+            log_file = logs.to_file(run.path / "train.log")
+        if continued:
+            _restore(setup, run)
+        if dist.rank() == 0:
+            run.describe(machine.command, device, setup.data_account)
+            _log_start(setup, run)
+        with StopRequest() as stop, _profiled(machine.profile, run.path / "profile") as profiler_step:
+            yield setup, run, stop, profiler_step
+    finally:
+        if log_file:
+            log.removeHandler(log_file)
+            log_file.close()
+        if joined:
+            dist.stop()
+
+
+def _forward_backward(setup: Setup, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
+    """Add up the gradients of one global batch.
+
+    Returns:
+        This rank's part of each logged scalar (they add up to the mean over the batch), how many pictures could not be
+        read, and the seconds spent waiting for data.
+    """
+    transform, device, accumulate = setup.recipe.transform, setup.device, setup.machine.accumulate
+    scalars: dict[str, Tensor] = {}
+    left_out, waited_s = 0, 0.0
+    for micro in range(accumulate):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited_s += time.perf_counter() - asked
+        left_out += len(batch.bad)
+        batch.targets = batch.targets.to(device, non_blocking=True)
+        images = normalize(batch.images.to(device, non_blocking=True), transform.mean, transform.std)
+        share = len(batch) / setup.effective_batch
+        exchange = micro == accumulate - 1 or dist.world_size() == 1
+        with contextlib.nullcontext() if exchange else setup.network.no_sync():  # type: ignore[operator]
+            with torch.autocast(device.type, AUTOCAST[setup.precision], enabled=setup.precision != "fp32"):
+                outputs = setup.network(images.contiguous(memory_format=torch.channels_last))
+            losses = setup.task.loss(outputs, batch)
+            # DDP averages over ranks, so each rank's part counts world_size times.
+            (losses["loss"] * (share * dist.world_size() * setup.loss_scale.value)).backward()
+        for name, value in losses.items():
+            scalars[name] = scalars.get(name, 0.0) + value.detach().float() * share
+    return scalars, left_out, waited_s
+
+
+def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest") -> tuple[Evaluation | None, bool]:
+    """Evaluate if it is due, write the epoch's row, save; return the evaluation and whether a stop was asked for meanwhile."""
+    progress, train_recipe = setup.progress, setup.recipe.train
+    epoch = progress.step // setup.steps_per_epoch
+    evaluation = None
+    if epoch % train_recipe.eval_every_epochs == 0 or epoch == train_recipe.epochs:
+        evaluation = _evaluate(setup, lambda: stop.requested)
+        if any(dist.gather_objects(stop.requested)):
+            return None, True
+    result = evaluation.result if evaluation else {}
+    score = result.get(setup.task.best_metric)
+    is_best = score is not None and (progress.best is None or score > progress.best)
+    progress.best = score if is_best else progress.best
+    progress.closed_step = progress.step
+    means = {name: value / setup.steps_per_epoch for name, value in progress.sums.items()}
+    progress.sums = {}
+    meter.close_epoch(epoch, means, evaluation)
+    _save(setup, run, result, is_best)
+    return evaluation, False
+
+
+def _evaluate(setup: Setup, stop: Callable[[], bool]) -> Evaluation:
+    """Evaluate the weights that would be published, in float32, exactly as `convzoo eval` does."""
+    dist.broadcast_buffers(setup.model)
+    trained = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()} if setup.average else None
+    if setup.average:
+        setup.model.load_state_dict(setup.average.average)
+    try:
+        runner = TorchRunner(setup.model, setup.recipe, setup.device)
+        batch_size = min(EVAL_BATCH * dist.world_size(), setup.recipe.train.batch_size)
+        machine = setup.machine
+        return evaluate(runner, setup.task, setup.val_data, batch_size=batch_size, workers=machine.workers, on_bad_sample=machine.on_bad_sample, stop=stop)
+    finally:
+        if trained:
+            setup.model.load_state_dict(trained)
+
+
+def _save(setup: Setup, run: RunFolder, metrics: dict, is_best: bool) -> None:
+    if dist.rank() == 0:
+        info = setup.info(metrics, environment(setup.device))
+        run.checkpoints.save(setup.progress.step, setup.published(), info, setup.state(), is_best)
+
+
+def _open_on_rank_0(machine: Machine, recipe: Recipe) -> tuple[RunFolder, bool]:
+    """Let rank 0 open the folder and tell the others, its error included."""
+    answer: tuple = ()
+    if dist.rank() == 0:
+        try:
+            run, continued = open_run(machine.out, recipe, machine.resume)
+            answer = (run.path, continued, None)
+        except ConvzooError as error:
+            answer = (None, False, error)
+    path, continued, error = dist.gather_objects(answer)[0]
+    if error:
+        raise error
+    return (run if dist.rank() == 0 else RunFolder(path, recipe, None)), continued
+
+
+def _restore(setup: Setup, run: RunFolder) -> None:
+    found = run.checkpoints.newest_whole()
+    if found is None and run.checkpoints.steps():
+        raise ConvzooError(f"{run.path}: no checkpoint of this run is whole; start again in another folder")
+    if found:
+        setup.restore(*found)
+    else:
+        log.warning(f"{run.path}: stopped before its first checkpoint, so it begins again")
+    if dist.rank() == 0:
+        run.forget_after(setup.progress.step)
+        run.interrupted.unlink(missing_ok=True)
+
+
+def _log_start(setup: Setup, run: RunFolder) -> None:
+    recipe, count = setup.recipe, sum(p.numel() for p in setup.model.parameters())
+    log.info(setup.arithmetic)
+    log.info(f"{recipe.model['name']} with {count:,} parameters on {setup.device} in {setup.precision}; {len(setup.class_names)} classes; {recipe.train.epochs} epochs into {run.path}")
+    if setup.progress.step:
+        log.info(f"continued at step {setup.progress.step} of {setup.total_steps}")
+
+
+def _finish(setup: Setup, run: RunFolder, evaluation: Evaluation) -> None:
+    """Write what a finished run leaves: curves, tables, worst images and its README."""
+    if dist.rank() != 0:
+        return
+    rows = run.write_results()
+    plot_curves(run.metrics(), run.path / "plots", setup.recipe.name)
+    evaluation.write(run.path / "eval", setup.val_data.dataset)
+    progress = setup.progress
+    facts = {
+        "command": setup.machine.command, "recipe": setup.recipe.plain(), "env": json.loads((run.path / "env.json").read_text()),
+        "data": setup.data_account, "best": progress.best, "model_file": run.path / "checkpoints" / "last.safetensors",
+        "skipped": {"unreadable training images were left out": progress.images_left_out, "updates were left out (overflow)": progress.updates_left_out},
+    }  # fmt: skip
+    write_card(run.path / "README.md", setup.recipe.name, facts, evaluation.result, rows)
+    log.info(f"done: {summary(evaluation.result)}; see {run.path}/README.md")
+
+
+@contextlib.contextmanager
+def _profiled(wanted: bool, folder: Path) -> Iterator[Callable[[], None]]:
+    """Profile three steps after two of warm-up into trace.json and operators.txt."""
+    if not wanted or dist.rank() != 0:
+        yield lambda: None
+        return
+
+    def write(profiler: torch.profiler.profile) -> None:
+        folder.mkdir(exist_ok=True)
+        profiler.export_chrome_trace(str(folder / "trace.json"))
+        by = "self_cpu_time_total" if torch.accelerator.current_accelerator() is None else "self_device_time_total"
+        table = profiler.key_averages().table(sort_by=by, row_limit=30)
+        (folder / "operators.txt").write_text(table)
+        log.info(f"profile of three steps: {folder}/trace.json and operators.txt")
+
+    with torch.profiler.profile(schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=write) as profiler:
+        yield profiler.step
+
+
+class StopRequest:
+    """Turn the first SIGTERM or Ctrl-C into a question that the loop asks; a second one acts as it would without us."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        with contextlib.suppress(ValueError):  # not in the main thread: signals are somebody else's business
+            self._before = {number: signal.signal(number, self._request) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _request(self, number: int, frame: object) -> None:
+        self.requested = True
+        self.__exit__()
+
