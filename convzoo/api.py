@@ -1,8 +1,8 @@
 """The Python API: what the command line does, in three lines.
 
-    run = convzoo.train("tinydarknet-digits", out="runs/digits")
-    model = convzoo.load(run / "checkpoints/last.safetensors")
-    answers = list(model.predict("pictures/"))
+run = convzoo.train("tinydarknet-digits", out="runs/digits")
+model = convzoo.load(run / "checkpoints/last.safetensors")
+answers = list(model.predict("pictures/"))
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,9 @@ class Model:
         self.class_names: list[str] = opened.class_names
         self.metrics: dict[str, Any] = opened.info.metrics
 
-    def predict(self, *sources: str | Path, save: str | Path | None = None, batch_size: int = 16, precision: str = "fp32") -> Iterator[Answer]:
+    def predict(
+        self, *sources: str | Path, save: str | Path | None = None, batch_size: int = 16, precision: str = "fp32"
+    ) -> Iterator[Answer]:
         """Yield an answer for each picture in files, folders and globs, and write annotated copies into `save`.
 
         Raises:
@@ -44,12 +46,16 @@ class Model:
             DataError: a picture that cannot be read.
         """
         runner = evaluate.TorchRunner(self.network, self.recipe, dist.resolve_device(self._device), precision)
-        answers = predict(runner, self._opened.task(), self._opened.pipeline(), self.class_names, sources, batch_size=batch_size)
+        answers = predict(
+            runner, self._opened.task(), self._opened.pipeline(), self.class_names, sources, batch_size=batch_size
+        )
         return save_annotated(answers, Path(save)) if save else answers
 
     def evaluate(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
         """Return top1, top5, images and images_expected on the validation images; options as `evaluate_file`'s."""
-        return evaluate.evaluate_file(self._opened.path, Path(data) if data else None, device=self._device, **options)[1].result
+        return evaluate.evaluate_file(self._opened.path, Path(data) if data else None, device=self._device, **options)[
+            1
+        ].result
 
 
 def load(path: str | Path, device: str = "auto") -> Model:
@@ -68,6 +74,11 @@ def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:
     Raises:
         InterruptedRun, UsageError, DataError, ConvzooError: as the message says.
     """
-    loaded = recipes.with_overrides(recipe, overrides) if isinstance(recipe, Recipe) else recipes.load(recipe, overrides)
-    paths = {key: Path(value) if key in ("data", "out", "weights") and value is not None else value for key, value in machine.items()}
+    loaded = (
+        recipes.with_overrides(recipe, overrides) if isinstance(recipe, Recipe) else recipes.load(recipe, overrides)
+    )
+    paths = {
+        key: Path(value) if key in ("data", "out", "weights") and value is not None else value
+        for key, value in machine.items()
+    }
     return run_training(loaded, Machine(**paths))

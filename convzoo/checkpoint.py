@@ -90,7 +90,9 @@ def load_model(path: Path) -> tuple[StateDict, ModelInfo, str]:
         raise ConvzooError(f"{path}: damaged: its SHA-256 is not the one it was written with")
     document = json.loads(metadata["convzoo"])
     if document.get("format") != FORMAT:
-        raise ConvzooError(f"{path}: model file format {document.get('format')}, this version reads {FORMAT}: update convzoo")
+        raise ConvzooError(
+            f"{path}: model file format {document.get('format')}, this version reads {FORMAT}: update convzoo"
+        )
     document.pop("preprocessing")
     return tensors, ModelInfo(**document), metadata["sha256"]
 
@@ -158,7 +160,9 @@ class RunCheckpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of the pairs on disk, latest first."""
-        return sorted((int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.safetensors")), reverse=True)
+        return sorted(
+            (int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.safetensors")), reverse=True
+        )
 
     def newest_whole(self) -> tuple[StateDict, dict[str, Any]] | None:
         """Return the weights and state of the latest pair that is whole, warning of each that is not."""
@@ -206,7 +210,9 @@ def _written_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         text = str(error)
         if isinstance(error, OSError) or "os error" in text or "PytorchStreamWriter" in text:
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or re.search(r"os error (27|28|122)\b|Stream", text)
+            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or re.search(
+                r"os error (27|28|122)\b|Stream", text
+            )
             why = "no space left" if full else text
             raise ConvzooError(f"{path}: cannot be written: {why}; what was saved before is untouched") from error
         raise

@@ -36,11 +36,17 @@ class Split(StrEnum):
     val = "val"
 
 
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Recipe keys to replace, such as optim.lr=0.05.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Recipe keys to replace, such as optim.lr=0.05.")
+]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder or zip with the pictures.", show_default=False)]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu or npu.")]
-Workers = Annotated[int | None, typer.Option("--workers", help="Loader processes.", show_default="what suits the machine")]
-OnBadSample = Annotated[OnBad, typer.Option("--on-bad-sample", help="What an unreadable picture means: stop, or leave it out and count it.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Loader processes.", show_default="what suits the machine")
+]
+OnBadSample = Annotated[
+    OnBad, typer.Option("--on-bad-sample", help="What an unreadable picture means: stop, or leave it out and count it.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Download = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 into the --data folder if it is not there.")]
 
@@ -57,15 +63,27 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name (`convzoo list`) or a YAML file.")],
     overrides: Overrides = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Run folder; a new one.", show_default="runs/RECIPE")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Run folder; a new one.", show_default="runs/RECIPE")
+    ] = None,
     device: Device = "auto",
-    weights: Annotated[Path | None, typer.Option("--weights", help="Model file to start from.", show_default=False)] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Model file to start from.", show_default=False)
+    ] = None,
     workers: Workers = None,
-    accumulate: Annotated[int, typer.Option("--accumulate", min=1, help="Micro-batches per batch: less memory, same batch.")] = 1,
-    save_every_steps: Annotated[int | None, typer.Option("--save-every-steps", min=1, help="Save within epochs too.", show_default=False)] = None,
+    accumulate: Annotated[
+        int, typer.Option("--accumulate", min=1, help="Micro-batches per batch: less memory, same batch.")
+    ] = 1,
+    save_every_steps: Annotated[
+        int | None, typer.Option("--save-every-steps", min=1, help="Save within epochs too.", show_default=False)
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
-    profile: Annotated[bool, typer.Option("--profile", help="Write a torch.profiler trace and table of three steps.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was killed. An interrupted one continues by itself.")] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write a torch.profiler trace and table of three steps.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was killed. An interrupted one continues by itself.")
+    ] = False,
     on_bad_sample: OnBadSample = OnBad.error,
     download: Download = False,
 ) -> None:
@@ -96,9 +114,13 @@ def eval_(
     model: Annotated[Path, typer.Argument(help="A model file, or a folder of them: one row each.")],
     overrides: Overrides = None,
     data: Data = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for tables, plots and the worst images.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for tables, plots and the worst images.", show_default=False)
+    ] = None,
     device: Device = "auto",
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, show_default="the recipe's, at most 256")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, show_default="the recipe's, at most 256")
+    ] = None,
     workers: Workers = None,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.fp32,
     on_bad_sample: OnBadSample = OnBad.error,
@@ -122,9 +144,15 @@ def eval_(
                 on_bad_sample=on_bad_sample.value, overrides=tuple(overrides or ()),
             )  # fmt: skip
             if dist.rank() == 0:
-                print(json.dumps({"model": str(file), **evaluation.result}) if json_ else f"{file}  {evaluate.summary(evaluation.result)}")
+                print(
+                    json.dumps({"model": str(file), **evaluation.result})
+                    if json_
+                    else f"{file}  {evaluate.summary(evaluation.result)}"
+                )
                 if out:
-                    evaluation.write(out / file.stem if len(files) > 1 else out, evaluate.build_dataset(opened.recipe, data, "val"))
+                    evaluation.write(
+                        out / file.stem if len(files) > 1 else out, evaluate.build_dataset(opened.recipe, data, "val")
+                    )
     finally:
         if joined:
             dist.stop()
@@ -137,7 +165,9 @@ app.command(name="val", hidden=True)(eval_)
 def predict(
     model: Annotated[Path, typer.Argument(help="A model file.")],
     sources: Annotated[list[str], typer.Argument(help="Picture files, folders or globs.")],
-    save: Annotated[Path | None, typer.Option("--save", help="Folder for annotated copies.", show_default=False)] = None,
+    save: Annotated[
+        Path | None, typer.Option("--save", help="Folder for annotated copies.", show_default=False)
+    ] = None,
     device: Device = "auto",
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.fp32,
@@ -152,12 +182,22 @@ def predict(
     target = dist.resolve_device(device)
     opened = evaluate.open_model(model, target)
     runner = evaluate.TorchRunner(opened.model, opened.recipe, target, precision.value)
-    answers = answers_to(runner, opened.task(), opened.pipeline(), opened.class_names, sources, batch_size=batch_size, on_bad_sample=on_bad_sample.value)
+    answers = answers_to(
+        runner,
+        opened.task(),
+        opened.pipeline(),
+        opened.class_names,
+        sources,
+        batch_size=batch_size,
+        on_bad_sample=on_bad_sample.value,
+    )
     for answer in save_annotated(answers, save) if save else answers:
         if json_:
             print(json.dumps(answer.row(), ensure_ascii=False), flush=True)
         else:
-            ranked = "  ".join(f"{name} {100 * score:5.1f} %" for name, score in zip(answer.names[:3], answer.scores[:3], strict=True))
+            ranked = "  ".join(
+                f"{name} {100 * score:5.1f} %" for name, score in zip(answer.names[:3], answer.scores[:3], strict=True)
+            )
             print(f"{answer.path}  {ranked}", flush=True)
 
 
@@ -167,8 +207,16 @@ def list_(json_: Json = False) -> None:
     from convzoo import recipe as recipes
     from convzoo import registry
 
-    headers = {name: (recipes.SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for name in recipes.shipped()}
-    found = {"recipes": headers, "models": registry.names("model"), "datasets": registry.names("dataset"), "transforms": registry.names("transform")}
+    headers = {
+        name: (recipes.SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for name in recipes.shipped()
+    }
+    found = {
+        "recipes": headers,
+        "models": registry.names("model"),
+        "datasets": registry.names("dataset"),
+        "transforms": registry.names("transform"),
+    }
     if json_:
         print(json.dumps(found, ensure_ascii=False))
         return
@@ -188,8 +236,17 @@ def doctor(json_: Json = False) -> None:
     from convzoo.run_folder import environment, optional_packages
 
     device = dist.resolve_device("auto")
-    found = {**environment(device), "computes_bfloat16": dist.computes_bfloat16(device), "devices": torch.accelerator.device_count(), **optional_packages()}
-    print(json.dumps(found) if json_ else "\n".join(f"{key:20} {'no' if value is None else value}" for key, value in found.items()))
+    found = {
+        **environment(device),
+        "computes_bfloat16": dist.computes_bfloat16(device),
+        "devices": torch.accelerator.device_count(),
+        **optional_packages(),
+    }
+    print(
+        json.dumps(found)
+        if json_
+        else "\n".join(f"{key:20} {'no' if value is None else value}" for key, value in found.items())
+    )
 
 
 DataName = Annotated[str, typer.Argument(metavar="DATASET", help="A data set's name (`convzoo list`).")]
@@ -210,15 +267,21 @@ def check(dataset: DataName, data: Data = None, json_: Json = False) -> None:
 
     splits = _datasets(dataset, data, ("train", "val"))
     check_same_classes(splits["train"].class_names, splits["val"].class_names)
-    (train_account, train_digests), (val_account, val_digests) = (checks.check_split(split) for split in splits.values())
+    (train_account, train_digests), (val_account, val_digests) = (
+        checks.check_split(split) for split in splits.values()
+    )
     across = [[train_digests[digest], val_digests[digest]] for digest in train_digests.keys() & val_digests.keys()]
     found = {"train": train_account.plain(), "val": val_account.plain(), "in_both": sorted(across)}
     if json_:
         print(json.dumps(found, ensure_ascii=False))
     else:
         for name, account in (("train", train_account), ("val", val_account)):
-            print(f"{name}: {account.images} images, {len(account.unreadable)} unreadable, {len(account.duplicates)} groups of duplicates")
-            for line in [*account.unreadable, *("same pixels: " + ", ".join(group) for group in account.duplicates)][:20]:
+            print(
+                f"{name}: {account.images} images, {len(account.unreadable)} unreadable, {len(account.duplicates)} groups of duplicates"
+            )
+            for line in [*account.unreadable, *("same pixels: " + ", ".join(group) for group in account.duplicates)][
+                :20
+            ]:
                 print(f"  {line}")
         print(f"in both splits: {len(across)}")
         for pair in sorted(across)[:20]:
@@ -230,7 +293,12 @@ def check(dataset: DataName, data: Data = None, json_: Json = False) -> None:
 
 @data_app.command()
 def stats(
-    dataset: DataName, data: Data = None, sheet: Annotated[Path | None, typer.Option("--sheet", help="PNG of labelled samples to write.", show_default=False)] = None, json_: Json = False
+    dataset: DataName,
+    data: Data = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="PNG of labelled samples to write.", show_default=False)
+    ] = None,
+    json_: Json = False,
 ) -> None:
     """Count the images of each class, and write a picture of labelled samples."""
     from convzoo.data import check as checks
@@ -269,7 +337,9 @@ def _download(wanted: bool, spec: dict[str, Any], data: Path | None) -> None:
     if not wanted:
         return
     if spec["name"] != "cifar10" or data is None:
-        raise UsageError("--download fetches CIFAR-10 into the folder that --data names; other data sets are not fetched")
+        raise UsageError(
+            "--download fetches CIFAR-10 into the folder that --data names; other data sets are not fetched"
+        )
     from convzoo import dist
     from convzoo.data.download import download_cifar10
 

@@ -30,7 +30,9 @@ def resolve_device(name: str) -> torch.device:
         try:
             importlib.import_module("torch_npu")
         except ImportError as error:
-            raise MissingPackageError(f"--device {name} needs Ascend's torch_npu: pip install torch_npu ({error})") from None
+            raise MissingPackageError(
+                f"--device {name} needs Ascend's torch_npu: pip install torch_npu ({error})"
+            ) from None
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         name = accelerator.type if accelerator else "cpu"
@@ -41,7 +43,9 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cpu":
         return torch.device("cpu")
     if accelerator is None or device.type != accelerator.type:
-        raise UsageError(f"--device {name}: not available here; there is {accelerator.type if accelerator else 'only cpu'}")
+        raise UsageError(
+            f"--device {name}: not available here; there is {accelerator.type if accelerator else 'only cpu'}"
+        )
     index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.accelerator.device_count():
         raise UsageError(f"--device {name}: index {index}, but there are {torch.accelerator.device_count()} devices")

@@ -121,7 +121,9 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def build_task(recipe: Recipe, class_names: list[str]) -> Task:
-    return registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))(class_names, recipe.loss.label_smoothing)
+    return registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))(
+        class_names, recipe.loss.label_smoothing
+    )
 
 
 def build_pipeline(recipe: Recipe, which: str) -> Pipeline:
@@ -139,7 +141,14 @@ def build_dataset(recipe: Recipe, root: Path | None, split: str) -> Any:
 
 
 def evaluate(
-    runner: Any, task: Task, dataset: Transformed, *, batch_size: int, workers: int | None = None, on_bad_sample: OnBadSample = "error", stop: Callable[[], bool] = lambda: False
+    runner: Any,
+    task: Task,
+    dataset: Transformed,
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    on_bad_sample: OnBadSample = "error",
+    stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Run over this rank's share of a data set and add up over the ranks.
 
@@ -164,7 +173,9 @@ def evaluate(
     shares = dist.gather_objects((metric, unreadable))
     metric = shares[0][0].merge([share[0] for share in shares])
     result = {**metric.result(), "images_expected": len(dataset)}
-    return Evaluation(metric, result, [reason for share in shares for reason in share[1]], time.perf_counter() - started)
+    return Evaluation(
+        metric, result, [reason for share in shares for reason in share[1]], time.perf_counter() - started
+    )
 
 
 def evaluate_file(
@@ -184,7 +195,9 @@ def evaluate_file(
     runner = TorchRunner(opened.model, opened.recipe, target, precision)
     seen = Transformed(dataset, opened.pipeline(), mapping)
     batch_size = batch_size or min(256, opened.recipe.train.batch_size)
-    return opened, evaluate(runner, opened.task(), seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample)
+    return opened, evaluate(
+        runner, opened.task(), seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample
+    )
 
 
 def model_files(path: Path) -> list[Path]:

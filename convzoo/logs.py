@@ -45,4 +45,6 @@ def progress(items: Iterable, total: int | None, what: str) -> Iterator:
 
 def bar(total: int, start: int, what: str) -> tqdm:
     """Return a progress bar that the training loop advances itself."""
-    return tqdm(total=total, initial=start, desc=what, leave=False, disable=not on_terminal(), dynamic_ncols=True, unit="step")
+    return tqdm(
+        total=total, initial=start, desc=what, leave=False, disable=not on_terminal(), dynamic_ncols=True, unit="step"
+    )

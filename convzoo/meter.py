@@ -38,11 +38,16 @@ class Meter:
             self.run.add_metrics({"kind": "step", "step": step, "lr": lr, **logged, "grad_norm": grad_norm})
         images_per_s, waiting = self._speed()
         self.bar.update()
-        self.bar.set_postfix_str(f"loss {logged['loss']:.3f}, {images_per_s:.0f} img/s, waiting for data {100 * waiting:.0f} %", refresh=False)
+        self.bar.set_postfix_str(
+            f"loss {logged['loss']:.3f}, {images_per_s:.0f} img/s, waiting for data {100 * waiting:.0f} %",
+            refresh=False,
+        )
         if not logs.on_terminal() and time.perf_counter() - self.last_line > LOG_EVERY_S:
             self.last_line = time.perf_counter()
             left_s = (self.setup.total_steps - step) * self.setup.effective_batch / images_per_s
-            log.info(f"step {step}/{self.setup.total_steps}  loss {logged['loss']:.4f}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {left_s / 60:.1f} min left")
+            log.info(
+                f"step {step}/{self.setup.total_steps}  loss {logged['loss']:.4f}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {left_s / 60:.1f} min left"
+            )
 
     def close_epoch(self, epoch: int, means: dict[str, float], evaluation: Evaluation | None) -> None:
         if self.is_main:
@@ -50,8 +55,20 @@ class Meter:
             step, epochs = self.setup.progress.step, self.setup.recipe.train.epochs
             lr = self.setup.lr_at(step - 1)
             result = evaluation.result if evaluation else {}
-            self.run.add_metrics({"kind": "epoch", "step": step, "epoch": epoch, "lr": lr, **means, **result, "images_per_s": round(images_per_s, 1)})
+            self.run.add_metrics(
+                {
+                    "kind": "epoch",
+                    "step": step,
+                    "epoch": epoch,
+                    "lr": lr,
+                    **means,
+                    **result,
+                    "images_per_s": round(images_per_s, 1),
+                }
+            )
             measured = f"  {summary(result)}" if result else ""
-            log.info(f"epoch {epoch}/{epochs}  loss {means['loss']:.4f}{measured}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %")
+            log.info(
+                f"epoch {epoch}/{epochs}  loss {means['loss']:.4f}{measured}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %"
+            )
         self._restart()
         self.last_line = time.perf_counter()

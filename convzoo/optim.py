@@ -19,7 +19,9 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.SGD:
         {"params": [p for p in trained if p.ndim > 1], "weight_decay": optim.weight_decay},
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov)
+    return torch.optim.SGD(
+        [g for g in groups if g["params"]], lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov
+    )
 
 
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
@@ -61,7 +63,9 @@ def build_schedule(schedule: Schedule, lr: float, steps_per_epoch: int, epochs: 
     def warmup(step: int) -> float:
         if schedule.warmup_start_lr is None:
             return lr * ((step + 1) / warmup_steps) ** schedule.warmup_power
-        return schedule.warmup_start_lr + (lr - schedule.warmup_start_lr) * (step / warmup_steps) ** schedule.warmup_power
+        return (
+            schedule.warmup_start_lr + (lr - schedule.warmup_start_lr) * (step / warmup_steps) ** schedule.warmup_power
+        )
 
     def multi_step(step: int) -> float:
         passed = sum(warmup_steps <= milestone * steps_per_epoch <= step for milestone in schedule.milestones)
@@ -76,7 +80,12 @@ def build_schedule(schedule: Schedule, lr: float, steps_per_epoch: int, epochs: 
         progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
         return schedule.eta_min + (lr - schedule.eta_min) * (1 - progress) ** schedule.power
 
-    after = {"constant": lambda step: lr, "multi_step": multi_step, "cosine_annealing": cosine_annealing, "polynomial": polynomial}[schedule.name]
+    after = {
+        "constant": lambda step: lr,
+        "multi_step": multi_step,
+        "cosine_annealing": cosine_annealing,
+        "polynomial": polynomial,
+    }[schedule.name]
     return lambda step: warmup(step) if step < warmup_steps else after(step)
 
 
@@ -105,7 +114,9 @@ class LossScale:
                 self.value *= 2.0
             return True
         if not self.dynamic or self.value <= 1.0:
-            raise ConvzooError(f"step {step}: a gradient is not finite; nothing was updated. Lower optim.lr, or use train.precision=bf16 or train.loss_scale=dynamic")
+            raise ConvzooError(
+                f"step {step}: a gradient is not finite; nothing was updated. Lower optim.lr, or use train.precision=bf16 or train.loss_scale=dynamic"
+            )
         self.value, self.good_steps = self.value / 2.0, 0
         return False
 

@@ -39,7 +39,9 @@ class Answer:
 
     def row(self) -> dict[str, Any]:
         """Return plain values for JSON lines."""
-        classes = [{"class": name, "score": round(score, 6)} for name, score in zip(self.names, self.scores, strict=True)]
+        classes = [
+            {"class": name, "score": round(score, 6)} for name, score in zip(self.names, self.scores, strict=True)
+        ]
         return {"path": self.path, "class": self.names[0], "score": round(self.scores[0], 6), "classes": classes}
 
 
@@ -51,14 +53,21 @@ def find_pictures(sources: Iterable[str | Path]) -> Iterator[str]:
     """
     for source in map(str, sources):
         if os.path.isdir(source):
-            found = (os.path.join(folder, file) for folder, _, files in _sorted_walk(source) for file in sorted(files) if file.lower().endswith(EXTENSIONS))
+            found = (
+                os.path.join(folder, file)
+                for folder, _, files in _sorted_walk(source)
+                for file in sorted(files)
+                if file.lower().endswith(EXTENSIONS)
+            )
         elif os.path.exists(source):
             found = iter([source])
         else:
             found = iter(sorted(glob.glob(source, recursive=True)))
         first = next(found, None)
         if first is None:
-            raise UsageError(f"{source}: {'no pictures in this folder' if os.path.isdir(source) else 'no such file, folder or glob match'}")
+            raise UsageError(
+                f"{source}: {'no pictures in this folder' if os.path.isdir(source) else 'no such file, folder or glob match'}"
+            )
         yield first
         yield from found
 
@@ -70,7 +79,14 @@ def _sorted_walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def predict(
-    runner: Any, task: Task, pipeline: Pipeline, class_names: list[str], sources: Iterable[str | Path], *, batch_size: int = 16, on_bad_sample: OnBadSample = "error"
+    runner: Any,
+    task: Task,
+    pipeline: Pipeline,
+    class_names: list[str],
+    sources: Iterable[str | Path],
+    *,
+    batch_size: int = 16,
+    on_bad_sample: OnBadSample = "error",
 ) -> Iterator[Answer]:
     """Yield an answer for each picture, in order.
 
@@ -104,7 +120,9 @@ def _load(path: str) -> Sample | DataError:
     return Sample(image, 0, 0, path, (image.shape[1], image.shape[2]))
 
 
-def _answers(runner: Any, task: Task, pipeline: Pipeline, class_names: list[str], samples: list[tuple[str, Sample]]) -> Iterator[Answer]:
+def _answers(
+    runner: Any, task: Task, pipeline: Pipeline, class_names: list[str], samples: list[tuple[str, Sample]]
+) -> Iterator[Answer]:
     if not samples:
         return
     batch = task.collate([pipeline(sample, Key(0, sample.index)) for _, sample in samples])

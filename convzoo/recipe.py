@@ -5,6 +5,7 @@ operations belong to their builders and are checked by `registry.bind`, with the
 """
 
 import difflib
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from importlib import resources
@@ -32,7 +33,7 @@ def _one_operation(operation: dict[str, dict[str, Any]]) -> dict[str, dict[str, 
 
 
 def _rising(milestones: list[int]) -> list[int]:
-    if any(later <= earlier for earlier, later in zip(milestones, milestones[1:], strict=False)):
+    if any(later <= earlier for earlier, later in itertools.pairwise(milestones)):
         raise ValueError("milestones must rise")
     return milestones
 
@@ -88,7 +89,11 @@ class Schedule(_Part):
 
     @pydantic.model_validator(mode="after")
     def _only_own_keys(self) -> "Schedule":
-        own = {"multi_step": {"milestones", "gamma"}, "cosine_annealing": {"eta_min", "T_max", "per"}, "polynomial": {"eta_min", "power"}}
+        own = {
+            "multi_step": {"milestones", "gamma"},
+            "cosine_annealing": {"eta_min", "T_max", "per"},
+            "polynomial": {"eta_min", "power"},
+        }
         common = {"name", "warmup_epochs", "warmup_start_lr", "warmup_power"}
         for key, field in type(self).model_fields.items():
             if key not in common | own.get(self.name, set()) and getattr(self, key) != field.get_default():
@@ -143,7 +148,6 @@ class Recipe(_Part):
 
     def to_yaml(self) -> str:
         return yaml.safe_dump(self.plain(), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
-
 
 
 def shipped() -> list[str]:
@@ -207,11 +211,15 @@ def _parse(text: str, shown: str, places: dict[tuple, str]) -> dict[str, Any]:
         problem = getattr(error, "problem", None) or str(error)
         raise UsageError(f"{shown}:{mark.line + 1 if mark else 1}: not YAML: {' '.join(problem.split())}") from None
     if not isinstance(node, yaml.MappingNode):
-        raise UsageError(f"{shown}:1: a recipe is a mapping of sections, this file {'is empty' if node is None else 'is not'}")
+        raise UsageError(
+            f"{shown}:1: a recipe is a mapping of sections, this file {'is empty' if node is None else 'is not'}"
+        )
     return _plain(node, (), places, lambda mark: f"{shown}:{mark.line + 1}:", set())
 
 
-def _plain(node: yaml.Node, path: tuple, places: dict[tuple, str], where: Callable[[yaml.Mark], str], seen: set[int]) -> Any:
+def _plain(
+    node: yaml.Node, path: tuple, places: dict[tuple, str], where: Callable[[yaml.Mark], str], seen: set[int]
+) -> Any:
     """Turn YAML nodes into plain values and remember where each stood; duplicate keys, aliases and tags are refused."""
     here = where(node.start_mark)
     places.setdefault(path, here)
@@ -233,7 +241,9 @@ def _plain(node: yaml.Node, path: tuple, places: dict[tuple, str], where: Callab
             plain[key] = _plain(child, (*path, key), places, where, seen)
         return plain
     if node.tag.removeprefix("tag:yaml.org,2002:") not in ("str", "int", "float", "bool", "null"):
-        raise UsageError(f"{here} {'.'.join(map(str, path))}: {node.tag.removeprefix('tag:yaml.org,2002:')} is not a value that a recipe can hold")
+        raise UsageError(
+            f"{here} {'.'.join(map(str, path))}: {node.tag.removeprefix('tag:yaml.org,2002:')} is not a value that a recipe can hold"
+        )
     value = yaml.SafeLoader("").construct_object(node)
     if isinstance(value, float) and value - value != 0:
         raise UsageError(f"{here} {'.'.join(map(str, path))}: must be a finite number, not {node.value}")
@@ -272,7 +282,12 @@ def _first_error(error: pydantic.ValidationError, places: dict[tuple, str], name
     path = tuple(first["loc"])
     section: Any = Recipe
     depth = 0
-    while depth < len(path) and isinstance(section, type) and issubclass(section, pydantic.BaseModel) and path[depth] in section.model_fields:
+    while (
+        depth < len(path)
+        and isinstance(section, type)
+        and issubclass(section, pydantic.BaseModel)
+        and path[depth] in section.model_fields
+    ):
         section = section.model_fields[path[depth]].annotation
         depth += 1
     if first["type"] == "extra_forbidden":
@@ -289,6 +304,10 @@ def _near_key(path: tuple, section: Any) -> str:
     if difflib.get_close_matches(path[-1], fields, n=1) or len(path) > 1:
         return nearest(path[-1], fields)
     for part_name, part in Recipe.model_fields.items():
-        if isinstance(part.annotation, type) and issubclass(part.annotation, pydantic.BaseModel) and path[-1] in part.annotation.model_fields:
+        if (
+            isinstance(part.annotation, type)
+            and issubclass(part.annotation, pydantic.BaseModel)
+            and path[-1] in part.annotation.model_fields
+        ):
             return f"; did you mean '{part_name}.{path[-1]}'?"
     return nearest(path[-1], fields)

@@ -162,7 +162,9 @@ def _check_same_recipe(path: Path, recipe: Recipe) -> None:
     earlier, now = _flat(_plain_recipe(path)), _flat(recipe.plain())
     for key in sorted(earlier.keys() | now.keys()):
         if earlier.get(key) != now.get(key):
-            raise UsageError(f"{path} is a run with {key}={earlier.get(key)}, not {now.get(key)}: a run is continued with its own recipe, or a new one started elsewhere")
+            raise UsageError(
+                f"{path} is a run with {key}={earlier.get(key)}, not {now.get(key)}: a run is continued with its own recipe, or a new one started elsewhere"
+            )
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -184,7 +186,9 @@ def _take_lock(path: Path) -> TextIO:
 def _git_commit() -> str | None:
     folder = Path(convzoo.__file__).parent
     try:
-        done = subprocess.run(["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+        done = subprocess.run(
+            ["git", "-C", str(folder), "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
@@ -195,7 +199,9 @@ def _cpu_name() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

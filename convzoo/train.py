@@ -49,10 +49,16 @@ def train(recipe: Recipe, machine: Machine) -> Path:
             if stopping:
                 _save(setup, run, {}, is_best=False)
                 run.interrupted.touch()
-                raise InterruptedRun(f"stopped at step {progress.step} of {setup.total_steps} and saved; the same command continues it ({run.path})")
+                raise InterruptedRun(
+                    f"stopped at step {progress.step} of {setup.total_steps} and saved; the same command continues it ({run.path})"
+                )
             if progress.step == setup.total_steps:
                 break
-            if setup.machine.save_every_steps and progress.step % setup.machine.save_every_steps == 0 and progress.step > progress.closed_step:
+            if (
+                setup.machine.save_every_steps
+                and progress.step % setup.machine.save_every_steps == 0
+                and progress.step > progress.closed_step
+            ):
                 _save(setup, run, {}, is_best=False)
 
             # --- learning rate, and the randomness of dropout: functions of step, seed and rank
@@ -70,11 +76,15 @@ def train(recipe: Recipe, machine: Machine) -> Path:
             grad_norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
 
             # --- one small exchange between ranks: the loss, and whether anybody was asked to stop
-            facts = torch.stack([*scalars.values(), *torch.tensor([left_out, stop.requested], dtype=torch.float32, device=setup.device)])
+            facts = torch.stack(
+                [*scalars.values(), *torch.tensor([left_out, stop.requested], dtype=torch.float32, device=setup.device)]
+            )
             *values, left_out, asked_to_stop = dist.sum_over_ranks(facts).tolist()
             logged = dict(zip(scalars, values, strict=True))
             if not math.isfinite(logged["loss"]):
-                raise ConvzooError(f"step {step}: the loss is {logged['loss']}; nothing was updated. Lower optim.lr, add schedule.warmup_epochs, or look at the data")
+                raise ConvzooError(
+                    f"step {step}: the loss is {logged['loss']}; nothing was updated. Lower optim.lr, add schedule.warmup_epochs, or look at the data"
+                )
 
             # --- update
             if setup.loss_scale.accept(bool(torch.isfinite(grad_norm)), step):
@@ -187,7 +197,15 @@ def _evaluate(setup: Setup, stop: Callable[[], bool]) -> Evaluation:
         runner = TorchRunner(setup.model, setup.recipe, setup.device)
         batch_size = min(EVAL_BATCH * dist.world_size(), setup.recipe.train.batch_size)
         machine = setup.machine
-        return evaluate(runner, setup.task, setup.val_data, batch_size=batch_size, workers=machine.workers, on_bad_sample=machine.on_bad_sample, stop=stop)
+        return evaluate(
+            runner,
+            setup.task,
+            setup.val_data,
+            batch_size=batch_size,
+            workers=machine.workers,
+            on_bad_sample=machine.on_bad_sample,
+            stop=stop,
+        )
     finally:
         if trained:
             setup.model.load_state_dict(trained)
@@ -230,7 +248,9 @@ def _restore(setup: Setup, run: RunFolder) -> None:
 def _log_start(setup: Setup, run: RunFolder) -> None:
     recipe, count = setup.recipe, sum(p.numel() for p in setup.model.parameters())
     log.info(setup.arithmetic)
-    log.info(f"{recipe.model['name']} with {count:,} parameters on {setup.device} in {setup.precision}; {len(setup.class_names)} classes; {recipe.train.epochs} epochs into {run.path}")
+    log.info(
+        f"{recipe.model['name']} with {count:,} parameters on {setup.device} in {setup.precision}; {len(setup.class_names)} classes; {recipe.train.epochs} epochs into {run.path}"
+    )
     if setup.progress.step:
         log.info(f"continued at step {setup.progress.step} of {setup.total_steps}")
 
@@ -267,7 +287,9 @@ def _profiled(wanted: bool, folder: Path) -> Iterator[Callable[[], None]]:
         (folder / "operators.txt").write_text(table)
         log.info(f"profile of three steps: {folder}/trace.json and operators.txt")
 
-    with torch.profiler.profile(schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=write) as profiler:
+    with torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=write
+    ) as profiler:
         yield profiler.step
 
 
@@ -290,4 +312,3 @@ class StopRequest:
     def _request(self, number: int, frame: object) -> None:
         self.requested = True
         self.__exit__()
-

@@ -91,8 +91,12 @@ class Setup:
         self.class_names: list[str] = train_set.class_names
         found, wanted = len(self.class_names), recipe.model.get("num_classes")
         if found != wanted:
-            raise DataError(f"the data has {found} classes, {recipe.at('model')('num_classes')} {wanted}; set model.num_classes={found}")
-        self.arithmetic = check_batch_size(len(train_set), recipe.train.batch_size, machine.accumulate, dist.world_size())
+            raise DataError(
+                f"the data has {found} classes, {recipe.at('model')('num_classes')} {wanted}; set model.num_classes={found}"
+            )
+        self.arithmetic = check_batch_size(
+            len(train_set), recipe.train.batch_size, machine.accumulate, dist.world_size()
+        )
         self.train_data = Transformed(train_set, build_pipeline(recipe, "train"))
         self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"))
         self.data_account = {
@@ -114,7 +118,9 @@ class Setup:
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last)
         self.network: nn.Module = torch.compile(self.model) if self.machine.compile else self.model  # type: ignore[assignment]
         if dist.world_size() > 1:
-            self.network = DistributedDataParallel(self.network, device_ids=None if device.type == "cpu" else [device.index])
+            self.network = DistributedDataParallel(
+                self.network, device_ids=None if device.type == "cpu" else [device.index]
+            )
 
     def train_mode(self) -> None:
         self.model.train()
@@ -137,7 +143,12 @@ class Setup:
         return self.average.average if self.average else self.model.state_dict()
 
     def info(self, metrics: dict[str, Any], env: dict[str, Any]) -> ModelInfo:
-        provenance = {"trained_with": env, "command": self.machine.command, "data": self.data_account["root"], "step": self.progress.step}
+        provenance = {
+            "trained_with": env,
+            "command": self.machine.command,
+            "data": self.data_account["root"],
+            "step": self.progress.step,
+        }
         return ModelInfo(self.recipe.plain(), self.class_names, metrics, provenance)
 
     def state(self) -> dict[str, Any]:
@@ -157,7 +168,9 @@ class Setup:
         self.loss_scale.load_state_dict(state["loss_scale"])
         self.progress = Progress(**state["progress"])
         if state["world_size"] != dist.world_size():
-            log.warning(f"continued on {dist.world_size()} ranks, begun on {state['world_size']}: not bit for bit the same run")
+            log.warning(
+                f"continued on {dist.world_size()} ranks, begun on {state['world_size']}: not bit for bit the same run"
+            )
 
 
 def with_weights_hash(recipe: Recipe, weights: Path | None) -> Recipe:
@@ -165,13 +178,17 @@ def with_weights_hash(recipe: Recipe, weights: Path | None) -> Recipe:
     wanted = recipe.train.weights_sha256
     if weights is None:
         if wanted:
-            raise UsageError(f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {wanted[:12]}...; name them with --weights")
+            raise UsageError(
+                f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {wanted[:12]}...; name them with --weights"
+            )
         return recipe
     if not weights.is_file():
         raise UsageError(f"--weights {weights}: no such file")
     found = file_sha256(weights)
     if wanted and wanted != found:
-        raise UsageError(f"--weights {weights}: SHA-256 is {found[:12]}..., {recipe.at('train')('weights_sha256')} {wanted[:12]}...")
+        raise UsageError(
+            f"--weights {weights}: SHA-256 is {found[:12]}..., {recipe.at('train')('weights_sha256')} {wanted[:12]}..."
+        )
     return recipes.with_overrides(recipe, [f"train.weights_sha256='{found}'"])
 
 

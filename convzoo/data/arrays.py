@@ -11,7 +11,14 @@ from convzoo.types import Sample
 class ArrayImages:
     """Pictures that lie in memory as one [N, 3, H, W] uint8 array."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, class_names: list[str], source: str, numbers: np.ndarray | None = None):
+    def __init__(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        class_names: list[str],
+        source: str,
+        numbers: np.ndarray | None = None,
+    ):
         self.images = images
         self.labels = labels
         self.class_names = class_names

@@ -32,12 +32,20 @@ class SplitAccount:
 
     def plain(self) -> dict[str, Any]:
         sizes = {f"{height}x{width}": count for (height, width), count in self.sizes_hw.most_common(10)}
-        return {"images": self.images, "per_class": self.per_class, "sizes_hw": sizes, "unreadable": self.unreadable, "duplicates": self.duplicates}
+        return {
+            "images": self.images,
+            "per_class": self.per_class,
+            "sizes_hw": sizes,
+            "unreadable": self.unreadable,
+            "duplicates": self.duplicates,
+        }
 
 
 def count_classes(dataset: Any) -> dict[str, int]:
     """Return the images of each class."""
-    return dict(zip(dataset.class_names, np.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist(), strict=True))
+    return dict(
+        zip(dataset.class_names, np.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist(), strict=True)
+    )
 
 
 def check_split(dataset: Any) -> tuple[SplitAccount, dict[bytes, str]]:
@@ -59,8 +67,16 @@ def check_split(dataset: Any) -> tuple[SplitAccount, dict[bytes, str]]:
 def spread(dataset: Any, count: int) -> list[int]:
     """Return indices that show the classes evenly, class after class."""
     by_class = [np.flatnonzero(dataset.labels == label) for label in range(len(dataset.class_names))]
-    rounds = (indices[turn] for turn in range(max(map(len, by_class), default=0)) for indices in by_class if turn < len(indices))
-    return sorted((int(index) for index, _ in zip(rounds, range(count), strict=False)), key=lambda index: int(dataset.labels[index]))
+    rounds = (
+        indices[turn]
+        for turn in range(max(map(len, by_class), default=0))
+        for indices in by_class
+        if turn < len(indices)
+    )
+    return sorted(
+        (int(index) for index, _ in zip(rounds, range(count), strict=False)),
+        key=lambda index: int(dataset.labels[index]),
+    )
 
 
 def save_sheet(dataset: Any, path: Path, count: int = 24) -> None:
@@ -75,6 +91,9 @@ def save_pictures(dataset: Any, folder: Path, count: int) -> Iterator[Path]:
     """Write samples as PNG files named by class and position, and yield their paths."""
     for index in spread(dataset, count):
         sample = dataset.load(index)
-        path = folder / f"{dataset.class_names[sample.target].replace('/', '_')}-{sample.path.rpartition('/')[2].partition('.')[0]}.png"
+        path = (
+            folder
+            / f"{dataset.class_names[sample.target].replace('/', '_')}-{sample.path.rpartition('/')[2].partition('.')[0]}.png"
+        )
         save_png(Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy()), path)
         yield path

@@ -30,7 +30,9 @@ def cifar10(root: Path | None, split: str, *, max_train_images: int | None = Non
         DataError: neither the binary files nor the ten class folders, or a file of the wrong length.
     """
     if root is None:
-        raise UsageError("CIFAR-10 needs --data: a folder with the binary batches, or class folders, or a zip of them (--download fetches it there)")
+        raise UsageError(
+            "CIFAR-10 needs --data: a folder with the binary batches, or class folders, or a zip of them (--download fetches it there)"
+        )
     if not root.exists():
         raise UsageError(f"--data {root}: no such file or folder (--download fetches CIFAR-10 there)")
     for folder in FOLDERS[split]:
@@ -40,9 +42,13 @@ def cifar10(root: Path | None, split: str, *, max_train_images: int | None = Non
     try:
         dataset = image_folder(root, split, max_train_images=max_train_images)
     except DataError as error:
-        raise DataError(f"{error}; CIFAR-10 is {FILES[split][0]} and so on, or train/ and test/ with ten class folders") from None
+        raise DataError(
+            f"{error}; CIFAR-10 is {FILES[split][0]} and so on, or train/ and test/ with ten class folders"
+        ) from None
     if dataset.class_names != CLASS_NAMES:
-        raise DataError(f"{root}: the class folders are not CIFAR-10's: {', '.join(dataset.class_names[:10])}; use data.name=image_folder")
+        raise DataError(
+            f"{root}: the class folders are not CIFAR-10's: {', '.join(dataset.class_names[:10])}; use data.name=image_folder"
+        )
     return dataset
 
 

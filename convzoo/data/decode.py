@@ -10,11 +10,9 @@ from torch import Tensor
 
 from convzoo.errors import DataError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 100_000_000
-
-Image.init()  # registers MPO, the JPEG dialect of many cameras, which Pillow does not load by itself
 
 # The limit above is ours and is an error; Pillow's own warning at about the same size would only repeat it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)

@@ -26,4 +26,6 @@ def digits(root: Path | None, split: str, *, max_train_images: int | None = None
         chosen = chosen[first_of_shuffled(len(chosen), max_train_images)]
     grey = np.round(bunch.images[chosen] * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[:, None], 3, axis=1)
-    return ArrayImages(images, bunch.target[chosen].astype(np.int64), [str(digit) for digit in range(10)], f"digits/{split}", chosen)
+    return ArrayImages(
+        images, bunch.target[chosen].astype(np.int64), [str(digit) for digit in range(10)], f"digits/{split}", chosen
+    )

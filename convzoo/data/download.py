@@ -51,10 +51,14 @@ def fetch(url: str, path: Path, md5: str) -> None:
                     shown.update(len(chunk))
         if digest.hexdigest() != md5:
             size = temporary.stat().st_size
-            raise DataError(f"{url}: came with {size:,} of {total or size:,} bytes and MD5 {digest.hexdigest()}, not {md5}; nothing was kept")
+            raise DataError(
+                f"{url}: came with {size:,} of {total or size:,} bytes and MD5 {digest.hexdigest()}, not {md5}; nothing was kept"
+            )
         os.replace(temporary, path)
     except (urllib.error.URLError, OSError, ValueError) as error:
-        raise ConvzooError(f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); fetch it by hand and place it at {path}") from None
+        raise ConvzooError(
+            f"{url}: cannot be fetched ({getattr(error, 'reason', error)}); fetch it by hand and place it at {path}"
+        ) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -66,7 +70,9 @@ def extract(archive: Path, root: Path) -> None:
         for member in members:
             inside = (root / member.name).resolve().is_relative_to(root.resolve())
             if not member.isfile() or not inside:
-                raise DataError(f"{archive}: '{member.name}' is a link, a device or outside the folder; nothing was extracted")
+                raise DataError(
+                    f"{archive}: '{member.name}' is a link, a device or outside the folder; nothing was extracted"
+                )
         if sum(member.size for member in members) > MAX_EXTRACTED:
             raise DataError(f"{archive}: extracts to more than {MAX_EXTRACTED:,} bytes; nothing was extracted")
         tar.extractall(root, members=members, filter="data")

@@ -110,7 +110,9 @@ def _zip_entries(root: Path, split: str) -> Iterator[tuple[str, str]]:
     except (zipfile.BadZipFile, OSError) as error:
         raise DataError(f"{root}: not a zip file that can be read: {error}") from None
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
-    base = next((found for wanted in SPLITS[split] for found in [_find_in_zip(visible, wanted)] if found is not None), None)
+    base = next(
+        (found for wanted in SPLITS[split] for found in [_find_in_zip(visible, wanted)] if found is not None), None
+    )
     if base is None:
         raise DataError(f"{root}: no folder {' or '.join(SPLITS[split])} in it")
     for name in visible:

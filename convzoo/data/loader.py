@@ -62,7 +62,9 @@ def default_workers(device_type: str) -> int:
     return min(8, cores) if device_type != "cpu" else min(8, cores // 4)
 
 
-def build_loader(dataset: Transformed, task: Task, batches: Iterable[list[Key]], workers: int, pin_memory: bool = False) -> DataLoader:
+def build_loader(
+    dataset: Transformed, task: Task, batches: Iterable[list[Key]], workers: int, pin_memory: bool = False
+) -> DataLoader:
     """Return a loader over given batches of keys."""
     if workers < 0:
         raise UsageError(f"--workers {workers}: 0 or more")
@@ -117,7 +119,9 @@ def label_map(names: list[str], model_names: list[str], source: str) -> list[int
     number = {name: i for i, name in enumerate(model_names)}
     unknown = [name for name in names if name not in number]
     if unknown:
-        raise DataError(f"{source} has {len(unknown)} of {len(names)} classes that the model does not know: {_some(unknown)}; the model has {_some(model_names)}")
+        raise DataError(
+            f"{source} has {len(unknown)} of {len(names)} classes that the model does not know: {_some(unknown)}; the model has {_some(model_names)}"
+        )
     return [number[name] for name in names]
 
 

@@ -79,7 +79,9 @@ def check_batch_size(num_samples: int, batch_size: int, accumulate: int, world_s
     """
     parts = world_size * accumulate
     if batch_size % parts:
-        raise UsageError(f"train.batch_size {batch_size} does not divide by {world_size} ranks x {accumulate} micro-batches")
+        raise UsageError(
+            f"train.batch_size {batch_size} does not divide by {world_size} ranks x {accumulate} micro-batches"
+        )
     if num_samples < parts:
         raise DataError(f"{num_samples} training images are fewer than {world_size} ranks x {accumulate} micro-batches")
     effective = min(batch_size, num_samples)

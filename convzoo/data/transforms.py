@@ -90,10 +90,14 @@ def random_resized_crop(
     height, width = sample.image.shape[-2:]
     top, left, crop_h, crop_w = _random_box(height, width, rng, scale, ratio)
     crop = sample.image[:, top : top + crop_h, left : left + crop_w]
-    return replace(sample, image=F.resize(crop, [size_px, size_px], InterpolationMode(interpolation), antialias=antialias))
+    return replace(
+        sample, image=F.resize(crop, [size_px, size_px], InterpolationMode(interpolation), antialias=antialias)
+    )
 
 
-def _random_box(height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+def _random_box(
+    height: int, width: int, rng: np.random.Generator, scale: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
     log_ratio = np.log(ratio)
     for _ in range(10):
         area = height * width * rng.uniform(*scale)
@@ -123,7 +127,13 @@ def flip_lr(sample: Sample, rng: np.random.Generator, *, prob: float = 0.5) -> S
 
 @register("transform")
 def color_jitter(
-    sample: Sample, rng: np.random.Generator, *, brightness: float = 0.0, contrast: float = 0.0, saturation: float = 0.0, hue: float = 0.0
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    brightness: float = 0.0,
+    contrast: float = 0.0,
+    saturation: float = 0.0,
+    hue: float = 0.0,
 ) -> Sample:
     """Change brightness, contrast and saturation by factors in max(0, 1 - x) .. 1 + x and hue by -hue .. hue turns, in random order."""
     adjustments = [(F.adjust_brightness, brightness), (F.adjust_contrast, contrast), (F.adjust_saturation, saturation)]
@@ -138,7 +148,9 @@ def color_jitter(
 
 
 @register("transform")
-def hsv_distort(sample: Sample, rng: np.random.Generator, *, hue: float = 0.1, saturation: float = 1.5, exposure: float = 1.5) -> Sample:
+def hsv_distort(
+    sample: Sample, rng: np.random.Generator, *, hue: float = 0.1, saturation: float = 1.5, exposure: float = 1.5
+) -> Sample:
     """Shift hue by -hue .. hue turns and scale saturation and value by 1 .. x or the inverse, as Darknet does."""
 
     def factor(largest: float) -> float:
@@ -152,7 +164,13 @@ def hsv_distort(sample: Sample, rng: np.random.Generator, *, hue: float = 0.1, s
 
 @register("transform")
 def rotate_scale_crop(
-    sample: Sample, rng: np.random.Generator, *, size_px: int, short_side_px: tuple[int, int], degrees: float = 0.0, aspect: float = 1.0
+    sample: Sample,
+    rng: np.random.Generator,
+    *,
+    size_px: int,
+    short_side_px: tuple[int, int],
+    degrees: float = 0.0,
+    aspect: float = 1.0,
 ) -> Sample:
     """Scale the short side to a random length, rotate, stretch and cut size_px x size_px, in one bilinear sampling.
 
@@ -173,13 +191,17 @@ def rotate_scale_crop(
         [cos * stretch * 2 / width, -sin / stretch * 2 / width, centre_x * 2 / width - 1],
         [sin * stretch * 2 / height, cos / stretch * 2 / height, centre_y * 2 / height - 1],
     ]
-    grid = torch.nn.functional.affine_grid(torch.tensor([rows], dtype=torch.float32), [1, 3, size_px, size_px], align_corners=False)
+    grid = torch.nn.functional.affine_grid(
+        torch.tensor([rows], dtype=torch.float32), [1, 3, size_px, size_px], align_corners=False
+    )
     image = torch.nn.functional.grid_sample(sample.image[None].float(), grid, mode="bilinear", align_corners=False)[0]
     return replace(sample, image=image.round_().clamp_(0, 255).byte())
 
 
 @register("transform")
-def cutout(sample: Sample, rng: np.random.Generator, *, size_px: int, fill: tuple[float, float, float] = (0.0, 0.0, 0.0)) -> Sample:
+def cutout(
+    sample: Sample, rng: np.random.Generator, *, size_px: int, fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
+) -> Sample:
     """Fill a square around a random point with one colour (0..1 RGB), cut at the borders (DeVries 2017, arXiv:1708.04552)."""
     height, width = sample.image.shape[-2:]
     top, left = int(rng.integers(height)) - size_px // 2, int(rng.integers(width)) - size_px // 2
@@ -195,5 +217,7 @@ def stack_images(samples: Sequence[Sample]) -> Tensor:
     for sample in samples:
         if sample.image.shape != first:
             shapes = f"{first[1]}x{first[2]} and {sample.image.shape[1]}x{sample.image.shape[2]}"
-            raise DataError(f"{sample.path}: pictures of one batch differ in size ({shapes}); end the transform with resize or center_crop")
+            raise DataError(
+                f"{sample.path}: pictures of one batch differ in size ({shapes}); end the transform with resize or center_crop"
+            )
     return torch.stack([sample.image for sample in samples])

@@ -22,7 +22,7 @@ def conv_norm_act(
 
     Args:
         norm_momentum: PyTorch's, the share of the new batch in the running statistics.
-        padding: "symmetric", or only below and right, as TensorFlow's and MindSpore's "same" pads even sizes at stride 2.
+        padding: "symmetric", or only below and right, as MindSpore's "same" pads even sizes at stride 2.
     """
     around = kernel_size // 2 if padding == "symmetric" else 0
     conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, around, bias=False)
@@ -40,8 +40,8 @@ def init_conv(conv: nn.Conv2d, scheme: str) -> None:
     Args:
         scheme: kaiming_fan_out N(0, 2 / (out * k * k)) or kaiming_fan_in N(0, 2 / (in * k * k)) (He et al. 2015,
             section 2.2), xavier U(+-sqrt(6 / (fan_in + fan_out))) (Glorot and Bengio 2010,
-            section 4.2.1), truncated_normal with sigma 0.02, cut at two sigma, or uniform_fan_in U(+-1/sqrt(in * k * k)),
-            in which case a bias is drawn like the weights.
+            section 4.2.1), truncated_normal with sigma 0.02, cut at two sigma, or uniform_fan_in
+            U(+-1/sqrt(in * k * k)), in which case a bias is drawn like the weights.
     """
     if scheme == "xavier":
         nn.init.xavier_uniform_(conv.weight)

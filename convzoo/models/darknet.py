@@ -61,7 +61,9 @@ def tinydarknet(
 
     def block(in_channels: int, out_channels: int, kernel_size: int) -> nn.Module:
         act = nn.LeakyReLU(leaky_slope)
-        return conv_norm_act(in_channels, out_channels, kernel_size, norm_eps=norm_eps, norm_momentum=norm_momentum, act=act)
+        return conv_norm_act(
+            in_channels, out_channels, kernel_size, norm_eps=norm_eps, norm_momentum=norm_momentum, act=act
+        )
 
     layers: list[nn.Module] = []
     channels = 3
@@ -90,7 +92,7 @@ class Residual(nn.Module):
 
 
 class Darknet53Backbone(nn.Module):
-    """images [B, 3, H, W] -> maps of the last three stages, [B, 256, H/8, W/8], [B, 512, H/16, W/16], [B, 1024, H/32, W/32].
+    """images [B, 3, H, W] -> the last three stages' maps, finest first: 256, 512, 1024 channels at H/8, H/16, H/32.
 
     `block` builds the convolutions of stride 1, `down` the first one of every stage; `width` scales all channels.
     """
@@ -133,7 +135,9 @@ def darknet53(*, num_classes: int = 1000, leaky_slope: float = 0.1, norm_momentu
 
     def block(in_channels: int, out_channels: int, kernel_size: int, *, stride: int = 1) -> nn.Sequential:
         act = nn.LeakyReLU(leaky_slope)
-        return conv_norm_act(in_channels, out_channels, kernel_size, stride=stride, norm_momentum=norm_momentum, act=act)
+        return conv_norm_act(
+            in_channels, out_channels, kernel_size, stride=stride, norm_momentum=norm_momentum, act=act
+        )
 
     model = Darknet53(Darknet53Backbone(block, partial(block, stride=2)), num_classes)
     _init(model, "kaiming_fan_in")

@@ -49,12 +49,24 @@ def _transition(in_channels: int, pool: str) -> nn.Sequential:
 class DenseNet(nn.Module):
     """images [B, 3, H, W] -> logits [B, num_classes]."""
 
-    def __init__(self, stem: OrderedDict[str, nn.Module], stem_channels: int, growth_rate: int, blocks: Sequence[int], num_classes: int, transition_pool: str, dropout: float):
+    def __init__(
+        self,
+        stem: OrderedDict[str, nn.Module],
+        stem_channels: int,
+        growth_rate: int,
+        blocks: Sequence[int],
+        num_classes: int,
+        transition_pool: str,
+        dropout: float,
+    ):
         super().__init__()
         self.features = nn.Sequential(stem)
         channels = stem_channels
         for number, num_layers in enumerate(blocks, 1):
-            layers = OrderedDict((f"denselayer{i + 1}", DenseLayer(channels + i * growth_rate, growth_rate, dropout)) for i in range(num_layers))
+            layers = OrderedDict(
+                (f"denselayer{i + 1}", DenseLayer(channels + i * growth_rate, growth_rate, dropout))
+                for i in range(num_layers)
+            )
             self.features.add_module(f"denseblock{number}", nn.Sequential(layers))
             channels += num_layers * growth_rate
             if number < len(blocks):
@@ -73,7 +85,13 @@ class DenseNet(nn.Module):
 
 
 @register("model")
-def densenet100(*, num_classes: int = 10, dropout: float = 0.0, stem_norm: bool = False, transition_pool: Literal["avg", "max"] = "avg") -> DenseNet:
+def densenet100(
+    *,
+    num_classes: int = 10,
+    dropout: float = 0.0,
+    stem_norm: bool = False,
+    transition_pool: Literal["avg", "max"] = "avg",
+) -> DenseNet:
     """Build DenseNet-BC with k=12 and 100 layers for 32x32 pictures.
 
     Args:

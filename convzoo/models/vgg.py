@@ -53,7 +53,14 @@ def vgg16(
     """
     features = _features(batch_norm, conv_bias)
     if head == "imagenet":
-        layers = [nn.Linear(512 * 7 * 7, 4096), nn.ReLU(), nn.Dropout(dropout), nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(dropout)]
+        layers = [
+            nn.Linear(512 * 7 * 7, 4096),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(4096, 4096),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+        ]
         classifier = nn.Sequential(*layers, nn.Linear(4096, num_classes))
     else:
         classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(512, num_classes))

@@ -14,7 +14,9 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def write_card(path: Path, name: str, facts: dict[str, Any], result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def write_card(
+    path: Path, name: str, facts: dict[str, Any], result: dict[str, Any], rows: list[dict[str, Any]]
+) -> None:
     """Write the README of a finished run.
 
     Args:
@@ -26,7 +28,17 @@ def write_card(path: Path, name: str, facts: dict[str, Any], result: dict[str, A
     measures = {"top1": "top-1", "top5": "top-5"}
     measured = [[measures.get(key, key), percent(value)] for key, value in result.items() if isinstance(value, float)]
     measured.append(["images", f"{result['images']} of {result['images_expected']}"])
-    numbers = [[str(row["epoch"]), str(row["step"]), f"{row['loss']:.4f}", percent(row.get("train_top1")), percent(row.get("top1")), f"{row['lr']:.6f}"] for row in rows]
+    numbers = [
+        [
+            str(row["epoch"]),
+            str(row["step"]),
+            f"{row['loss']:.4f}",
+            percent(row.get("train_top1")),
+            percent(row.get("top1")),
+            f"{row['lr']:.6f}",
+        ]
+        for row in rows
+    ]
     machine = [[key, str(value)] for key, value in env.items() if value is not None]
     notes = [f"{count} {what}." for what, count in facts["skipped"].items() if count]
     text = f"""# {name}

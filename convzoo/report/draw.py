@@ -26,13 +26,27 @@ def classified(image: np.ndarray, names: Sequence[str], scores: Sequence[float])
         top = picture.height + 4 + row * ROW_PX
         percent = f"{100 * score:.1f} %"
         room = picture.width - 16
-        draw.rectangle((8, top + 3, 8 + room * float(score), top + ROW_PX - 3), fill=(206, 222, 235) if row else (168, 200, 225))
-        draw.text((12, top + ROW_PX / 2), _fitted(name, room - draw.textlength(percent, font) - 16, draw, font), INK, font, anchor="lm")
+        draw.rectangle(
+            (8, top + 3, 8 + room * float(score), top + ROW_PX - 3), fill=(206, 222, 235) if row else (168, 200, 225)
+        )
+        draw.text(
+            (12, top + ROW_PX / 2),
+            _fitted(name, room - draw.textlength(percent, font) - 16, draw, font),
+            INK,
+            font,
+            anchor="lm",
+        )
         draw.text((picture.width - 12, top + ROW_PX / 2), percent, INK, font, anchor="rm")
     return canvas
 
 
-def contact_sheet(images: Sequence[np.ndarray], captions: Sequence[tuple[str, str]], colours: Sequence[tuple[int, int, int]], columns: int = 6, cell_px: int = 150) -> Image.Image:
+def contact_sheet(
+    images: Sequence[np.ndarray],
+    captions: Sequence[tuple[str, str]],
+    colours: Sequence[tuple[int, int, int]],
+    columns: int = 6,
+    cell_px: int = 150,
+) -> Image.Image:
     """Return pictures [H, W, 3] uint8 in a grid, each with a caption and a smaller second line."""
     columns = max(1, min(columns, len(images)))
     rows = math.ceil(len(images) / columns)
@@ -55,7 +69,9 @@ def _fit(picture: Image.Image, side_px: int) -> Image.Image:
     return picture.resize(size, Image.Resampling.NEAREST if scale >= 3 else Image.Resampling.LANCZOS)
 
 
-def _fitted(text: str, width: float, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
+def _fitted(
+    text: str, width: float, draw: ImageDraw.ImageDraw, font: ImageFont.ImageFont | ImageFont.FreeTypeFont
+) -> str:
     if draw.textlength(text, font) <= width:
         return text
     while text and draw.textlength(text + "...", font) > width:

@@ -24,8 +24,16 @@ def plot_curves(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
     epochs = [row for row in rows if row["kind"] == "epoch"]
     folder.mkdir(exist_ok=True)
     with plt.rc_context(STYLE):
-        _curve(folder / "loss.png", f"{title}: training loss", "loss", [("per step", steps, "loss", GREY, 1), ("epoch mean", epochs, "loss", BLUE, 2)])
-        shares = [("training images, augmented", epochs, "train_top1", GREY, 1), ("validation images", epochs, "top1", ORANGE, 2)]
+        _curve(
+            folder / "loss.png",
+            f"{title}: training loss",
+            "loss",
+            [("per step", steps, "loss", GREY, 1), ("epoch mean", epochs, "loss", BLUE, 2)],
+        )
+        shares = [
+            ("training images, augmented", epochs, "train_top1", GREY, 1),
+            ("validation images", epochs, "top1", ORANGE, 2),
+        ]
         _curve(folder / "accuracy.png", f"{title}: top-1 accuracy", "top-1 in %", shares, scale=100)
         _curve(folder / "learning_rate.png", f"{title}: learning rate", "learning rate", [("", steps, "lr", BLUE, 2)])
 
@@ -36,7 +44,15 @@ def _curve(path: Path, title: str, label: str, lines: list[tuple], scale: float 
         points = [(row["step"], scale * row[key]) for row in rows if row.get(key) is not None]
         if points:
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, color=colour, linewidth=width, label=name, marker="o" if len(points) < 30 and width == 2 else None, markersize=3)
+            axes.plot(
+                x,
+                y,
+                color=colour,
+                linewidth=width,
+                label=name,
+                marker="o" if len(points) < 30 and width == 2 else None,
+                markersize=3,
+            )
     axes.set(title=title, xlabel="step", ylabel=label)
     axes.set_xlim(left=0)
     if sum(bool(name) for name, *_ in lines) > 1:

@@ -46,7 +46,9 @@ class ClassifyMetric:
     def update(self, predictions: list[Prediction], batch: Batch) -> None:
         """Count predictions whose labels hold the best five classes, or all of fewer."""
         wrong = []
-        for prediction, truth, path, valid in zip(predictions, batch.targets.tolist(), batch.paths, batch.valid.tolist(), strict=True):
+        for prediction, truth, path, valid in zip(
+            predictions, batch.targets.tolist(), batch.paths, batch.valid.tolist(), strict=True
+        ):
             if not valid:
                 continue
             predicted = int(prediction.labels[0])
@@ -79,7 +81,11 @@ class ClassifyMetric:
         """Return for each class its images, recall and precision (None where undefined) and the class it is most often taken for."""
         rows = []
         for i, name in enumerate(self.class_names):
-            truth, predicted, hits = int(self.confusion[i].sum()), int(self.confusion[:, i].sum()), int(self.confusion[i, i])
+            truth, predicted, hits = (
+                int(self.confusion[i].sum()),
+                int(self.confusion[:, i].sum()),
+                int(self.confusion[i, i]),
+            )
             others = self.confusion[i].copy()
             others[i] = 0
             row = {"class": name, "images": truth, "correct": hits}
@@ -92,19 +98,31 @@ class ClassifyMetric:
     def write(self, folder: Path, image_of: Callable[[int], Tensor]) -> None:
         """Write per_class.csv, confusion.csv and .png, and the worst images as worst.csv and worst.png."""
         write_csv(folder / "per_class.csv", self.per_class())
-        rows = [{"truth": name, **dict(zip(self.class_names, row, strict=True))} for name, row in zip(self.class_names, self.confusion.tolist(), strict=True)]
+        rows = [
+            {"truth": name, **dict(zip(self.class_names, row, strict=True))}
+            for name, row in zip(self.class_names, self.confusion.tolist(), strict=True)
+        ]
         write_csv(folder / "confusion.csv", rows)
         plot_confusion(self.confusion, self.class_names, folder / "confusion.png")
         worst = self.worst_rows()
         write_csv(folder / "worst.csv", worst)
         if worst:
             images = [image_of(row["id"]).permute(1, 2, 0).numpy() for row in worst]
-            captions = [(f"{row['truth']}, not {row['predicted']}", f"{100 * row['score']:.0f} % sure; {row['path'].rpartition('/')[2]}") for row in worst]
+            captions = [
+                (
+                    f"{row['truth']}, not {row['predicted']}",
+                    f"{100 * row['score']:.0f} % sure; {row['path'].rpartition('/')[2]}",
+                )
+                for row in worst
+            ]
             save_png(contact_sheet(images, captions, [WRONG] * len(images), columns=5), folder / "worst.png")
 
     def worst_rows(self) -> list[dict[str, Any]]:
         """Return the worst pictures with class names."""
-        return [{**asdict(w), "truth": self.class_names[w.truth], "predicted": self.class_names[w.predicted]} for w in self.worst]
+        return [
+            {**asdict(w), "truth": self.class_names[w.truth], "predicted": self.class_names[w.predicted]}
+            for w in self.worst
+        ]
 
 
 class Classify:
@@ -133,7 +151,10 @@ class Classify:
         """Return the best five classes of each picture, or all of fewer, with softmax probabilities."""
         logits = outputs.float().cpu()
         scores, labels = logits.softmax(1).topk(min(TOP_K, logits.shape[1]), dim=1)
-        return [Prediction(i, label, score) for i, label, score in zip(batch.ids.tolist(), labels.numpy(), scores.numpy(), strict=True)]
+        return [
+            Prediction(i, label, score)
+            for i, label, score in zip(batch.ids.tolist(), labels.numpy(), scores.numpy(), strict=True)
+        ]
 
     def new_metric(self) -> ClassifyMetric:
         return ClassifyMetric(self.class_names)

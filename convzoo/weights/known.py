@@ -1,0 +1,39 @@
+"""Preprocessing and class names that belong to well-known weights, attached on conversion."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def transform(
+    operations: list[dict[str, Any]], mean: tuple[float, ...] = (0.0,) * 3, std: tuple[float, ...] = (1.0,) * 3
+) -> dict[str, Any]:
+    """Return a recipe's `transform` section for evaluation; training augmentation is the recipe's own affair."""
+    return {"train": [], "eval": operations, "mean": list(mean), "std": list(std)}
+
+
+def crop_transform(
+    resize: dict[str, Any], crop_px: int, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> dict[str, Any]:
+    """Return resize and centre crop, then ImageNet's mean and standard deviation unless told otherwise."""
+    return transform([{"resize": resize}, {"center_crop": {"size_px": crop_px}}], mean, std)
+
+
+def coco_names() -> list[str]:
+    """Return the 80 names of COCO in the order of their category ids, which is Darknet's and the zoo's order."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+    categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
+    return [name for name in categories if name not in ("__background__", "N/A")]
+
+
+def imagenet_wnids() -> list[str] | None:
+    """Return ImageNet's 1000 WordNet ids in sorted order, from timm's files where it is installed, or None."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    path = Path(spec.submodule_search_locations[0], "data", "_info", "imagenet_synsets.txt")
+    wnids = path.read_text(encoding="utf-8").split() if path.is_file() else []
+    return wnids if len(wnids) == 1000 else None
