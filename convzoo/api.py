@@ -5,18 +5,22 @@ model = convzoo.load(run / "checkpoints/last.safetensors")
 answers = list(model.predict("pictures/"))
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from convzoo import dist, evaluate
+from convzoo import dist, evaluate, registry
 from convzoo import recipe as recipes
+from convzoo.convert import open_converted
+from convzoo.errors import ConvzooError, UsageError
 from convzoo.predict import Answer, predict, save_annotated
 from convzoo.recipe import Recipe
-from convzoo.train import train as run_training
 from convzoo.train_setup import Machine
+from convzoo.training import train as run_training
+from convzoo.weights import sources
 
 
 class Model:
@@ -51,21 +55,52 @@ class Model:
         )
         return save_annotated(answers, Path(save)) if save else answers
 
-    def evaluate(self, data: str | Path | None = None, **options: Any) -> dict[str, Any]:
-        """Return top1, top5, images and images_expected on the validation images; options as `evaluate_file`'s."""
-        return evaluate.evaluate_file(self._opened.path, Path(data) if data else None, device=self._device, **options)[
-            1
-        ].result
+    def __call__(self, images: torch.Tensor) -> Any:
+        """Return the network's outputs for normalised float32 pictures [B, 3, H, W] on its device."""
+        with torch.inference_mode():
+            return self.network(images)
+
+    def evaluate(
+        self, data: str | Path | None = None, *, overrides: Iterable[str] = (), **options: Any
+    ) -> dict[str, Any]:
+        """Return top1, top5, images and images_expected on the validation images; options as `evaluate_open`'s."""
+        opened = self._opened.changed(tuple(overrides)) if overrides else self._opened
+        return evaluate.evaluate_open(opened, Path(data) if data else None, **options).result
 
 
-def load(path: str | Path, device: str = "auto") -> Model:
-    """Open a model file.
+def load(
+    name_or_path: str | Path,
+    weights: str | Path | None = None,
+    download: bool = False,
+    *,
+    classes: str | Path | None = None,
+    device: str = "auto",
+) -> Model:
+    """Open a model file, weights of another program, or a network by its name with its weights.
 
+    Args:
+        name_or_path: a model file, a foreign weight file, LIBRARY:NAME, or with `weights` the name of a network.
+        weights: what `name_or_path` may be; they must be of that network.
+        download: let LIBRARY:NAME use the network.
+        classes: a file of class names in output order, for foreign weights.
     Raises:
-        UsageError: no such file.
-        ConvzooError: an unreadable, damaged or mismatching file.
+        UsageError: no such file or name, or LIBRARY:NAME without `download`.
+        ConvzooError: an unreadable, damaged or mismatching file, or the network does not answer.
+        MissingPackageError: the library is not installed.
     """
-    return Model(evaluate.open_model(path, dist.resolve_device(device)), device)
+    target = dist.resolve_device(device)
+    source, model_name = (name_or_path, None) if weights is None else (weights, str(name_or_path))
+    if model_name is not None:
+        registry.builder("model", model_name)
+    elif str(source) in registry.names("model") and not Path(source).exists():
+        raise UsageError(f"{source}: a network without weights; weights= takes a file or a name of `list --weights`")
+    if sources.is_remote(source) or (Path(source).is_file() and not sources.is_own(Path(source))):
+        wanted = sources.Wanted(model_name, None, Path(classes) if classes else None)
+        return Model(open_converted(sources.open_source(source, wanted, download), target), device)
+    opened = evaluate.open_model(source, target)
+    if model_name not in (None, opened.recipe.model["name"]):
+        raise ConvzooError(f"{source}: holds {opened.recipe.model['name']}, not {model_name}")
+    return Model(opened, device)
 
 
 def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:
@@ -78,7 +113,6 @@ def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:
         recipes.with_overrides(recipe, overrides) if isinstance(recipe, Recipe) else recipes.load(recipe, overrides)
     )
     paths = {
-        key: Path(value) if key in ("data", "out", "weights") and value is not None else value
-        for key, value in machine.items()
+        key: Path(value) if key in ("data", "out") and value is not None else value for key, value in machine.items()
     }
     return run_training(loaded, Machine(**paths))

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def save_model(path: Path, state_dict: StateDict, info: ModelInfo) -> str:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
     document = info.to_json()
     digest = _digest(tensors, document)
-    with _written_whole(path) as temporary:
+    with written_whole(path) as temporary:
         save_file(tensors, temporary, metadata={"convzoo": document, "sha256": digest})
     return digest
 
@@ -83,9 +84,10 @@ def load_model(path: Path) -> tuple[StateDict, ModelInfo, str]:
             metadata = file.metadata() or {}
         tensors = load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ConvzooError(f"{path}: {_what_it_is(path) or f'not a whole safetensors file ({error})'}") from None
+        hint = "; weights of another program are read by `convzoo convert`"
+        raise ConvzooError(f"{path}: {_what_it_is(path) or f'not a whole safetensors file ({error}){hint}'}") from None
     if "convzoo" not in metadata:
-        raise ConvzooError(f"{path}: a safetensors file, but not one that convzoo wrote; it has no recipe in it")
+        raise ConvzooError(f"{path}: a safetensors file, but not one that convzoo wrote; `convzoo convert` reads it")
     if metadata.get("sha256") != _digest(tensors, metadata["convzoo"]):
         raise ConvzooError(f"{path}: damaged: its SHA-256 is not the one it was written with")
     document = json.loads(metadata["convzoo"])
@@ -119,9 +121,9 @@ def first_mismatch(model: nn.Module, state_dict: StateDict) -> str | None:
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state and its checksum."""
-    with _written_whole(path) as temporary, open(temporary, "wb") as file:
+    with written_whole(path) as temporary, open(temporary, "wb") as file:
         torch.save(state, file)
-    with _written_whole(Path(f"{path}.sha256")) as temporary:
+    with written_whole(Path(f"{path}.sha256")) as temporary:
         temporary.write_text(f"{file_sha256(path)}  {path.name}\n")
 
 
@@ -132,6 +134,8 @@ def load_state(path: Path) -> dict[str, Any]:
         if file_sha256(path) != expected:
             raise ConvzooError(f"{path}: damaged: its SHA-256 is not the one it was written with")
         return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ConvzooError(f"{path}: holds more than tensors and plain values; it is not opened") from None
     except (OSError, IndexError):
         raise ConvzooError(f"{path}: missing, or without its .sha256") from None
 
@@ -190,6 +194,11 @@ def _digest(tensors: StateDict, document: str) -> str:
     return digest.hexdigest()
 
 
+def tensors_sha256(state_dict: StateDict) -> str:
+    """Return the SHA-256 of names, types, shapes and values, for weights that are not a file of their own."""
+    return _digest({name: tensor.detach().cpu() for name, tensor in state_dict.items()}, "")
+
+
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file's bytes."""
     with open(path, "rb") as file:
@@ -197,8 +206,12 @@ def file_sha256(path: Path) -> str:
 
 
 @contextlib.contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary name to write to; only a whole file, safely on disk, gets the final name."""
+def written_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary name to write to; only a whole file, safely on disk, gets the final name.
+
+    Raises:
+        ConvzooError: it cannot be written, the disk being full or the folder closed; what was there stays.
+    """
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         yield temporary
@@ -208,14 +221,25 @@ def _written_whole(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        text = str(error)
-        if isinstance(error, OSError) or "os error" in text or "PytorchStreamWriter" in text:
-            full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or re.search(
-                r"os error (27|28|122)\b|Stream", text
-            )
-            why = "no space left" if full else text
+        why = _why_not_written(error)
+        if why:
             raise ConvzooError(f"{path}: cannot be written: {why}; what was saved before is untouched") from error
         raise
+
+
+def _why_not_written(error: BaseException) -> str | None:
+    """Say why a file could not be written, or None for another error; libraries wrap the system's answer."""
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        wrapped = re.search(r"os error (\d+)", str(cause))
+        number = number or (int(wrapped[1]) if wrapped else None)
+        if number is not None:
+            return (
+                "no space left" if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else os.strerror(number).lower()
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
 
 
 def _sync_folder(folder: Path) -> None:

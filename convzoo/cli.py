@@ -2,53 +2,34 @@
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 import convzoo
 from convzoo import errors, logs
+from convzoo.cli_data import (
+    Data,
+    Device,
+    Download,
+    Json,
+    OnBad,
+    OnBadSample,
+    Overrides,
+    Precision,
+    To,
+    Workers,
+    data_app,
+    fetch,
+)
 from convzoo.errors import ConvzooError, UsageError
 
 app = typer.Typer(
     help="Train, check and ship the classic convolutional networks. Every number and every file verified.",
     no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
 )  # fmt: skip
-data_app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
-
-
-class OnBad(StrEnum):
-    error = "error"
-    skip = "skip"
-
-
-class Precision(StrEnum):
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class Split(StrEnum):
-    train = "train"
-    val = "val"
-
-
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Recipe keys to replace, such as optim.lr=0.05.")
-]
-Data = Annotated[Path | None, typer.Option("--data", help="Folder or zip with the pictures.", show_default=False)]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu or npu.")]
-Workers = Annotated[
-    int | None, typer.Option("--workers", help="Loader processes.", show_default="what suits the machine")
-]
-OnBadSample = Annotated[
-    OnBad, typer.Option("--on-bad-sample", help="What an unreadable picture means: stop, or leave it out and count it.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-Download = Annotated[bool, typer.Option("--download", help="Fetch CIFAR-10 into the --data folder if it is not there.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -68,7 +49,12 @@ def train(
     ] = None,
     device: Device = "auto",
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Model file to start from.", show_default=False)
+        str | None,
+        typer.Option(
+            "--weights",
+            help="Start from a model file, a foreign weight file, or LIBRARY:NAME (`convzoo list --weights`).",
+            show_default=False,
+        ),
     ] = None,
     workers: Workers = None,
     accumulate: Annotated[
@@ -92,15 +78,15 @@ def train(
 
     loaded = recipes.load(recipe, overrides or [])
     from convzoo.run_folder import command_line
-    from convzoo.train import train as run_training
     from convzoo.train_setup import Machine
+    from convzoo.training import train as run_training
 
-    _download(download, loaded.data, data)
+    fetch(download, loaded.data, data, weights)
     path = run_training(
         loaded,
         Machine(
             data=data, out=out, device=device, weights=weights, workers=workers, accumulate=accumulate, save_every_steps=save_every_steps,
-            compile=compile, profile=profile, resume=resume, on_bad_sample=on_bad_sample.value, command=command_line(_argv),
+            compile=compile, profile=profile, resume=resume, download=download, on_bad_sample=on_bad_sample.value, command=command_line(_argv),
         ),
     )  # fmt: skip
     from convzoo import dist
@@ -136,7 +122,7 @@ def eval_(
     if download:
         from convzoo.checkpoint import load_model
 
-        _download(download, load_model(files[0])[1].recipe["data"], data)
+        fetch(download, load_model(files[0])[1].recipe["data"], data)
     try:
         for file in files:
             opened, evaluation = evaluate.evaluate_file(
@@ -201,22 +187,59 @@ def predict(
             print(f"{answer.path}  {ranked}", flush=True)
 
 
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(metavar="SRC", help="Weight file, LIBRARY:NAME, or MindSpore zoo YAML.")],
+    out: Annotated[Path, typer.Option("--out", help="Model file (or recipe, or foreign file) to write.")],
+    model: Annotated[str | None, typer.Option("--model", help="Refuse any other network.", show_default=False)] = None,
+    num_classes: Annotated[
+        int | None, typer.Option("--num-classes", help="Refuse any other number of classes.", show_default=False)
+    ] = None,
+    classes: Annotated[
+        Path | None, typer.Option("--classes", help="Class names, one a line in output order.", show_default=False)
+    ] = None,
+    to: Annotated[To | None, typer.Option("--to", help="Write a file of that program.", show_default=False)] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare with where the weights come from first.")] = False,
+    data_name: Annotated[
+        str | None,
+        typer.Option("--data-name", help="Data set of the recipe in the file.", show_default="cifar10 or image_folder"),
+    ] = None,
+    json_: Json = False,
+    download: Download = False,
+) -> None:
+    """Turn weights of Darknet, MindSpore, torchvision or timm into a model file, or a model file into one of theirs.
+
+    SRC is a Darknet .weights, a MindSpore .ckpt, a .pth, .pt or .safetensors, recognised by content; or timm:NAME,
+    torchvision:NAME or darknet:FILE (`convzoo list --weights`); or a MindSpore zoo configuration, which becomes a
+    recipe; or, with --to, a model file.
+    """
+    from convzoo.convert import convert as run_conversion
+    from convzoo.weights.sources import Wanted
+
+    wanted = Wanted(model, num_classes, classes)
+    report = run_conversion(source, out, wanted, to=to, check=check, data_name=data_name, download=download)
+    print(json.dumps(report.plain, ensure_ascii=False) if json_ else report.text())
+
+
 @app.command(name="list")
-def list_(json_: Json = False) -> None:
-    """List the recipes, models and data sets."""
+def list_(
+    weights: Annotated[bool, typer.Option("--weights", help="List the published weights instead.")] = False,
+    json_: Json = False,
+) -> None:
+    """List the recipes, models and data sets, or the published weights."""
     from convzoo import recipe as recipes
     from convzoo import registry
 
+    if weights:
+        from convzoo.weights import published
+
+        print(json.dumps([entry.plain() for entry in published.TABLE]) if json_ else published.text())
+        return
     headers = {
         name: (recipes.SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         for name in recipes.shipped()
     }
-    found = {
-        "recipes": headers,
-        "models": registry.names("model"),
-        "datasets": registry.names("dataset"),
-        "transforms": registry.names("transform"),
-    }
+    found = {"recipes": headers, **{f"{kind}s": registry.names(kind) for kind in ("model", "dataset", "transform")}}
     if json_:
         print(json.dumps(found, ensure_ascii=False))
         return
@@ -247,105 +270,6 @@ def doctor(json_: Json = False) -> None:
         if json_
         else "\n".join(f"{key:20} {'no' if value is None else value}" for key, value in found.items())
     )
-
-
-DataName = Annotated[str, typer.Argument(metavar="DATASET", help="A data set's name (`convzoo list`).")]
-
-
-def _datasets(name: str, data: Path | None, splits: tuple[str, ...]) -> dict[str, Any]:
-    from convzoo import registry
-
-    build = registry.bind("dataset", {"name": name}, lambda key: "data:")
-    return {split: build(data, split) for split in splits}
-
-
-@data_app.command()
-def check(dataset: DataName, data: Data = None, json_: Json = False) -> None:
-    """Read every picture: unreadable ones, duplicates within and across the splits, different classes. Exit 3 if any is wrong."""
-    from convzoo.data import check as checks
-    from convzoo.data.loader import check_same_classes
-
-    splits = _datasets(dataset, data, ("train", "val"))
-    check_same_classes(splits["train"].class_names, splits["val"].class_names)
-    (train_account, train_digests), (val_account, val_digests) = (
-        checks.check_split(split) for split in splits.values()
-    )
-    across = [[train_digests[digest], val_digests[digest]] for digest in train_digests.keys() & val_digests.keys()]
-    found = {"train": train_account.plain(), "val": val_account.plain(), "in_both": sorted(across)}
-    if json_:
-        print(json.dumps(found, ensure_ascii=False))
-    else:
-        for name, account in (("train", train_account), ("val", val_account)):
-            print(
-                f"{name}: {account.images} images, {len(account.unreadable)} unreadable, {len(account.duplicates)} groups of duplicates"
-            )
-            for line in [*account.unreadable, *("same pixels: " + ", ".join(group) for group in account.duplicates)][
-                :20
-            ]:
-                print(f"  {line}")
-        print(f"in both splits: {len(across)}")
-        for pair in sorted(across)[:20]:
-            print(f"  {' = '.join(pair)}")
-    unreadable = len(train_account.unreadable) + len(val_account.unreadable)
-    if unreadable:
-        raise errors.DataError(f"{unreadable} pictures cannot be read")
-
-
-@data_app.command()
-def stats(
-    dataset: DataName,
-    data: Data = None,
-    sheet: Annotated[
-        Path | None, typer.Option("--sheet", help="PNG of labelled samples to write.", show_default=False)
-    ] = None,
-    json_: Json = False,
-) -> None:
-    """Count the images of each class, and write a picture of labelled samples."""
-    from convzoo.data import check as checks
-
-    splits = _datasets(dataset, data, ("train", "val"))
-    counts = {name: checks.count_classes(split) for name, split in splits.items()}
-    if sheet:
-        checks.save_sheet(splits["train"], sheet)
-    if json_:
-        print(json.dumps(counts, ensure_ascii=False))
-        return
-    names = splits["train"].class_names
-    width = max(map(len, names))
-    print(f"{'class':{width}}  {'train':>8}  {'val':>8}")
-    for name in names:
-        print(f"{name:{width}}  {counts['train'][name]:8,}  {counts['val'].get(name, 0):8,}")
-    print(f"{'all':{width}}  {len(splits['train']):8,}  {len(splits['val']):8,}")
-
-
-@data_app.command(name="save")
-def save_(
-    dataset: DataName,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")],
-    data: Data = None,
-    split: Annotated[Split, typer.Option("--split")] = Split.val,
-    count: Annotated[int, typer.Option("--count", min=1)] = 24,
-) -> None:
-    """Write some pictures of a data set as PNG files."""
-    from convzoo.data import check as checks
-
-    for path in checks.save_pictures(_datasets(dataset, data, (split.value,))[split.value], out, count):
-        print(path)
-
-
-def _download(wanted: bool, spec: dict[str, Any], data: Path | None) -> None:
-    if not wanted:
-        return
-    if spec["name"] != "cifar10" or data is None:
-        raise UsageError(
-            "--download fetches CIFAR-10 into the folder that --data names; other data sets are not fetched"
-        )
-    from convzoo import dist
-    from convzoo.data.download import download_cifar10
-
-    if dist.rank() == 0:
-        logs.setup()
-        download_cifar10(data)
 
 
 _argv: list[str] = []

@@ -1,5 +1,6 @@
 """Open model files and evaluate them: every image exactly once, in float32 unless asked otherwise, n of N stated."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from convzoo import dist, registry
 from convzoo import recipe as recipes
-from convzoo.checkpoint import ModelInfo, load_into, load_model
+from convzoo.checkpoint import ModelInfo, StateDict, load_into, load_model
 from convzoo.data.loader import OnBadSample, Transformed, build_loader, checked, default_workers, label_map
 from convzoo.data.sampler import EvalBatches
 from convzoo.data.transforms import Pipeline, normalize
@@ -75,6 +76,15 @@ class OpenModel:
     def pipeline(self) -> Pipeline:
         return build_pipeline(self.recipe, "eval")
 
+    def changed(self, overrides: tuple[str, ...]) -> "OpenModel":
+        """Return the same weights under a recipe with overrides `section.key=value`. Raises UsageError, ConvzooError."""
+        recipe = recipes.with_overrides(self.recipe, overrides)
+        if recipe.model == self.recipe.model:
+            return dataclasses.replace(self, recipe=recipe)
+        device = next(self.model.parameters()).device
+        model = _build(recipe, self.model.state_dict(), str(self.path), device)
+        return dataclasses.replace(self, recipe=recipe, model=model)
+
 
 @dataclass
 class Evaluation:
@@ -103,12 +113,15 @@ def open_model(path: str | Path, device: torch.device, overrides: tuple[str, ...
     path = Path(path)
     state_dict, info, digest = load_model(path)
     recipe = recipes.with_overrides(recipes.from_plain(info.recipe, path.name), overrides)
+    return OpenModel(_build(recipe, state_dict, str(path), device), recipe, info, path, digest)
+
+
+def _build(recipe: Recipe, state_dict: StateDict, source: str, device: torch.device) -> nn.Module:
     with torch.device("meta"):
         model = registry.bind("model", recipe.model, recipe.at("model"))()
     model = model.to_empty(device="cpu")
-    load_into(model, state_dict, str(path))
-    model = model.eval().to(device, memory_format=torch.channels_last)
-    return OpenModel(model, recipe, info, path, digest)
+    load_into(model, state_dict, source)
+    return model.eval().to(device, memory_format=torch.channels_last)
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -182,22 +195,38 @@ def evaluate_file(
     path: str | Path, data: Path | None, *, device: str = "auto", batch_size: int | None = None, workers: int | None = None,
     precision: str = "fp32", on_bad_sample: OnBadSample = "error", overrides: tuple[str, ...] = (),
 ) -> tuple[OpenModel, Evaluation]:  # fmt: skip
-    """Evaluate a model file on the validation split of its recipe's data set, or of the one that overrides name.
+    """Evaluate a model file as `evaluate_open` does, on the data set of its recipe or of the one that overrides name."""
+    opened = open_model(path, dist.resolve_device(device), overrides)
+    return opened, evaluate_open(
+        opened, data, batch_size=batch_size, workers=workers, precision=precision, on_bad_sample=on_bad_sample
+    )
+
+
+def evaluate_open(
+    opened: OpenModel, data: Path | None, *, batch_size: int | None = None, workers: int | None = None,
+    precision: str = "fp32", on_bad_sample: OnBadSample = "error",
+) -> Evaluation:  # fmt: skip
+    """Evaluate a model on the validation split of its recipe's data set.
 
     Classes are matched by name: a data set may have fewer than the model, never others.
+
+    Raises:
+        DataError: no images, an unreadable one, or classes that the model does not know.
     """
-    target = dist.resolve_device(device)
-    opened = open_model(path, target, overrides)
     dataset = build_dataset(opened.recipe, data, "val")
     if len(dataset) == 0:
         raise DataError(f"{data}: no images to evaluate")
-    mapping = label_map(dataset.class_names, opened.class_names, str(data or opened.recipe.data["name"]))
-    runner = TorchRunner(opened.model, opened.recipe, target, precision)
+    try:
+        mapping = label_map(dataset.class_names, opened.class_names, str(data or opened.recipe.data["name"]))
+    except DataError as error:
+        if opened.info.provenance.get("class_names") != "numbers":
+            raise
+        raise DataError(f"{error}; its weights came without names: convert them again with --classes FILE") from None
+    device = next(opened.model.parameters()).device
+    runner = TorchRunner(opened.model, opened.recipe, device, precision)
     seen = Transformed(dataset, opened.pipeline(), mapping)
     batch_size = batch_size or min(256, opened.recipe.train.batch_size)
-    return opened, evaluate(
-        runner, opened.task(), seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample
-    )
+    return evaluate(runner, opened.task(), seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample)
 
 
 def model_files(path: Path) -> list[Path]:

@@ -1,6 +1,11 @@
 """What a run shows and writes while it goes."""
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
 
 from convzoo import dist, logs
 from convzoo.evaluate import Evaluation, summary
@@ -29,6 +34,10 @@ class Meter:
         seconds = max(1e-9, time.perf_counter() - self.since)
         return self.steps * self.setup.effective_batch / seconds, self.waited_s / seconds
 
+    def end_training(self) -> None:
+        """Take the epoch's speed before its evaluation begins."""
+        self.epoch_speed = self._speed()
+
     def step(self, logged: dict[str, float], lr: float, grad_norm: float, waited_s: float) -> None:
         self.steps, self.waited_s = self.steps + 1, self.waited_s + waited_s
         if not self.is_main:
@@ -51,7 +60,7 @@ class Meter:
 
     def close_epoch(self, epoch: int, means: dict[str, float], evaluation: Evaluation | None) -> None:
         if self.is_main:
-            images_per_s, waiting = self._speed()
+            images_per_s, waiting = self.epoch_speed
             step, epochs = self.setup.progress.step, self.setup.recipe.train.epochs
             lr = self.setup.lr_at(step - 1)
             result = evaluation.result if evaluation else {}
@@ -72,3 +81,24 @@ class Meter:
             )
         self._restart()
         self.last_line = time.perf_counter()
+
+
+@contextlib.contextmanager
+def profiled(wanted: bool, folder: Path) -> Iterator[Callable[[], None]]:
+    """Profile three steps after two of warm-up into trace.json and operators.txt."""
+    if not wanted or dist.rank() != 0:
+        yield lambda: None
+        return
+
+    def write(profiler: torch.profiler.profile) -> None:
+        folder.mkdir(exist_ok=True)
+        profiler.export_chrome_trace(str(folder / "trace.json"))
+        by = "self_cpu_time_total" if torch.accelerator.current_accelerator() is None else "self_device_time_total"
+        table = profiler.key_averages().table(sort_by=by, row_limit=30)
+        (folder / "operators.txt").write_text(table)
+        log.info(f"profile of three steps: {folder}/trace.json and operators.txt")
+
+    with torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=write
+    ) as profiler:
+        yield profiler.step

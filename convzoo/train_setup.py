@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from convzoo import dist, registry
 from convzoo import recipe as recipes
-from convzoo.checkpoint import ModelInfo, StateDict, file_sha256, first_mismatch, load_into, load_model
+from convzoo.checkpoint import ModelInfo, StateDict, first_mismatch, load_into
 from convzoo.data.loader import OnBadSample, Transformed, build_loader, check_same_classes, checked, default_workers
 from convzoo.data.sampler import TrainBatches, check_batch_size
 from convzoo.errors import ConvzooError, DataError, UsageError
@@ -21,6 +21,8 @@ from convzoo.logs import log
 from convzoo.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 from convzoo.recipe import Recipe
 from convzoo.types import Batch
+from convzoo.weights.converted import BACKBONE, TRAINING_KEYS, full_model, load_backbone, meta_network
+from convzoo.weights.sources import open_source, source_sha256
 
 
 @dataclass(frozen=True)
@@ -28,23 +30,25 @@ class Machine:
     """What a run needs to know that does not change its numbers: the command line's half of a run.
 
     Attributes:
-        weights: a model file to start from; its SHA-256 goes into the recipe.
+        weights: a model file, a foreign one or LIBRARY:NAME to start from; the SHA-256 goes into the recipe.
         workers: loader processes, None for what suits the machine.
         accumulate: micro-batches per global batch and rank.
         save_every_steps: besides the end of every epoch.
+        download: whether weights by LIBRARY:NAME may use the network.
         command: what to write down as the command of this run.
     """
 
     data: Path | None = None
     out: Path | None = None
     device: str = "auto"
-    weights: Path | None = None
+    weights: str | Path | None = None
     workers: int | None = None
     accumulate: int = 1
     save_every_steps: int | None = None
     compile: bool = False
     profile: bool = False
     resume: bool = False
+    download: bool = False
     on_bad_sample: OnBadSample = "error"
     command: str = "convzoo.train"
 
@@ -109,7 +113,7 @@ class Setup:
         recipe, device = self.recipe, self.device
         model = registry.bind("model", recipe.model, recipe.at("model"))()
         if self.machine.weights:
-            start_from(model, self.machine.weights, self.class_names)
+            start_from(model, recipe, self.machine.weights, self.class_names, self.machine.download)
         if recipe.train.sync_batch_norm:
             if device.type == "cpu":
                 raise UsageError("train.sync_batch_norm: works on accelerators only; set it to false")
@@ -173,8 +177,15 @@ class Setup:
             )
 
 
-def with_weights_hash(recipe: Recipe, weights: Path | None) -> Recipe:
-    """Return the recipe with the SHA-256 of the weights that training starts from. Raises UsageError where they differ."""
+def with_weights_hash(recipe: Recipe, weights: str | Path | None, download: bool = False) -> Recipe:
+    """Return the recipe with the SHA-256 of the weights that training starts from.
+
+    Of a file it is over its bytes, of what a library gives over the tensors.
+
+    Raises:
+        UsageError: no such weights, or others than the recipe names.
+        ConvzooError: they cannot be read or fetched.
+    """
     wanted = recipe.train.weights_sha256
     if weights is None:
         if wanted:
@@ -182,9 +193,11 @@ def with_weights_hash(recipe: Recipe, weights: Path | None) -> Recipe:
                 f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {wanted[:12]}...; name them with --weights"
             )
         return recipe
-    if not weights.is_file():
-        raise UsageError(f"--weights {weights}: no such file")
-    found = file_sha256(weights)
+    try:
+        # Rank 0 fetches, the others find it fetched.
+        found = dist.gather_objects(source_sha256(weights, download) if dist.rank() == 0 else "")[0]
+    except UsageError as error:
+        raise UsageError(f"--weights {error}") from None
     if wanted and wanted != found:
         raise UsageError(
             f"--weights {weights}: SHA-256 is {found[:12]}..., {recipe.at('train')('weights_sha256')} {wanted[:12]}..."
@@ -192,22 +205,42 @@ def with_weights_hash(recipe: Recipe, weights: Path | None) -> Recipe:
     return recipes.with_overrides(recipe, [f"train.weights_sha256='{found}'"])
 
 
-def start_from(model: nn.Module, path: Path, class_names: list[str]) -> None:
-    """Load weights from a model file; its last layer only where it knows the same classes in the same order.
+def start_from(
+    model: nn.Module, recipe: Recipe, source: str | Path, class_names: list[str], download: bool = False
+) -> None:
+    """Load weights of any kind; the last layers only where they know the same classes in the same order.
+
+    Weights of another network, or a part of one, give their backbone where this network has the same.
 
     Raises:
-        ConvzooError: anything but the last layer does not fit.
+        ConvzooError: unreadable weights, or anything but the last layers does not fit.
     """
-    weights, info, _ = load_model(path)
-    own = model.state_dict()
-    last = list(own)[-1].rpartition(".")[0]
-    head = [name for name in own if name.rpartition(".")[0] == last]
-    if info.class_names != class_names:
+    converted = open_source(source, download=download).converted
+    theirs, ours = full_model(converted.model), full_model(recipe.model)
+    if theirs["name"] != ours["name"] or converted.missing:
+        if not any(name.startswith(BACKBONE) for name in model.state_dict()):
+            raise ConvzooError(f"--weights {source}: it holds a {theirs['name']}, the recipe's is a {ours['name']}")
+        count = load_backbone(model, converted)
+        log.info(f"backbone of {count} convolutions from {source}; all else is new")
+        return
+    weights, own = converted.state_dict, model.state_dict()
+    if converted.class_names != class_names:
+        head = _class_tensors(recipe.model)
         weights = {**weights, **{name: own[name] for name in head}}
-        log.info(f"weights from {path}; new head {', '.join(head)} for {len(class_names)} classes")
+        log.info(f"weights from {source}; new head {', '.join(head)} for {len(class_names)} classes")
     else:
-        log.info(f"weights from {path}")
+        log.info(f"weights from {source}")
     problem = first_mismatch(model, weights)
     if problem:
-        raise ConvzooError(f"--weights {path}: {problem}; it holds a {info.recipe['model']['name']}")
+        raise ConvzooError(f"--weights {source}: {problem}; it holds a {theirs['name']}")
+    for key, value in theirs.items():
+        if key not in TRAINING_KEYS | {"num_classes"} and ours[key] != value:
+            log.warning(f"--weights {source}: trained with model.{key}={value}, this recipe has {ours[key]}")
     model.load_state_dict(weights)
+
+
+def _class_tensors(spec: dict[str, Any]) -> list[str]:
+    """Return the names of the tensors whose shape follows the number of classes."""
+    num_classes = full_model(spec)["num_classes"]
+    one_more = meta_network({**spec, "num_classes": num_classes + 1}).state_dict()
+    return [name for name, tensor in meta_network(spec).state_dict().items() if tensor.shape != one_more[name].shape]

@@ -76,6 +76,7 @@ def build_loader(
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
         prefetch_factor=4 if workers else None,
+        generator=torch.Generator(),  # its own: the global one belongs to dropout, and must not depend on when a loader starts
     )
 
 

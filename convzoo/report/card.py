@@ -24,23 +24,9 @@ def write_card(
         result: the final evaluation of the last weights.
         rows: one per epoch, as in results.csv.
     """
-    env, data, recipe = facts["env"], facts["data"], facts["recipe"]
-    measures = {"top1": "top-1", "top5": "top-5"}
-    measured = [[measures.get(key, key), percent(value)] for key, value in result.items() if isinstance(value, float)]
-    measured.append(["images", f"{result['images']} of {result['images_expected']}"])
-    numbers = [
-        [
-            str(row["epoch"]),
-            str(row["step"]),
-            f"{row['loss']:.4f}",
-            percent(row.get("train_top1")),
-            percent(row.get("top1")),
-            f"{row['lr']:.6f}",
-        ]
-        for row in rows
-    ]
-    machine = [[key, str(value)] for key, value in env.items() if value is not None]
+    data, recipe = facts["data"], facts["recipe"]
     notes = [f"{count} {what}." for what, count in facts["skipped"].items() if count]
+    root = "" if data["root"] == "None" else f" --data {data['root']}"
     text = f"""# {name}
 
 {recipe["model"]["name"]} on {recipe["data"]["name"]}: {data["train_images"]:,} training and {data["val_images"]:,} validation images, \
@@ -50,11 +36,11 @@ def write_card(
 
 The last weights{", averaged (EMA)," if recipe["train"]["ema_decay"] is not None else ""} on the validation images, in float32:
 
-{table(["measure", "value"], measured)}
+{_measured(result)}
 
 Not quoted as a result, because it was chosen on the same images: the best epoch had {percent(facts["best"])}. {" ".join(notes)}
 
-Again: `convzoo eval {facts["model_file"]}{f" --data {data['root']}" if data["root"] != "None" else ""}`
+Again: `convzoo eval {facts["model_file"]}{root}`
 
 ## Run
 
@@ -66,12 +52,29 @@ Again: `convzoo eval {facts["model_file"]}{f" --data {data['root']}" if data["ro
 ![accuracy](plots/accuracy.png)
 ![learning rate](plots/learning_rate.png)
 
-{table(["epoch", "step", "loss", "top-1, training", "top-1, validation", "learning rate"], numbers)}
+{_epochs(rows)}
 
 ## Machine
 
-{table(["", ""], machine)}
+{table(["", ""], [[key, str(value)] for key, value in facts["env"].items() if value is not None])}
 
 `recipe.yaml` holds every key of the recipe, `metrics.jsonl` every measurement, `eval/` the tables and worst images of the final evaluation.
 """
     path.write_text(text, encoding="utf-8")
+
+
+def _measured(result: dict[str, Any]) -> str:
+    names = {"top1": "top-1", "top5": "top-5"}
+    measured = [[names.get(key, key), percent(value)] for key, value in result.items() if isinstance(value, float)]
+    return table(["measure", "value"], [*measured, ["images", f"{result['images']} of {result['images_expected']}"]])
+
+
+def _epochs(rows: list[dict[str, Any]]) -> str:
+    header = ["epoch", "step", "loss", "top-1, training", "top-1, validation", "learning rate"]
+    cells = ["{epoch}", "{step}", "{loss:.4f}"]
+    lines = [
+        [cell.format(**row) for cell in cells]
+        + [percent(row.get("train_top1")), percent(row.get("top1")), f"{row['lr']:.6f}"]
+        for row in rows
+    ]
+    return table(header, lines)

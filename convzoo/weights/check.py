@@ -1,13 +1,18 @@
-"""Compare a converted network with the library that its weights come from, on random input."""
+"""Compare converted weights with where they come from: the source library, outputs beside the file, the file itself."""
 
 import importlib
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
-from convzoo.errors import MissingPackageError
+from convzoo.errors import MissingPackageError, ToleranceError, UsageError
+from convzoo.weights import darknet, mindspore
 from convzoo.weights.converted import Converted, network
+
+TOLERANCE = 1e-4  # relative
 
 # By the first word of `Converted.source`.
 LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm.models"}
@@ -53,3 +58,74 @@ def difference_from_source(converted: Converted, size_px: int = 224, seed: int =
     with torch.no_grad():
         logits, wanted = network(converted)(images), theirs(images)
     return float((logits - wanted).abs().max() / wanted.abs().max())
+
+
+class Check(NamedTuple):
+    """What was compared, and max|a - b| / max|b|; None where nothing could be compared."""
+
+    what: str
+    difference: float | None
+
+
+def checks(converted: Converted, path: Path | None) -> list[Check]:
+    """Compare the network with its source in every way there is.
+
+    Args:
+        path: the weight file; `input.npy` and `output.npy` beside it are outputs that come with it.
+    Raises:
+        ToleranceError: a difference of more than 1e-4, or a file that cannot be written again as it was.
+        MissingPackageError: the source library is not installed.
+    """
+    ran = []
+    if path is not None and (path.parent / "input.npy").is_file() and (path.parent / "output.npy").is_file():
+        ran.append(_outputs_beside(converted, path.parent))
+    difference = difference_from_source(converted, _size_px(converted))
+    if difference is not None:
+        ran.append(Check(f"{converted.source.split()[0]}'s own network on random input", difference))
+    for what, difference in ran:
+        if difference is None or not difference <= TOLERANCE:
+            raise ToleranceError(f"{converted.source}: {difference:.1e} from {what}, more than {TOLERANCE:g} relative")
+    if not ran:
+        ran.append(
+            Check("not run against its source: no library here runs such a file, no outputs lie beside it", None)
+        )
+    if path is not None and converted.source.startswith(("Darknet", "MindSpore")):
+        ran.append(_written_again(converted, path))
+    return ran
+
+
+def _size_px(converted: Converted) -> int:
+    operations = converted.transform["eval"] if converted.transform else []
+    sizes = [keys["size_px"] for operation in operations for keys in operation.values() if "size_px" in keys]
+    return sizes[-1] if sizes else 224
+
+
+def _outputs_beside(converted: Converted, folder: Path) -> Check:
+    images, wanted = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("input", "output"))
+    what = "the outputs beside the file"
+    with torch.no_grad():
+        outputs = network(converted)(images) if images.dim() == 4 and images.shape[1] == 3 else None
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != wanted.shape:
+        return Check(f"{what}, which are not of this network", float("inf"))
+    return Check(what, float((outputs - wanted).abs().max() / wanted.abs().max()))
+
+
+def _written_again(converted: Converted, path: Path) -> Check:
+    """Write the file again from our tensors; it must come out as it was, or at least read back as the same tensors."""
+    is_darknet = converted.source.startswith("Darknet")
+    try:
+        if is_darknet:
+            version = (converted.header["major"], converted.header["minor"], converted.header["revision"])
+            data = darknet.write(converted.state_dict, converted.model, converted.header["seen"], version)
+        else:
+            data = mindspore.write(converted.state_dict, converted.model)
+    except UsageError as error:
+        return Check(f"not written again: {error}", None)
+    if np.array_equal(np.frombuffer(data, np.uint8), np.memmap(path, np.uint8, "r")):
+        return Check("written again: byte for byte the same file", 0.0)
+    again = mindspore.read(data) if not is_darknet else None
+    if again is None or any(
+        not torch.equal(again.state_dict[row.name], converted.state_dict[row.name]) for row in converted.table
+    ):
+        raise ToleranceError(f"{path}: written again from the converted tensors it is another file")
+    return Check("written again and read back: every tensor the same", 0.0)

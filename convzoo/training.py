@@ -16,7 +16,7 @@ from convzoo.data.transforms import normalize
 from convzoo.errors import ConvzooError, InterruptedRun
 from convzoo.evaluate import Evaluation, TorchRunner, evaluate, summary
 from convzoo.logs import log
-from convzoo.meter import Meter
+from convzoo.meter import Meter, profiled
 from convzoo.recipe import Recipe
 from convzoo.report.card import write_card
 from convzoo.report.plots import plot_curves
@@ -117,7 +117,7 @@ def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder
     logs.setup(dist.rank())
     log_file = None
     try:
-        setup = Setup(with_weights_hash(recipe, machine.weights), machine, device)
+        setup = Setup(with_weights_hash(recipe, machine.weights, machine.download), machine, device)
         run, continued = _open_on_rank_0(machine, setup.recipe)
         if dist.rank() == 0:
             log_file = logs.to_file(run.path / "train.log")
@@ -126,7 +126,7 @@ def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder
         if dist.rank() == 0:
             run.describe(machine.command, device, setup.data_account)
             _log_start(setup, run)
-        with StopRequest() as stop, _profiled(machine.profile, run.path / "profile") as profiler_step:
+        with StopRequest() as stop, profiled(machine.profile, run.path / "profile") as profiler_step:
             yield setup, run, stop, profiler_step
     finally:
         if log_file:
@@ -171,6 +171,7 @@ def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest"
     progress, train_recipe = setup.progress, setup.recipe.train
     epoch = progress.step // setup.steps_per_epoch
     evaluation = None
+    meter.end_training()
     if epoch % train_recipe.eval_every_epochs == 0 or epoch == train_recipe.epochs:
         evaluation = _evaluate(setup, lambda: stop.requested)
         if any(dist.gather_objects(stop.requested)):
@@ -270,27 +271,6 @@ def _finish(setup: Setup, run: RunFolder, evaluation: Evaluation) -> None:
     }  # fmt: skip
     write_card(run.path / "README.md", setup.recipe.name, facts, evaluation.result, rows)
     log.info(f"done: {summary(evaluation.result)}; see {run.path}/README.md")
-
-
-@contextlib.contextmanager
-def _profiled(wanted: bool, folder: Path) -> Iterator[Callable[[], None]]:
-    """Profile three steps after two of warm-up into trace.json and operators.txt."""
-    if not wanted or dist.rank() != 0:
-        yield lambda: None
-        return
-
-    def write(profiler: torch.profiler.profile) -> None:
-        folder.mkdir(exist_ok=True)
-        profiler.export_chrome_trace(str(folder / "trace.json"))
-        by = "self_cpu_time_total" if torch.accelerator.current_accelerator() is None else "self_device_time_total"
-        table = profiler.key_averages().table(sort_by=by, row_limit=30)
-        (folder / "operators.txt").write_text(table)
-        log.info(f"profile of three steps: {folder}/trace.json and operators.txt")
-
-    with torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=write
-    ) as profiler:
-        yield profiler.step
 
 
 class StopRequest:

@@ -1,0 +1,76 @@
+"""Train the CIFAR-10 recipes on a GPU, resumably, each for a limited time, and print one table last.
+
+    python benchmarks/gpu_cifar.py --data cifar10.zip --minutes 8 --out runs/gpu
+    python benchmarks/gpu_cifar.py --data cifar10.zip --check          # some minutes on a CPU: the whole script, tiny
+
+Run it again to continue what the time limit or a lost machine cut off: a finished run is only measured.
+"""
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+RUNS = {"vgg16-cifar10": None, "densenet100-cifar10": 1.0, "tinydarknet-cifar10": 1.0}  # None: in full, else a share of --minutes
+TINY = ["data.max_train_images=64", "train.epochs=1", "train.batch_size=16"]
+TINY_SCHEDULE = {"densenet100-cifar10": ["schedule={name: constant}"]}
+
+
+def convzoo(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "convzoo", *argv]
+
+
+def train(name: str, out: Path, arguments: argparse.Namespace) -> float:
+    """Train or continue one recipe until it is done or its time is up; return the seconds spent now."""
+    overrides = [*TINY, *TINY_SCHEDULE.get(name, [])] if arguments.check else []
+    resume = ["--resume"] if (out / "recipe.yaml").exists() else []
+    if (out / "README.md").exists():
+        return 0.0
+    share = RUNS[name]
+    workers = [] if arguments.workers is None else ["--workers", str(arguments.workers)]
+    command = convzoo("train", name, *overrides, "--data", str(arguments.data), "--out", str(out), *workers, *resume)
+    started = time.perf_counter()
+    process = subprocess.Popen(command)
+    try:
+        process.wait(timeout=None if share is None else share * arguments.minutes * 60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    if process.returncode not in (0, 75):
+        raise SystemExit(f"{name}: exit {process.returncode}")
+    return time.perf_counter() - started
+
+
+def measure(name: str, out: Path, data: Path) -> str:
+    done = subprocess.run(convzoo("eval", str(out / "checkpoints/last.safetensors"), "--data", str(data), "--json"), stdout=subprocess.PIPE, text=True, check=True)
+    result = json.loads(done.stdout)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    epochs = [row for row in rows if row["kind"] == "epoch"]
+    env = json.loads((out / "env.json").read_text())
+    speed = f"{epochs[-1]['images_per_s']:.0f}" if epochs else ""
+    cells = [name, str(len(epochs)), f"{100 * result['top1']:.2f} %", f"{result['images']} of {result['images_expected']}", speed, env["device_name"], env["commit"] or ""]
+    return f"| {' | '.join(cells)} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    lines = []
+    for name in RUNS:
+        seconds = train(name, arguments.out / name, arguments)
+        print(f"{name}: {seconds:.0f} s", flush=True)
+        lines.append(measure(name, arguments.out / name, arguments.data))
+    print("| recipe | epochs | top-1 | images | img/s | device | commit |\n| --- | --- | --- | --- | --- | --- | --- |")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""YAML into plain values that remember where each was written: what messages about a recipe point at."""
+
+from collections.abc import Callable
+from typing import Any
+
+import yaml
+
+from convzoo.errors import UsageError
+
+
+def parse(text: str, shown: str, places: dict[tuple, str]) -> dict[str, Any]:
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        problem = getattr(error, "problem", None) or str(error)
+        raise UsageError(f"{shown}:{mark.line + 1 if mark else 1}: not YAML: {' '.join(problem.split())}") from None
+    if not isinstance(node, yaml.MappingNode):
+        raise UsageError(
+            f"{shown}:1: a recipe is a mapping of sections, this file {'is empty' if node is None else 'is not'}"
+        )
+    return _plain(node, (), places, lambda mark: f"{shown}:{mark.line + 1}:", set())
+
+
+def _plain(
+    node: yaml.Node, path: tuple, places: dict[tuple, str], where: Callable[[yaml.Mark], str], seen: set[int]
+) -> Any:
+    """Turn YAML nodes into plain values and remember where each stood; duplicate keys, aliases and tags are refused."""
+    here = where(node.start_mark)
+    places.setdefault(path, here)
+    if id(node) in seen:
+        raise UsageError(f"{here} aliases are not allowed in a recipe; write the value out")
+    seen.add(id(node))
+    if isinstance(node, yaml.SequenceNode):
+        return [_plain(child, (*path, i), places, where, seen) for i, child in enumerate(node.value)]
+    if isinstance(node, yaml.MappingNode):
+        plain: dict[str, Any] = {}
+        for key_node, child in node.value:
+            key = key_node.value
+            place = where(key_node.start_mark)
+            if key_node.tag != "tag:yaml.org,2002:str":
+                raise UsageError(f"{place} key {key!r} is not text; put it in quotes")
+            if key in plain:
+                raise UsageError(f"{place} {'.'.join(map(str, (*path, key)))}: duplicate key")
+            places[(*path, key)] = place
+            plain[key] = _plain(child, (*path, key), places, where, seen)
+        return plain
+    if node.tag.removeprefix("tag:yaml.org,2002:") not in ("str", "int", "float", "bool", "null"):
+        raise UsageError(
+            f"{here} {'.'.join(map(str, path))}: {node.tag.removeprefix('tag:yaml.org,2002:')} is not a value that a recipe can hold"
+        )
+    value = yaml.SafeLoader("").construct_object(node)
+    if isinstance(value, float) and value - value != 0:
+        raise UsageError(f"{here} {'.'.join(map(str, path))}: must be a finite number, not {node.value}")
+    return value
+
+
+def apply_override(override: str, plain: dict[str, Any], places: dict[tuple, str]) -> None:
+    dotted, equals, text = override.partition("=")
+    path = tuple(dotted.split("."))
+    if not equals or not all(path):
+        raise UsageError(f"'{override}' is not an override; write section.key=value, such as optim.lr=0.05")
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise UsageError(f"command line: {dotted}: not a YAML value: {getattr(error, 'problem', error)}") from None
+    for known in [known for known in places if known[: len(path)] == path]:
+        del places[known]
+    value = None if node is None else _plain(node, path, places, lambda mark: "command line:", set())
+    places[path] = "command line:"
+    target = plain
+    for depth, key in enumerate(path[:-1]):
+        target = target.setdefault(key, {})
+        if not isinstance(target, dict):
+            raise UsageError(f"command line: {override}: {'.'.join(path[: depth + 1])} has no keys of its own")
+    target[path[-1]] = value

@@ -1,0 +1,122 @@
+"""The command line: its options are frozen, help is quick, and every mistake is one line with the right exit code."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+import typer
+from conftest import QUICK, one_line
+
+import convzoo
+from convzoo import cli
+
+OPTIONS = {
+    "train": "--accumulate --compile --data --device --download --help --on-bad-sample --out --profile --resume --save-every-steps --weights --workers",
+    "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --workers",
+    "predict": "--batch-size --device --help --json --on-bad-sample --precision --save",
+    "doctor": "--help --json",
+    "data check": "--data --help --json",
+    "data stats": "--data --help --json --sheet",
+    "data save": "--count --data --help --out --split",
+}
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_the_options_of_a_verb_are_these(verb):
+    command = typer.main.get_command(cli.app)
+    for name in verb.split():
+        command = command.commands[name]
+    context = command.make_context(verb, [], resilient_parsing=True)
+    options = {
+        option for parameter in command.get_params(context) for option in parameter.opts if option.startswith("--")
+    }
+    assert options == set(OPTIONS[verb].split())
+
+
+def test_help_is_quick_and_does_not_import_torch():
+    code = "import sys; from convzoo.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started)
+        assert done.returncode == 0 and "train" in done.stdout
+    assert min(seconds) < 0.3
+
+
+def test_version_and_list_and_doctor(run):
+    assert run("--version")[:2] == (0, f"convzoo {convzoo.__version__}\n")
+    code, out, _ = run("list")
+    assert code == 0 and "vgg16-cifar10-224" in out and "densenet121" in out and "image_folder" in out
+    code, out, _ = run("doctor")
+    assert code == 0 and "torchvision" in out and "computes_bfloat16" in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        (["trian"], 2, "Did you mean 'train'"),
+        (["train"], 2, "recipe"),
+        (["train", "tinydarknet-digits", "--bath", "3"], 2, "--bath"),
+        (["train", "tinydarknet-digits", "--workers", "many"], 2, "integer"),
+        (["train", "tinydarknet-digits", "--device", "cuda"], 2, "only cpu"),
+        (["train", "tinydarknet-digits", "--device", "abacus"], 2, "abacus"),
+        (["train", "tinydarknet-digits", "--device", "npu"], 5, "torch_npu"),
+        (["train", "vgg16-cifar10"], 2, "--data"),
+        (["train", "vgg16-cifar10", "--data", "/none"], 2, "/none"),
+        (["train", "tinydarknet-digits", "--weights", "/none.safetensors"], 2, "/none.safetensors"),
+        (["train", "tinydarknet-digits", "model.num_classes=7"], 3, "model.num_classes=10"),
+        (["train", "tinydarknet-digits", "--resume", "--out", "/none/run"], 2, "no run"),
+        (["train", "tinydarknet-digits", "--accumulate", "7"], 2, "does not divide"),
+        (["train", "tinydarknet-digits", "train.freeze=[nothing.*]"], 2, "matches no parameter"),
+        (["train", "tinydarknet-digits", "train.sync_batch_norm=true"], 2, "accelerators"),
+        (["train", "tinydarknet-digits", "--download"], 2, "CIFAR-10"),
+        (["eval", "/none.safetensors"], 2, "/none.safetensors"),
+        (["predict", "/none.safetensors", "x.png"], 2, "/none.safetensors"),
+        (["data", "stats", "digit"], 2, "did you mean 'digits'"),
+    ],
+)
+def test_a_mistake_is_one_line_with_its_exit_code(run, argv, code, message):
+    if "cuda" in argv:
+        import torch
+
+        if torch.cuda.is_available():
+            pytest.skip("there is a GPU here")
+    got, out, err = run(*argv)
+    assert got == code and out == ""
+    assert message in one_line(err)
+
+
+def test_a_folder_in_use_is_not_written_to(run, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    code, _, err = run("train", "tinydarknet-digits", "--out", tmp_path)
+    assert code == 2 and "not empty" in one_line(err)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_two_processes_do_not_train_in_one_folder(run, digits_run):
+    import fcntl
+
+    with open(digits_run / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, _, err = run(
+            "train",
+            "tinydarknet-digits",
+            *QUICK,
+            "data.max_train_images=null",
+            "train.epochs=3",
+            "--resume",
+            "--out",
+            digits_run,
+        )
+    assert code == 2 and "another process" in one_line(err)
+
+
+def test_the_digits_can_be_looked_at(run, tmp_path):
+    code, out, _ = run("data", "stats", "digits", "--sheet", tmp_path / "sheet.png")
+    assert code == 0 and "1,437" in out and "360" in out and (tmp_path / "sheet.png").stat().st_size > 5000
+    code, out, _ = run("data", "save", "digits", "--out", tmp_path / "pictures", "--count", "10")
+    assert code == 0 and len(out.splitlines()) == 10 == len(list((tmp_path / "pictures").iterdir()))
+    code, out, _ = run("data", "check", "digits")
+    assert code == 0 and "0 unreadable" in out

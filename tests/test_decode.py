@@ -1,0 +1,95 @@
+"""Pictures of every kind become upright RGB uint8; everything else is refused by name."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from convzoo.data.decode import decode_rgb
+from convzoo.errors import DataError
+
+# A gradient that differs in each corner, so that a turned picture shows.
+Y, X = np.mgrid[0:16, 0:24]
+PIXELS = np.stack([X * 10, Y * 15, (X + Y) * 6], -1).astype(np.uint8)
+
+
+def encoded(image: Image.Image, kind: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(data: bytes) -> np.ndarray:
+    image = decode_rgb(data, "picture")
+    assert image.dtype == torch.uint8 and image.shape[0] == 3
+    return image.permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
+def test_lossless_formats_are_exact(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    assert (decoded(encoded(Image.fromarray(PIXELS), kind, **options)) == PIXELS).all()
+
+
+def test_grey_palette_alpha_cmyk_and_16_bits():
+    grey = Image.fromarray(PIXELS[..., 0])
+    assert (decoded(encoded(grey, "PNG")) == PIXELS[..., :1]).all()
+    palette = Image.fromarray(PIXELS).quantize(64)
+    assert (decoded(encoded(palette, "PNG")) == np.asarray(palette.convert("RGB"))).all()
+    with_alpha = Image.fromarray(np.dstack([PIXELS, np.full((16, 24), 7, np.uint8)]))
+    assert (decoded(encoded(with_alpha, "PNG")) == PIXELS).all()
+    deep = Image.fromarray(PIXELS[..., 0].astype(np.uint16) * 257)
+    assert (decoded(encoded(deep, "PNG")) == PIXELS[..., :1]).all()
+    red = Image.new("CMYK", (24, 16), (0, 255, 255, 0))
+    assert np.abs(decoded(encoded(red, "JPEG")).astype(int) - [255, 0, 0]).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = Image.fromarray(PIXELS)
+    undo = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270,
+    }  # fmt: skip
+    stored = upright.transpose(undo[orientation]) if orientation in undo else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    got = decoded(encoded(stored, "JPEG", quality=95, subsampling=0, exif=exif))
+    assert got.shape == PIXELS.shape
+    assert np.abs(got.astype(int) - PIXELS).mean() < 3
+
+
+def giant_png(width: int, height: int) -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "empty file"),
+        (b"hello, I am a text file", "not a picture"),
+        (b"<!DOCTYPE html><html>", "not a picture"),
+        (encoded(Image.fromarray(PIXELS), "JPEG")[:200], "damaged"),
+        (encoded(Image.effect_noise((64, 64), 80), "PNG")[:-2000], "damaged"),
+        (giant_png(60_000, 60_000), "pixels"),
+        (giant_png(12_000, 9_000), "pixels"),
+        (encoded(Image.fromarray(PIXELS), "TIFF"), "not a picture"),
+    ],
+)
+def test_what_is_no_picture_is_refused(data, message):
+    with pytest.raises(DataError, match=message) as caught:
+        decode_rgb(data, "folder/x.jpg")
+    assert str(caught.value).startswith("folder/x.jpg: ") and "\n" not in str(caught.value)

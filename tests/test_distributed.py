@@ -1,0 +1,76 @@
+"""Two ranks equal one at the same global batch, through the real torchrun."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import STILL, difference, momenta
+
+from convzoo.checkpoint import load_model, load_state
+
+
+def torchrun(*argv: object) -> subprocess.CompletedProcess:
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "convzoo",
+        *map(str, argv),
+    ]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    from convzoo import cli
+
+    folder = tmp_path_factory.mktemp("ranks")
+    assert cli.main(["train", "densenet100-digits", *STILL, "--out", str(folder / "one")]) == 0
+    done = torchrun("train", "densenet100-digits", *STILL, "--out", folder / "two")
+    assert done.returncode == 0, done.stderr
+    assert "batch 16 = 2 ranks x 1 micro-batches x 8" in done.stderr
+    return folder
+
+
+def test_two_ranks_end_where_one_does(both):
+    weights = [load_model(both / name / "checkpoints/last.safetensors")[0] for name in ("one", "two")]
+    assert difference(*weights) < 1e-5
+    assert difference(momenta(both / "one"), momenta(both / "two")) < 1e-4
+
+
+def test_two_ranks_log_and_measure_the_same(both):
+    one, two = (
+        [json.loads(line) for line in (both / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("one", "two")
+    )
+    assert len(one) == len(two) == 4 + 2
+    for a, b in zip(one, two, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["train_top1"] == pytest.approx(b["train_top1"])
+        assert a.get("images") == b.get("images") in (None, 360)
+        if "top1" in a:
+            assert a["top1"] == pytest.approx(b["top1"], abs=1e-9)
+
+
+def test_evaluation_on_two_ranks_is_the_same_number(both, run):
+    last = both / "one/checkpoints/last.safetensors"
+    done = torchrun("eval", last, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads(run("eval", last, "--json")[1])
+
+
+def test_the_state_remembers_its_ranks(both):
+    assert load_state(both / "two/checkpoints/last.state.pt")["world_size"] == 2
+
+
+@pytest.mark.slow
+def test_a_batch_that_the_ranks_do_not_divide_is_refused(tmp_path):
+    done = torchrun("train", "tinydarknet-digits", "train.batch_size=33", "--out", tmp_path / "run")
+    assert done.returncode == 1 and "does not divide by 2 ranks" in done.stderr and not (tmp_path / "run").exists()

@@ -1,0 +1,124 @@
+"""Recipes: every shipped one is whole, and everything wrong in one is named with file, line and key."""
+
+import pytest
+import torch
+
+from convzoo import recipe as recipes
+from convzoo import registry
+from convzoo.errors import UsageError
+from convzoo.evaluate import check_recipe
+from convzoo.optim import build_schedule
+
+GOOD = (recipes.SHIPPED / "tinydarknet-digits.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_a_shipped_recipe_is_whole(name):
+    text = (recipes.SHIPPED / f"{name}.yaml").read_text()
+    header = [line for line in text.splitlines() if line.startswith("#")]
+    assert any(line.startswith("# Run: ") and f"train {name}" in line for line in header)
+    assert any(line.startswith("# Cost: ") for line in header)
+    recipe = recipes.load(name)
+    check_recipe(recipe)
+    with torch.device("meta"):
+        model = registry.bind("model", recipe.model, recipe.at("model"))()
+    assert any(parameter.shape[0] == recipe.model["num_classes"] for parameter in model.parameters())
+    rates = [
+        build_schedule(recipe.schedule, recipe.optim.lr, 10, recipe.train.epochs)(step)
+        for step in range(10 * recipe.train.epochs)
+    ]
+    assert max(rates) == pytest.approx(recipe.optim.lr) and min(rates) >= 0
+
+
+@pytest.mark.parametrize("name", recipes.shipped())
+def test_a_recipe_survives_being_written_out(name, tmp_path):
+    recipe = recipes.load(name)
+    path = tmp_path / "again.yaml"
+    path.write_text(recipe.to_yaml())
+    assert recipes.load(path).plain() == recipe.plain()
+
+
+def wrong(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "parts"),
+    [
+        (wrong("nesterov: true", "nestrov: true"), 15, ["optim.nestrov", "did you mean 'nesterov'?"]),
+        (wrong("lr: 0.1", "lr: 1e-4"), 15, ["optim.lr", "write 1.0e-4"]),
+        (wrong("lr: 0.1", "lr: fast"), 15, ["optim.lr", '"fast"']),
+        (wrong("lr: 0.1", "lr: -1.0"), 15, ["optim.lr", "greater than 0"]),
+        (wrong("name: sgd", "name: adam"), 15, ["optim.name", "sgd"]),
+        (wrong("seed: 0", "seed: yes"), 6, ["seed", "true"]),
+        (wrong("seed: 0", "seed: 0\nseed: 1"), 7, ["seed", "duplicate key"]),
+        (wrong("lr: 0.1,", "lr: 0.1, lr: 0.2,"), 15, ["optim.lr", "duplicate key"]),
+        (wrong("epochs: 30", "epochs: 30.5"), 17, ["train.epochs", "30.5"]),
+        (wrong("name: tinydarknet", "name: tinydarknte"), 13, ["model.name", "did you mean 'tinydarknet'?"]),
+        (wrong("num_classes: 10", "num_clases: 10"), 13, ["model.num_clases", "did you mean 'num_classes'?"]),
+        (wrong("num_classes: 10", "num_classes: ten"), 13, ["model.num_classes", '"ten"']),
+        (wrong("padding_px: 1", "padding: 1"), 9, ["transform.train.0.pad_crop.padding", "did you mean 'padding_px'?"]),
+        (
+            wrong("[{pad_crop: {padding_px: 1}}", "[{padcrop: {padding_px: 1}}"),
+            9,
+            ["unknown transform 'padcrop'", "pad_crop"],
+        ),
+        (wrong("mode: stretch}}]\n  eval", "mode: squash}}]\n  eval"), 9, ["resize.mode", "'stretch'", "squash"]),
+        (wrong("name: digits", "name: digit"), 7, ["data.name", "did you mean 'digits'?"]),
+        (wrong("max_train_images: null", "max_train: 3"), 7, ["data.max_train", "max_train_images"]),
+        (wrong("task: classify", "task: clasify"), 5, ["task", "classify"]),
+        (wrong("task: classify", "tsk: classify"), 5, ["tsk", "did you mean 'task'?"]),
+        (
+            wrong("warmup_epochs: 2", "milestones: [3]"),
+            16,
+            ["schedule", "milestones has no meaning for cosine_annealing"],
+        ),
+        (wrong("warmup_epochs: 2", "warmup_epochs: .nan"), 16, ["schedule.warmup_epochs", "finite"]),
+        (wrong("seed: 0", "seed: !!python/name:os.system"), 6, ["seed"]),
+        (wrong("seed: 0", "seed: &a 0\nloss: *a"), None, ["alias"]),
+        (wrong("seed: 0", "seed: 2026-01-01"), 6, ["seed", "timestamp"]),
+        (wrong("seed: 0", "seed: ["), None, ["not YAML"]),
+        (wrong("optim: {name", "optm: {name"), 15, ["optm", "did you mean 'optim'?"]),
+        ("", 1, ["empty"]),
+        ("- 1\n", 1, ["mapping"]),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_place(run, tmp_path, text, line, parts):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    code, out, err = run("train", path, "--out", tmp_path / "run")
+    assert code == 2 and out == ""
+    assert len(err.splitlines()) == 1
+    assert f"{path}:{line}:" in err if line else f"{path}:" in err
+    for expected in parts:
+        assert expected in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_section_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("\n".join(line for line in GOOD.splitlines() if not line.startswith("optim")))
+    with pytest.raises(UsageError, match="optim: required"):
+        recipes.load(path)
+
+
+def test_names_and_files_that_do_not_exist():
+    with pytest.raises(UsageError, match="did you mean 'vgg16-cifar10'"):
+        recipes.load("vgg16-cifar")
+    with pytest.raises(UsageError, match="no such file"):
+        recipes.load("mine/none.yaml")
+
+
+def test_overrides_replace_keys_and_are_checked():
+    recipe = recipes.load("tinydarknet-digits", ["optim.lr=0.05", "transform.train=[]", "data.max_train_images=7"])
+    assert recipe.optim.lr == 0.05 and recipe.transform.train == [] and recipe.data["max_train_images"] == 7
+    for override, message in [
+        ("optim.lr=1e-4", "command line: optim.lr: .*write 1.0e-4"),
+        ("lr=0.1", "did you mean 'optim.lr'"),
+        ("optim.lr", "write section.key=value"),
+        ("optim.lr.x=1", "has no keys of its own"),
+        ("transform.train=[{flip_lr: {prob: 0.5}, cutout: {}}]", "one name"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            recipes.load("tinydarknet-digits", [override])

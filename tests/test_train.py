@@ -1,0 +1,323 @@
+"""Training: interrupted equals uninterrupted bit for bit, and every switch does what it says."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import QUICK, STILL, difference, momenta, one_line
+
+from convzoo import cli, errors
+from convzoo import recipe as recipes
+from convzoo import training as train_module
+from convzoo.checkpoint import load_model, load_state
+from convzoo.train_setup import Machine, Setup
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
+    return load_model(run / f"checkpoints/{name}.safetensors")[0]
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def rows(run: Path, kind: str) -> list[dict]:
+    return [
+        row for line in (run / "metrics.jsonl").read_text().splitlines() if (row := json.loads(line))["kind"] == kind
+    ]
+
+
+class stop_after:
+    """Send this process a real signal after some steps, as a scheduler would."""
+
+    def __init__(self, monkeypatch, steps: int, number: int = signal.SIGTERM):
+        inner = train_module._forward_backward
+
+        def step(*args):
+            self.steps = getattr(self, "steps", 0) + 1
+            if self.steps == steps:
+                os.kill(os.getpid(), number)
+            return inner(*args)
+
+        monkeypatch.setattr(train_module, "_forward_backward", step)
+
+
+@pytest.mark.parametrize(
+    ("extra", "steps"),
+    [
+        (["train.precision=fp32"], 3),
+        (["train.precision=bf16"], 6),
+        (["train.ema_decay=0.9", "train.clip_grad_norm=1.0"], 4),  # the end of an epoch
+        (["model={name: vgg16, num_classes: 10, head: small, batch_norm: true, dropout: 0.5}", "transform.train=[{resize: {size_px: 32, mode: stretch}}, {pad_crop: {padding_px: 2}}]", "transform.eval=[{resize: {size_px: 32, mode: stretch}}]", "data.max_train_images=80", "train.batch_size=16"], 2),
+    ],
+)  # fmt: skip
+def test_interrupted_equals_uninterrupted_bit_for_bit(run, tmp_path, monkeypatch, extra, steps):
+    command = ["train", "tinydarknet-digits", *QUICK, *extra]
+    assert run(*command, "--out", tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, steps)
+        code, out, err = run(*command, "--out", tmp_path / "parts")
+    assert code == 75 and out == "" and f"stopped at step {steps} of " in one_line(err)
+    assert (tmp_path / "parts/interrupted").exists()
+    assert load_state(tmp_path / "parts/checkpoints/last.state.pt")["step"] == steps
+    code, out, err = run(*command, "--out", tmp_path / "parts")  # the same command
+    assert code == 0 and f"continued at step {steps}" in err and not (tmp_path / "parts/interrupted").exists()
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+    whole, parts = (load_state(tmp_path / name / "checkpoints/last.state.pt") for name in ("whole", "parts"))
+    assert all(
+        torch.equal(a["momentum_buffer"], b["momentum_buffer"])
+        for a, b in zip(whole["optimizer"]["state"].values(), parts["optimizer"]["state"].values(), strict=True)
+    )
+    for kind in ("step", "epoch"):
+        strip = lambda row: {key: value for key, value in row.items() if key != "images_per_s"}
+        assert [strip(row) for row in rows(tmp_path / "whole", kind)] == [
+            strip(row) for row in rows(tmp_path / "parts", kind)
+        ]
+
+
+def test_a_second_signal_and_ctrl_c(run, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 3, signal.SIGINT)
+    code, _, _ = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")
+    assert code == 75
+    with train_module.StopRequest() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_stop_during_the_evaluation_is_made_up_for(run, tmp_path, monkeypatch):
+    command = ["train", "tinydarknet-digits", *QUICK, "train.eval_every_epochs=1"]
+    assert run(*command, "--out", tmp_path / "whole")[0] == 0
+    inner = train_module._evaluate
+    with monkeypatch.context() as patch:
+
+        def evaluate(setup, stop):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return inner(setup, stop)
+
+        patch.setattr(train_module, "_evaluate", evaluate)
+        assert run(*command, "--out", tmp_path / "parts")[0] == 75
+    assert rows(tmp_path / "parts", "epoch") == []
+    assert run(*command, "--out", tmp_path / "parts")[0] == 0
+    assert [row["top1"] for row in rows(tmp_path / "parts", "epoch")] == [
+        row["top1"] for row in rows(tmp_path / "whole", "epoch")
+    ]
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_a_damaged_newest_checkpoint_falls_back(run, tmp_path, monkeypatch):
+    command = ["train", "tinydarknet-digits", *QUICK, "--save-every-steps", 1]
+    assert run(*command, "--out", tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert run(*command, "--out", tmp_path / "run")[0] == 75
+    newest = tmp_path / "run/checkpoints/step-00000003.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[-50] ^= 1
+    newest.write_bytes(data)
+    code, _, err = run(*command, "--out", tmp_path / "run")
+    assert code == 0 and "damaged" in err and "continued at step 2" in err
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
+
+
+def test_a_run_is_continued_with_its_own_recipe_only(run, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 2)
+    assert run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")[0] == 75
+    code, _, err = run("train", "tinydarknet-digits", *QUICK, "optim.lr=0.2", "--out", tmp_path / "run")
+    assert code == 2 and "optim.lr=0.1, not 0.2" in one_line(err)
+    assert run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run", "--resume")[0] == 0
+    code, _, err = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")
+    assert code == 2 and "not empty" in one_line(err)
+
+
+def test_what_a_run_leaves(digits_run):
+    names = {path.name for path in digits_run.iterdir()}
+    assert {
+        "README.md",
+        "recipe.yaml",
+        "command.txt",
+        "env.json",
+        "data.json",
+        "train.log",
+        "metrics.jsonl",
+        "results.csv",
+        "checkpoints",
+        "plots",
+        "eval",
+    } <= names
+    assert {path.name for path in (digits_run / "plots").iterdir()} == {"loss.png", "accuracy.png", "learning_rate.png"}
+    assert {path.name for path in (digits_run / "eval").iterdir()} >= {
+        "metrics.json",
+        "per_class.csv",
+        "confusion.png",
+        "confusion.csv",
+    }
+    assert recipes.load(digits_run / "recipe.yaml").train.epochs == 3
+    assert (digits_run / "command.txt").read_text().startswith("convzoo train tinydarknet-digits 'transform.train=[]' ")
+    env = json.loads((digits_run / "env.json").read_text())
+    assert env["torch"] == torch.__version__.partition("+")[0] and env["device"] == "cpu"
+    measured = json.loads((digits_run / "eval/metrics.json").read_text())
+    assert measured["images"] == measured["images_expected"] == 360
+    assert f"{100 * measured['top1']:.2f} %" in (digits_run / "README.md").read_text()
+    info = load_model(digits_run / "checkpoints/last.safetensors")[1]
+    assert info.metrics["top1"] == measured["top1"] and info.class_names == [str(i) for i in range(10)]
+    assert len((digits_run / "results.csv").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("recipe", ["tinydarknet-digits", "vgg16-digits", "densenet100-digits"])
+def test_losses_are_the_golden_ones(recipe):
+    loaded = recipes.load(recipe, ["train.precision=fp32", "train.batch_size=16", "data.max_train_images=64"])
+    setup = Setup(loaded, Machine(), torch.device("cpu"))
+    losses, batches = [], setup.batches()
+    for step in range(8):
+        torch.manual_seed(step)
+        setup.train_mode()
+        for group in setup.optimizer.param_groups:
+            group["lr"] = 0.01
+        setup.optimizer.zero_grad()
+        scalars, _, _ = train_module._forward_backward(setup, batches)
+        losses.append(scalars["loss"].item())
+        setup.optimizer.step()
+    path = GOLDEN / f"{recipe}.txt"
+    if os.environ.get("CONVZOO_WRITE_GOLDEN"):
+        path.write_text("".join(f"{loss:.6f}\n" for loss in losses))
+    expected = [float(line) for line in path.read_text().splitlines()]
+    assert losses == pytest.approx(expected, rel=2e-4)
+
+
+def test_accumulation_gives_the_same_weights_where_batch_norm_stands_still(run, tmp_path):
+    for name, accumulate in (("one", 1), ("four", 4)):
+        code, _, _ = run("train", "densenet100-digits", *STILL, "--accumulate", accumulate, "--out", tmp_path / name)
+        assert code == 0
+    assert difference(momenta(tmp_path / "one"), momenta(tmp_path / "four")) < 1e-4
+
+
+def test_it_overfits_one_batch(run, tmp_path):
+    code, _, _ = run(
+        "train",
+        "tinydarknet-digits",
+        "transform.train=[]",
+        "transform.eval=[]",
+        "data.max_train_images=32",
+        "train.epochs=60",
+        "train.eval_every_epochs=60",
+        "schedule.warmup_epochs=5",
+        "train.precision=fp32",
+        "--out",
+        tmp_path / "run",
+    )
+    assert code == 0
+    last = rows(tmp_path / "run", "epoch")[-1]
+    assert last["train_top1"] == 1.0 and last["loss"] < 0.05
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(run, tmp_path):
+    code, _, err = run(
+        "train",
+        "tinydarknet-digits",
+        *QUICK,
+        "optim.lr=1.0e+18",
+        "schedule={name: constant}",
+        "--save-every-steps",
+        1,
+        "--out",
+        tmp_path / "run",
+    )
+    assert code == 1 and re.search(
+        r"step \d+: (the loss is (nan|inf)|a gradient is not finite); nothing was updated", one_line(err)
+    )
+    for path in (tmp_path / "run/checkpoints").glob("step-*.safetensors"):
+        assert all(
+            torch.isfinite(tensor.float()).all()
+            for name, tensor in load_model(path)[0].items()
+            if "running" not in name
+        )
+
+
+def test_weights_to_start_from_and_a_new_head(run, tmp_path, digits_run):
+    last = digits_run / "checkpoints/last.safetensors"
+    code, _, err = run(
+        "train",
+        "tinydarknet-digits",
+        *QUICK,
+        "train.freeze=[features.*]",
+        "train.epochs=1",
+        "--weights",
+        last,
+        "--out",
+        tmp_path / "same",
+    )
+    assert code == 0 and "new head" not in err
+    before, after = weights(digits_run), weights(tmp_path / "same")
+    assert all(torch.equal(before[name], after[name]) == (not name.startswith("head.")) for name in before)
+    recorded = recipes.load(tmp_path / "same/recipe.yaml").train.weights_sha256
+    assert recorded == hashlib.sha256(last.read_bytes()).hexdigest()
+    tree = tmp_path / "tree"
+    for split in ("train", "val"):
+        assert run("data", "save", "digits", "--out", tmp_path / split, "--count", 40, "--split", split)[0] == 0
+        for file in (tmp_path / split).iterdir():
+            folder = tree / split / ("even" if int(file.name[0]) % 2 == 0 else "odd")
+            folder.mkdir(parents=True, exist_ok=True)
+            file.rename(folder / file.name)
+    two = ["data={name: image_folder}", "model.num_classes=2", "train.batch_size=8", "--data", tree]
+    code, _, err = run(
+        "train",
+        "tinydarknet-digits",
+        "transform.train=[]",
+        "transform.eval=[]",
+        "train.epochs=1",
+        *two,
+        "--weights",
+        last,
+        "--out",
+        tmp_path / "two",
+    )
+    assert code == 0 and "new head head.weight, head.bias for 2 classes" in err
+    code, _, err = run("train", "vgg16-digits", *QUICK, "--weights", last, "--out", tmp_path / "other")
+    assert code == 1 and "it holds a tinydarknet" in one_line(err)
+
+
+def test_fp16_with_a_dynamic_loss_scale_and_compile_flag_parse(run, tmp_path):
+    code, _, err = run(
+        "train",
+        "tinydarknet-digits",
+        *QUICK,
+        "train.precision=fp16",
+        "train.loss_scale=dynamic",
+        "train.epochs=1",
+        "--out",
+        tmp_path / "run",
+    )
+    assert code == 0 and " in fp16" in err
+    assert load_state(tmp_path / "run/checkpoints/last.state.pt")["loss_scale"]["value"] <= 65536
+
+
+def test_profile_writes_a_trace_and_a_table(run, tmp_path):
+    assert run("train", "tinydarknet-digits", *QUICK, "--profile", "--out", tmp_path / "run")[0] == 0
+    assert "aten::" in (tmp_path / "run/profile/operators.txt").read_text()
+    assert json.loads((tmp_path / "run/profile/trace.json").read_text())["traceEvents"]
+
+
+def test_the_python_api_does_the_same(tmp_path, digits_run):
+    import convzoo
+
+    out = convzoo.train("tinydarknet-digits", *QUICK, "train.epochs=1", out=tmp_path / "run")
+    model = convzoo.load(out / "checkpoints/last.safetensors")
+    assert model.evaluate()["images"] == 360 and model.class_names[3] == "3"
+    with pytest.raises(errors.UsageError):
+        convzoo.load(tmp_path / "none.safetensors")
+    assert cli.main(["data", "save", "digits", "--out", str(tmp_path / "pictures"), "--count", "10"]) == 0
+    answers = list(
+        convzoo.load(digits_run / "checkpoints/last.safetensors").predict(
+            tmp_path / "pictures", save=tmp_path / "annotated"
+        )
+    )
+    assert len(answers) == 10 and sum(Path(a.path).name[0] == a.names[0] for a in answers) >= 8

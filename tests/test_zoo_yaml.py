@@ -1,0 +1,218 @@
+"""MindSpore zoo configurations as recipes: all of the documents' tables, what their values mean, and wrong ones."""
+
+import ast
+import json
+import math
+import re
+
+import pytest
+import torch
+import yaml
+from conftest import one_line
+from torch.nn import functional as F
+
+from convzoo import recipe as recipes
+from convzoo import registry
+from convzoo.errors import UsageError
+from convzoo.evaluate import check_recipe
+from convzoo.optim import build_schedule
+
+VGG = """
+num_classes: 10
+lr: 0.01
+lr_init: 0.01
+lr_max: 0.1
+lr_epochs: '30,60,90,120'
+lr_scheduler: "step"
+warmup_epochs: 5
+batch_size: 64
+max_epoch: 70
+momentum: 0.9
+weight_decay: 5e-4
+loss_scale: 1.0
+label_smooth: 0
+label_smooth_factor: 0
+image_size: '224,224'
+pad_mode: 'same'
+padding: 0
+has_bias: False
+batch_norm: True
+initialize_mode: "XavierUniform"
+has_dropout: False
+device_target: Ascend
+file_format: MINDIR
+"""
+COLUMNS = {  # column of the facts' tables -> (task, model, base rate, schedule, epochs, batch, smoothing)
+    "cifar10_config of vgg16": ("classify", "vgg16", 0.1, "polynomial", 70, 64, 0),
+    "imagenet2012_config": ("classify", "vgg16", 0.04, "cosine_annealing", 90, 64, 0.1 * 1000 / 999),
+    "cpu_config (fine-tune)": ("classify", "vgg16", 0.001, "constant", 10, 64, 0),
+    "densenet100_config": ("classify", "densenet100", 0.1, "multi_step", 300, 64, 0),
+    "densenet121_config": ("classify", "densenet121", 0.1, "cosine_annealing", 120, 32, 0),
+    "imagenet_config": ("classify", "tinydarknet", 0.1, "multi_step", 500, 128, 0.1 * 1000 / 999),
+    "imagenet_config_gpu": ("classify", "tinydarknet", 0.1, "multi_step", 500, 128, 0.1 * 1000 / 999),
+    "cifar10_config": ("classify", "tinydarknet", 0.1, "multi_step", 120, 32, 0),
+    "cifar10_config_gpu": ("classify", "tinydarknet", 0.1, "multi_step", 120, 32, 0),
+    "HEAD default_config": ("detect", "yolov3", 0.001, "multi_step", 320, 32, 0),
+    "2021 default_config": ("detect", "yolov3", 0.001, "multi_step", 320, 32, 0),
+}
+
+
+def tables(shared) -> dict[str, dict]:
+    """Read the configurations that the facts file has as tables: one column each, `—` where there is no such key."""
+    text = (shared / "reference/model-zoo-facts.md").read_text()
+    found: dict[str, dict] = {}
+    for section in re.split(r"^### 3\.", text, flags=re.MULTILINE)[1:5]:
+        rows = [re.split(r"\s*\|\s*", line.strip("| ")) for line in section.splitlines() if line.startswith("|")]
+        for column, name in enumerate(rows[0][1:], 1):
+            name = f"{name} of vgg16" if section.startswith("1 ") and name == "cifar10_config" else name
+            cells = {row[0]: row[column] for row in rows[2:] if row[column] != "—"}
+            found[name] = {key: ast.literal_eval(cell.strip("`")) for key, cell in cells.items()}
+    return found
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_every_table_of_the_documents_becomes_a_recipe(run, shared, column, tmp_path):
+    values = tables(shared)[column]
+    assert len(values) > 20
+    source, out = tmp_path / "zoo.yaml", tmp_path / "ours.yaml"
+    # As the zoo's files are: values, help texts, choices.
+    source.write_text(yaml.safe_dump_all([values, {"lr": "base rate"}, {"lr_scheduler": ["a", "b"]}], sort_keys=False))
+    code, text, _ = run("convert", source, "--out", out, "--json")
+    found = json.loads(text)
+    assert code == 0
+    recipe = recipes.load(out)
+    assert recipe.plain() == found["recipe"]
+    task, model, lr, schedule, epochs, batch_size, smoothing = COLUMNS[column]
+    assert (recipe.task, recipe.model["name"], recipe.schedule.name) == (task, model, schedule)
+    assert (recipe.optim.lr, recipe.train.epochs, recipe.train.batch_size) == (lr, epochs, batch_size)
+    assert (
+        recipe.loss.label_smoothing == pytest.approx(smoothing) and recipe.model["num_classes"] == values["num_classes"]
+    )
+    if task == "classify":
+        check_recipe(recipe)
+        with torch.device("meta"):
+            registry.bind("model", recipe.model)()
+    else:  # the day that detection is here, its recipe must be complete
+        assert "detection is not there yet" in " ".join(found["notes"])
+        with pytest.raises(UsageError):
+            check_recipe(recipe)
+    dropped = found["dropped"]
+    assert set(dropped) < set(values) and "nothing here answers to it" not in dropped.values()
+    header = [line for line in out.read_text().splitlines() if line.startswith("#")]
+    for key in dropped:
+        assert any(line.startswith(f"# Left out: {key} (") for line in header)
+
+
+def test_the_configurations_printed_in_the_documents(run, shared, tmp_path):
+    """Three of the five documents print one: `key: value  # what it is`."""
+    count = 0
+    for document in sorted((shared / "reference/seeds").glob("*.txt")):
+        for block in re.findall(r"```\w*\n(.*?)```", document.read_text(), flags=re.DOTALL):
+            if "num_classes: 10" in block and "batch_size: " in block:
+                count += 1
+                (tmp_path / "zoo.yaml").write_text(block)
+                assert run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "ours.yaml")[0] == 0
+                check_recipe(recipes.load(tmp_path / "ours.yaml"))
+    assert count == 3
+
+
+def converted(run, tmp_path, text: str) -> recipes.Recipe:
+    (tmp_path / "zoo.yaml").write_text(text)
+    code, _, err = run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "ours.yaml")
+    assert code == 0, err
+    return recipes.load(tmp_path / "ours.yaml")
+
+
+def test_schedules_are_the_zoos(run, tmp_path):
+    """The zoo's formulas, one value a step, from its programs."""
+    steps, epochs, warmup = 7, 70, 5 * 7
+
+    def step(i):
+        if i < warmup:
+            return 0.01 + (0.1 - 0.01) * i / warmup
+        return 0.1 * (1 - (i - warmup) / (epochs * steps - warmup)) ** 2
+
+    def exponential(i):
+        return 0.01 * (i + 1) / warmup if i < warmup else 0.01 * 0.1 ** sum(i // steps >= m for m in (30, 60))
+
+    def cosine_annealing(i):
+        return 0.01 * (i + 1) / warmup if i < warmup else 0.01 * (1 + math.cos(math.pi * (i // steps) / 80)) / 2
+
+    for formula in (step, exponential, cosine_annealing):
+        recipe = converted(run, tmp_path, VGG.replace('"step"', f'"{formula.__name__}"') + "T_max: 80\n")
+        rate = build_schedule(recipe.schedule, recipe.optim.lr, steps, epochs)
+        assert [rate(i) for i in range(epochs * steps)] == pytest.approx([formula(i) for i in range(epochs * steps)])
+
+
+def test_smoothing_gives_the_zoos_targets(run, tmp_path):
+    text = VGG.replace("num_classes: 10", "num_classes: 8").replace("label_smooth: 0", "label_smooth: 1")
+    recipe = converted(run, tmp_path, text.replace("label_smooth_factor: 0", "label_smooth_factor: 0.1"))
+    logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 3, 7, 1, 1])
+    targets = torch.full((5, 8), 0.1 / 7).scatter(1, labels[:, None], 0.9)
+    zoos = -(targets * logits.log_softmax(1)).sum(1).mean()
+    ours = F.cross_entropy(logits, labels, label_smoothing=recipe.loss.label_smoothing)
+    assert float(ours) == pytest.approx(float(zoos), rel=1e-6)
+
+
+def test_a_converted_recipe_trains(run, tmp_path):
+    text = "net: densenet100\ndataset: cifar10\nimage_size: '32, 32'\nnum_classes: 10\nlr: 0.1\nlr_scheduler: exponential\n"
+    text += "lr_epochs: '150, 225, 300'\nlr_gamma: 0.1\nmax_epoch: 300\nper_batch_size: 64\nweight_decay: 0.0001\n"
+    recipe = converted(run, tmp_path, text)
+    assert recipe.schedule.milestones == [150, 225] and recipe.model["stem_norm"] is True
+    overrides = [
+        "data={name: digits, max_train_images: 64}",
+        "train.epochs=1",
+        "transform.eval=[]",
+        "transform.train=[]",
+    ]
+    assert run("train", tmp_path / "ours.yaml", *overrides, "--out", tmp_path / "run")[0] == 0
+
+
+def test_the_fine_tuning_configuration_trains_the_last_layer_alone(run, shared, tmp_path):
+    recipe = converted(run, tmp_path, yaml.safe_dump(tables(shared)["cpu_config (fine-tune)"]))
+    assert recipe.model["batch_norm"] is True and recipe.model["num_classes"] == 5
+    with torch.device("meta"):
+        names = dict(registry.bind("model", recipe.model)().named_parameters())
+    import fnmatch
+
+    left = [name for name in names if not any(fnmatch.fnmatch(name, pattern) for pattern in recipe.train.freeze)]
+    assert left == ["classifier.6.weight", "classifier.6.bias"]
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "message"),
+    [
+        (("lr_max: 0.1", "lr_max: fast"), 2, "zoo.yaml:5: lr_max: must be a number, not 'fast'"),
+        (("lr_max: 0.1", "lr_max: .inf"), 2, "zoo.yaml:5: lr_max: must be finite"),
+        (("lr_max: 0.1", ""), 2, "no key lr_max"),
+        (("max_epoch: 70", "max_epoch: 7.5"), 2, "zoo.yaml:10: max_epoch: must be a whole number, not 7.5"),
+        (("max_epoch: 70", "max_epoch: 0"), 2, "train.epochs"),
+        (("'224,224'", "[224, 192]"), 2, "image_size: must be square, not [224, 192]"),
+        (('"step"', "cosine_annealing_V2"), 2, "lr_scheduler: one of step, exponential, cosine_annealing, not 'cosine"),
+        (('"step"', "[step]"), 2, "lr_scheduler: one of"),
+        (("'same'", "'valid'"), 2, "pad_mode: one of same, pad"),
+        (("padding: 0", "padding: 2"), 2, "padding: only 0 is here, not 2"),
+        (("batch_norm: True", "batch_norm: 3"), 2, "batch_norm: must be True or False, not 3"),
+        (("num_classes: 10", "num_classes: 10\nnum_classes: 11"), 2, "zoo.yaml:3: num_classes: duplicate key"),
+        (("num_classes: 10", "num_classes: [10"), 1, "not YAML"),
+        ((VGG, "lr: 0.1\nbatch: 4\n"), 1, "not the configuration of a network of the MindSpore zoo"),
+        ((VGG, "- a: 1\n- b: 2\nlr"), 1, "not YAML"),
+        ((VGG, "net: densenet169\nnum_classes: 10\n"), 2, "zoo.yaml:1: net: one of densenet100, densenet121"),
+        ((VGG, "anchor_scales: [[1, 2]]\nmax_epoch: 1\n"), 2, "anchor_scales: only"),
+    ],
+)
+def test_a_wrong_configuration_is_one_line(run, change, code, message, tmp_path):
+    assert change[0] in VGG
+    (tmp_path / "zoo.yaml").write_text(VGG.replace(*change))
+    got, out, err = run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "ours.yaml")
+    assert got == code and out == "" and message in one_line(err)
+    assert not (tmp_path / "ours.yaml").exists()
+
+
+def test_a_recipe_needs_the_name_of_one(run, tmp_path):
+    (tmp_path / "zoo.yaml").write_text(VGG)
+    code, _, err = run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "ours.safetensors")
+    assert code == 2 and "name it FILE.yaml" in one_line(err)
+    code, _, err = run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "zoo.yaml")
+    assert code == 2 and "the source itself" in one_line(err) and (tmp_path / "zoo.yaml").read_text() == VGG
