@@ -216,6 +216,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         with open(temporary, "rb+") as file:
+            os.fchmod(file.fileno(), 0o666 & ~_umask())  # safetensors creates files that only their owner may read
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
@@ -225,6 +226,12 @@ def written_whole(path: Path) -> Iterator[Path]:
         if why:
             raise ConvzooError(f"{path}: cannot be written: {why}; what was saved before is untouched") from error
         raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _why_not_written(error: BaseException) -> str | None:

@@ -161,7 +161,7 @@ def _plain_recipe(path: Path) -> Any:
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:
     earlier, now = _flat(_plain_recipe(path)), _flat(recipe.plain())
     for key in sorted(earlier.keys() | now.keys()):
-        if earlier.get(key) != now.get(key):
+        if key != "train.keep_checkpoint_max" and earlier.get(key) != now.get(key):
             raise UsageError(
                 f"{path} is a run with {key}={earlier.get(key)}, not {now.get(key)}: a run is continued with its own recipe, or a new one started elsewhere"
             )

@@ -27,6 +27,8 @@ def test_a_model_file_gives_back_what_it_was_given(tmp_path):
     )
     assert info.preprocessing["mean"] == [0.306, 0.306, 0.306] and info.preprocessing["eval"]
     assert [file.name for file in tmp_path.iterdir()] == ["m.safetensors"]
+    (tmp_path / "other").touch()
+    assert path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 @pytest.mark.parametrize("where", [0.3, 0.5, 0.97])
