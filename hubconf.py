@@ -9,7 +9,18 @@ from pathlib import Path
 
 import convzoo
 
-dependencies = ["torch", "torchvision", "numpy", "PIL", "safetensors", "pydantic", "yaml", "sklearn", "matplotlib", "tqdm"]
+dependencies = [
+    "torch",
+    "torchvision",
+    "numpy",
+    "PIL",
+    "safetensors",
+    "pydantic",
+    "yaml",
+    "sklearn",
+    "matplotlib",
+    "tqdm",
+]
 
 
 def vgg16(weights: str | Path = "torchvision:VGG16_Weights.IMAGENET1K_V1", **options) -> "convzoo.Model":

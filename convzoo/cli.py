@@ -286,12 +286,11 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return 0  # the reader, such as head, has seen enough
     except (ConvzooError, KeyboardInterrupt, Exception) as error:
+        message = getattr(error, "format_message", None)  # typer's own errors: wrong options and arguments
         if type(error).__name__ == "NoArgsIsHelpError":
-            print(error.format_message())  # type: ignore[attr-defined]
+            print(message and message())
             return 0
-        if hasattr(error, "format_message"):  # typer's own errors: wrong options and arguments
-            error = UsageError(error.format_message())
-        return errors.report(error)
+        return errors.report(UsageError(message()) if message else error)
 
 
 def run() -> None:

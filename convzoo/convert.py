@@ -58,7 +58,10 @@ def convert(
     """
     _check_out(out, source)
     if not is_remote(source) and zoo_keys.is_text(Path(source)):
+        _refuse("for a configuration", to=to, check=check, data_name=data_name, **vars(wanted))
         return _convert_configuration(Path(source), out)
+    if to:
+        _refuse("with --to", check=check, data_name=data_name, classes=wanted.classes)
     if to is None and not is_remote(source) and is_own(Path(source)):
         raise UsageError(
             f"{source}: a model file of convzoo already; --to darknet or --to mindspore writes it for those"
@@ -76,6 +79,13 @@ def _check_out(out: Path, source: str) -> None:
         raise UsageError(f"--out {out}: {'a folder, not a file' if out.is_dir() else 'no such folder'}")
     if not is_remote(source) and out.exists() and Path(source).exists() and out.samefile(source):
         raise UsageError(f"--out {out}: the source itself")
+
+
+def _refuse(when: str, **options: Any) -> None:
+    for name, value in options.items():
+        if value:
+            name = {"model_name": "model"}.get(name, name)
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning {when}")
 
 
 def _write_model(opened: Source, out: Path, check: bool, data_name: str | None) -> Report:
@@ -167,7 +177,8 @@ def open_converted(opened: Source, device: torch.device, data_name: str | None =
         ConvzooError: the weights are a backbone on its own.
     """
     info = model_info(opened, data_name)
-    model = network(opened.converted).to(device, memory_format=torch.channels_last)
+    model: Any = network(opened.converted)
+    model = model.to(device, memory_format=torch.channels_last)
     recipe = recipes.from_plain(info.recipe, Path(opened.name).name)
     return evaluate.OpenModel(model, recipe, info, Path(opened.name), tensors_sha256(opened.converted.state_dict))
 

@@ -50,6 +50,9 @@ def resolve_device(name: str) -> torch.device:
     if index >= torch.accelerator.device_count():
         raise UsageError(f"--device {name}: index {index}, but there are {torch.accelerator.device_count()} devices")
     torch.accelerator.set_device_index(index)
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # float32 means float32, so that numbers are comparable
+        torch.backends.cudnn.benchmark = True
     return torch.device(device.type, index)
 
 

@@ -104,7 +104,7 @@ class LossScale:
     def unscale(self, parameters: Iterable[Tensor]) -> None:
         grads = [p.grad for p in parameters if p.grad is not None]
         if self.value != 1.0:
-            torch._foreach_mul_(grads, 1.0 / self.value)
+            torch._foreach_mul_(grads, 1.0 / self.value)  # pyright: ignore[reportPrivateImportUsage]
 
     def accept(self, is_finite: bool, step: int) -> bool:
         """Return whether to update, and adapt a dynamic scale. Raises ConvzooError for an overflow of a fixed scale."""

@@ -4,7 +4,6 @@ A message names the file, the line and the key, and the nearest valid name. Keys
 operations belong to their builders and are checked by `registry.bind`, with the places this module remembers.
 """
 
-import difflib
 import itertools
 import json
 from collections.abc import Callable, Iterable
@@ -214,18 +213,8 @@ def _first_error(error: pydantic.ValidationError, places: dict[tuple, str], name
     found = error.errors()
     first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a misspelt key is also a missing one
     path = tuple(first["loc"])
-    section: Any = Recipe
-    depth = 0
-    while (
-        depth < len(path)
-        and isinstance(section, type)
-        and issubclass(section, pydantic.BaseModel)
-        and path[depth] in section.model_fields
-    ):
-        section = section.model_fields[path[depth]].annotation
-        depth += 1
     if first["type"] == "extra_forbidden":
-        return f"{_place(places, path, name)} unknown key{_near_key(path, section)}"
+        return f"{_place(places, path, name)} unknown key{_near_key(path)}"
     while len(path) > 1 and path not in places and path[:-1] in places and first["type"] != "missing":
         path = path[:-1]
     if first["type"] == "missing":
@@ -233,15 +222,15 @@ def _first_error(error: pydantic.ValidationError, places: dict[tuple, str], name
     return f"{_place(places, path, name)} {explain(first)}"
 
 
-def _near_key(path: tuple, section: Any) -> str:
-    fields = list(section.model_fields)
-    if difflib.get_close_matches(path[-1], fields, n=1) or len(path) > 1:
-        return nearest(path[-1], fields)
-    for part_name, part in Recipe.model_fields.items():
-        if (
-            isinstance(part.annotation, type)
-            and issubclass(part.annotation, pydantic.BaseModel)
-            and path[-1] in part.annotation.model_fields
-        ):
-            return f"; did you mean '{part_name}.{path[-1]}'?"
-    return nearest(path[-1], fields)
+def _near_key(path: tuple) -> str:
+    """Name the nearest key of the same section; a key written outside its section is looked for in all of them."""
+    sections = {
+        key: list(field.annotation.model_fields)
+        for key, field in Recipe.model_fields.items()
+        if isinstance(field.annotation, type) and issubclass(field.annotation, pydantic.BaseModel)
+    }
+    *above, key = path
+    if above:
+        return nearest(key, sections[above[0]])
+    home = next((section for section, keys in sections.items() if key in keys), None)
+    return f"; did you mean '{home}.{key}'?" if home else nearest(key, Recipe.model_fields)

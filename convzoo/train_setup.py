@@ -119,7 +119,7 @@ class Setup:
                 raise UsageError("train.sync_batch_norm: works on accelerators only; set it to false")
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.frozen_modules = freeze(model, recipe.train.freeze)
-        self.model: nn.Module = model.to(device, memory_format=torch.channels_last)
+        self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.network: nn.Module = torch.compile(self.model) if self.machine.compile else self.model  # type: ignore[assignment]
         if dist.world_size() > 1:
             self.network = DistributedDataParallel(

@@ -70,6 +70,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def pin_memory(self) -> "Batch":
+        """Move the pictures to page-locked memory, from where a GPU copies while it computes; the loader calls this."""
+        self.images = self.images.pin_memory()
+        return self
+
 
 @dataclass(frozen=True)
 class Prediction:

@@ -1,8 +1,8 @@
 """The command line: its options are frozen, help is quick, and every mistake is one line with the right exit code."""
 
+import resource
 import subprocess
 import sys
-import time
 
 import pytest
 import typer
@@ -15,6 +15,8 @@ OPTIONS = {
     "train": "--accumulate --compile --data --device --download --help --on-bad-sample --out --profile --resume --save-every-steps --weights --workers",
     "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --workers",
     "predict": "--batch-size --device --help --json --on-bad-sample --precision --save",
+    "convert": "--check --classes --data-name --download --help --json --model --num-classes --out --to",
+    "list": "--help --json --weights",
     "doctor": "--help --json",
     "data check": "--data --help --json",
     "data stats": "--data --help --json --sheet",
@@ -38,9 +40,11 @@ def test_help_is_quick_and_does_not_import_torch():
     code = "import sys; from convzoo.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     seconds = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-        seconds.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Processor time: on a machine that others use too, the clock on the wall would measure them.
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0 and "train" in done.stdout
     assert min(seconds) < 0.3
 

@@ -19,6 +19,7 @@ from convzoo.evaluate import check_recipe
 from convzoo.weights import darknet, mindspore
 from convzoo.weights.mindspore_ckpt import write_records
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 TINY_SHA256 = "f1c3fe6b9bab9af69ae2a090682df3e5b9d83accba69551315f030ce1b37ea81"
 
 
@@ -308,6 +309,8 @@ def test_a_bad_file_is_one_line_and_nothing_is_written(run, bad, case, tmp_path,
         (["--classes", "none.txt"], 2, "none.txt"),
         (["--data-name", "cifar"], 2, "did you mean 'cifar10'"),
         (["--to", "onnx"], 2, "onnx"),
+        (["--to", "darknet", "--check"], 2, "--check has no meaning with --to"),
+        (["--to", "darknet", "--classes", "two.txt"], 2, "--classes has no meaning with --to"),
         (["--out", "none/model.safetensors"], 2, "no such folder"),
         (["--out", "."], 2, "a folder"),
         (["--out", "tiny.weights"], 2, "the source itself"),

@@ -4,6 +4,8 @@ import ast
 import json
 import math
 import re
+import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from convzoo.errors import UsageError
 from convzoo.evaluate import check_recipe
 from convzoo.optim import build_schedule
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 VGG = """
 num_classes: 10
 lr: 0.01
@@ -104,16 +107,26 @@ def test_every_table_of_the_documents_becomes_a_recipe(run, shared, column, tmp_
 
 
 def test_the_configurations_printed_in_the_documents(run, shared, tmp_path):
-    """Three of the five documents print one: `key: value  # what it is`."""
+    """Three of the five documents print four: `key: value  # what it is`."""
     count = 0
     for document in sorted((shared / "reference/seeds").glob("*.txt")):
         for block in re.findall(r"```\w*\n(.*?)```", document.read_text(), flags=re.DOTALL):
-            if "num_classes: 10" in block and "batch_size: " in block:
+            if re.search(r"^\W*num_classes'?:.*^\W*lr_scheduler'?:", block, flags=re.DOTALL | re.MULTILINE):
                 count += 1
-                (tmp_path / "zoo.yaml").write_text(block)
+                (tmp_path / "zoo.yaml").write_text(textwrap.dedent(block))
                 assert run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "ours.yaml")[0] == 0
                 check_recipe(recipes.load(tmp_path / "ours.yaml"))
-    assert count == 3
+    assert count == 4
+
+
+def test_the_guide_answers_to_every_flag_script_and_key_of_the_documents(shared):
+    guide = (Path(__file__).resolve().parents[1] / "docs/from-mindspore.md").read_text()
+    documents = "".join(path.read_text() for path in (shared / "reference/seeds").glob("*.txt"))
+    flags = set(re.findall(r"(?<![\w-])--([A-Za-z_]\w*)", documents)) - {"help"}
+    scripts = set(re.findall(r"\b[A-Za-z]\w*\.(?:sh|py|yaml)\b", documents, re.ASCII)) - {"xxx_gpu.sh"}
+    keys = {key for values in tables(shared).values() for key in values}
+    assert len(flags) > 50 and len(scripts) > 60 and len(keys) > 110
+    assert sorted(name for name in flags | scripts | keys if not re.search(rf"\b{re.escape(name)}\b", guide)) == []
 
 
 def converted(run, tmp_path, text: str) -> recipes.Recipe:
@@ -197,7 +210,7 @@ def test_the_fine_tuning_configuration_trains_the_last_layer_alone(run, shared, 
         (("num_classes: 10", "num_classes: 10\nnum_classes: 11"), 2, "zoo.yaml:3: num_classes: duplicate key"),
         (("num_classes: 10", "num_classes: [10"), 1, "not YAML"),
         ((VGG, "lr: 0.1\nbatch: 4\n"), 1, "not the configuration of a network of the MindSpore zoo"),
-        ((VGG, "- a: 1\n- b: 2\nlr"), 1, "not YAML"),
+        ((VGG, "- a\n- b\n"), 1, "not a Darknet, MindSpore, PyTorch or safetensors weight file"),
         ((VGG, "net: densenet169\nnum_classes: 10\n"), 2, "zoo.yaml:1: net: one of densenet100, densenet121"),
         ((VGG, "anchor_scales: [[1, 2]]\nmax_epoch: 1\n"), 2, "anchor_scales: only"),
     ],
@@ -214,5 +227,8 @@ def test_a_recipe_needs_the_name_of_one(run, tmp_path):
     (tmp_path / "zoo.yaml").write_text(VGG)
     code, _, err = run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "ours.safetensors")
     assert code == 2 and "name it FILE.yaml" in one_line(err)
+    for options in (["--model", "vgg16"], ["--num-classes", 10], ["--check"], ["--data-name", "digits"]):
+        code, _, err = run("convert", tmp_path / "zoo.yaml", *options, "--out", tmp_path / "ours.yaml")
+        assert code == 2 and f"{options[0]} has no meaning for a configuration" in one_line(err)
     code, _, err = run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "zoo.yaml")
     assert code == 2 and "the source itself" in one_line(err) and (tmp_path / "zoo.yaml").read_text() == VGG

@@ -5,6 +5,7 @@ permutation, are held out as val.
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -18,7 +19,7 @@ HELD_OUT = 360
 @register("dataset")
 def digits(root: Path | None, split: str, *, max_train_images: int | None = None) -> ArrayImages:
     """Build the digits; root is not used."""
-    bunch = load_digits()
+    bunch: Any = load_digits()
     # RandomState's streams are frozen by NumPy's policy, so the split never changes.
     order = np.random.RandomState(0).permutation(len(bunch.target))
     chosen = order[:HELD_OUT] if split == "val" else order[HELD_OUT:]

@@ -53,7 +53,8 @@ def init_conv(conv: nn.Conv2d, scheme: str) -> None:
             nn.init.uniform_(parameter, -bound, bound)
         return
     else:
-        nn.init.kaiming_normal_(conv.weight, mode=scheme.removeprefix("kaiming_"), nonlinearity="relu")
+        mode = "fan_in" if scheme == "kaiming_fan_in" else "fan_out"
+        nn.init.kaiming_normal_(conv.weight, mode=mode, nonlinearity="relu")
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
 

@@ -63,7 +63,7 @@ class DenseNet(nn.Module):
         self.features = nn.Sequential(stem)
         channels = stem_channels
         for number, num_layers in enumerate(blocks, 1):
-            layers = OrderedDict(
+            layers: OrderedDict[str, nn.Module] = OrderedDict(
                 (f"denselayer{i + 1}", DenseLayer(channels + i * growth_rate, growth_rate, dropout))
                 for i in range(num_layers)
             )
@@ -119,5 +119,5 @@ def densenet121(
     """
     pool = nn.MaxPool2d(3, 2, padding=1) if stem_pool == "symmetric" else nn.MaxPool2d(3, 2, ceil_mode=True)
     conv = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-    stem = OrderedDict(conv0=conv, norm0=nn.BatchNorm2d(64), relu0=nn.ReLU(), pool0=pool)
+    stem: OrderedDict[str, nn.Module] = OrderedDict(conv0=conv, norm0=nn.BatchNorm2d(64), relu0=nn.ReLU(), pool0=pool)
     return DenseNet(stem, 64, 32, (6, 12, 24, 16), num_classes, transition_pool, dropout)

@@ -29,7 +29,7 @@ ELSEWHERE = {
     "need_modelarts_dataset_unzip modelarts_dataset_unzip_name",
     "--device auto|cpu|cuda|npu": "device_target device_id",
     RANKS: "is_distributed rank device_num bind_cpu",
-    DATA: "data_dir train_data_dir val_data_dir eval_data_dir train_path eval_path split_path annFile",
+    DATA: "data_dir train_data_dir val_data_dir val_data_path eval_data_dir train_path eval_path split_path annFile",
     WEIGHTS: "pre_trained train_pretrained pretrained_backbone resume_yolov3",
     f"{MODEL}, or {WEIGHTS} in training": "checkpoint_path",
     MODEL: "ckpt_file ckpt_files pretrained",
@@ -49,7 +49,7 @@ ELSEWHERE = {
 WHY = {key: why for why, keys in ELSEWHERE.items() for key in keys.split()}
 
 
-KEY = re.compile(rb"^[A-Za-z_]\w*\s*:", re.MULTILINE)
+KEY = re.compile(rb"^[ ]*['\"]?[A-Za-z_]\w*['\"]?[ ]*:", re.MULTILINE)
 
 
 def is_text(path: Path) -> bool:
