@@ -10,7 +10,7 @@ from convzoo import cli
 from convzoo.checkpoint import load_state
 
 SHARED = Path(os.environ.get("CONVZOO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-THREADS = 2
+THREADS = 1  # as fast for small networks, and much faster beside another process
 # A run of seconds: 8x8 digits straight into the network.
 QUICK = [
     "transform.train=[]",
@@ -29,14 +29,6 @@ STILL = [
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads():
-    torch.set_num_threads(THREADS)
-
-
-@pytest.fixture
-def one_thread():
-    """A few pictures at a time are as fast on one thread, and much faster when another process has the second core."""
-    torch.set_num_threads(1)
-    yield
     torch.set_num_threads(THREADS)
 
 

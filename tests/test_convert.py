@@ -19,7 +19,6 @@ from convzoo.evaluate import check_recipe
 from convzoo.weights import darknet, mindspore
 from convzoo.weights.mindspore_ckpt import write_records
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 TINY_SHA256 = "f1c3fe6b9bab9af69ae2a090682df3e5b9d83accba69551315f030ce1b37ea81"
 
 

@@ -19,7 +19,6 @@ from convzoo.checkpoint import ModelInfo, load_model, save_model, tensors_sha256
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.weights import published
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 REPO = Path(__file__).resolve().parents[1]
 DENSENET = "torchvision:DenseNet121_Weights.IMAGENET1K_V1"
 NETWORKS = ["darknet53", "densenet100", "densenet121", "tinydarknet", "vgg16", "yolov3"]

@@ -19,7 +19,6 @@ from convzoo.errors import UsageError
 from convzoo.evaluate import check_recipe
 from convzoo.optim import build_schedule
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 VGG = """
 num_classes: 10
 lr: 0.01
