@@ -241,7 +241,7 @@ def list_(
     }
     found = {"recipes": headers, **{f"{kind}s": registry.names(kind) for kind in ("model", "dataset", "transform")}}
     if json_:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps({**found, "recipe_schema": recipes.Recipe.model_json_schema()}, ensure_ascii=False))
         return
     print("recipes")
     for name, header in headers.items():

@@ -1,5 +1,6 @@
 """The command line: its options are frozen, help is quick, and every mistake is one line with the right exit code."""
 
+import json
 import resource
 import subprocess
 import sys
@@ -53,6 +54,8 @@ def test_version_and_list_and_doctor(run):
     assert run("--version")[:2] == (0, f"convzoo {convzoo.__version__}\n")
     code, out, _ = run("list")
     assert code == 0 and "vgg16-cifar10-224" in out and "densenet121" in out and "image_folder" in out
+    listed = json.loads(run("list", "--json")[1])
+    assert "vgg16" in listed["models"] and listed["recipe_schema"]["properties"]["seed"]["type"] == "integer"
     code, out, _ = run("doctor")
     assert code == 0 and "torchvision" in out and "computes_bfloat16" in out
 
