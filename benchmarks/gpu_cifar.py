@@ -14,7 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-RUNS = {"vgg16-cifar10": None, "densenet100-cifar10": 1.0, "tinydarknet-cifar10": 1.0}  # None: in full, else a share of --minutes
+RUNS = {
+    "vgg16-cifar10": None,
+    "densenet100-cifar10": 1.0,
+    "tinydarknet-cifar10": 1.0,
+}  # None: in full, else a share of --minutes
 TINY = ["data.max_train_images=64", "train.epochs=1", "train.batch_size=16"]
 TINY_SCHEDULE = {"densenet100-cifar10": ["schedule={name: constant}"]}
 
@@ -45,13 +49,26 @@ def train(name: str, out: Path, arguments: argparse.Namespace) -> float:
 
 
 def measure(name: str, out: Path, data: Path) -> str:
-    done = subprocess.run(convzoo("eval", str(out / "checkpoints/last.safetensors"), "--data", str(data), "--json"), stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        convzoo("eval", str(out / "checkpoints/last.safetensors"), "--data", str(data), "--json"),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
     result = json.loads(done.stdout)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     epochs = [row for row in rows if row["kind"] == "epoch"]
     env = json.loads((out / "env.json").read_text())
     speed = f"{epochs[-1]['images_per_s']:.0f}" if epochs else ""
-    cells = [name, str(len(epochs)), f"{100 * result['top1']:.2f} %", f"{result['images']} of {result['images_expected']}", speed, env["device_name"], env["commit"] or ""]
+    cells = [
+        name,
+        str(len(epochs)),
+        f"{100 * result['top1']:.2f} %",
+        f"{result['images']} of {result['images_expected']}",
+        speed,
+        env["device_name"],
+        env["commit"] or "",
+    ]
     return f"| {' | '.join(cells)} |"
 
 

@@ -49,7 +49,11 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=3)
     rounds = parser.parse_args().rounds
-    steps = {(case, *mode): stepper(build().train(), size, batch, *mode) for case, (build, size, batch) in CASES.items() for mode in MODES}
+    steps = {
+        (case, *mode): stepper(build().train(), size, batch, *mode)
+        for case, (build, size, batch) in CASES.items()
+        for mode in MODES
+    }
     best = dict.fromkeys(steps, float("inf"))
     for turn in range(rounds + 1):  # the first is warm-up
         for key, step in steps.items():
@@ -57,10 +61,15 @@ def main() -> None:
             step()
             if turn:
                 best[key] = min(best[key], time.perf_counter() - started)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; images a second, and how many times fp32 contiguous")
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; images a second, and how many times fp32 contiguous"
+    )
     for case, (_, _, batch) in CASES.items():
         base = best[(case, "fp32", False)]
-        cells = [f"{p}{' channels_last' if c else ''} {batch / best[(case, p, c)]:.0f} ({base / best[(case, p, c)]:.2f})" for p, c in MODES]
+        cells = [
+            f"{p}{' channels_last' if c else ''} {batch / best[(case, p, c)]:.0f} ({base / best[(case, p, c)]:.2f})"
+            for p, c in MODES
+        ]
         print(f"{case}: {'; '.join(cells)}")
 
 
