@@ -288,7 +288,7 @@ def test_weights_to_start_from_and_a_new_head(run, tmp_path, digits_run):
     assert code == 1 and "it holds a tinydarknet" in one_line(err)
 
 
-def test_fp16_with_a_dynamic_loss_scale_and_compile_flag_parse(run, tmp_path):
+def test_fp16_with_a_dynamic_loss_scale(run, tmp_path):
     code, _, err = run(
         "train",
         "tinydarknet-digits",
