@@ -10,16 +10,20 @@ export OMP_NUM_THREADS ?= 2
 .PHONY: quickstart test test-slow lint clean
 
 quickstart: $(STAMP)
-	rm -rf $(RUN)
+	rm -rf $(RUN) $(RUN)-detect
 	$(BIN)/convzoo train tinydarknet-digits --out $(RUN)
 	$(BIN)/convzoo eval $(RUN)/checkpoints/last.safetensors --out $(RUN)/eval-last
 	$(BIN)/convzoo data save digits --split val --count 24 --out $(RUN)/pictures
 	$(BIN)/convzoo predict $(RUN)/checkpoints/last.safetensors $(RUN)/pictures --save $(RUN)/annotated
+	$(BIN)/convzoo train yolov3-digits --out $(RUN)-detect
+	$(BIN)/convzoo data save digit_scenes --split val --count 24 --out $(RUN)-detect/pictures
+	$(BIN)/convzoo predict $(RUN)-detect/checkpoints/last.safetensors $(RUN)-detect/pictures --save $(RUN)-detect/annotated
 	@echo
 	@echo "Look at:  $(RUN)/README.md                 what this run did and measured"
 	@echo "          $(RUN)/plots/                    loss, accuracy and learning rate"
 	@echo "          $(RUN)/eval-last/                confusion matrix, per-class table, worst images"
 	@echo "          $(RUN)/annotated/overview.png    the predictions just made"
+	@echo "          $(RUN)-detect/...                the same of a detector; its predictions in annotated/overview.png"
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

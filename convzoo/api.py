@@ -16,7 +16,8 @@ from convzoo import dist, evaluate, registry
 from convzoo import recipe as recipes
 from convzoo.convert import open_converted
 from convzoo.errors import ConvzooError, UsageError
-from convzoo.predict import Answer, predict, save_annotated
+from convzoo.predict import MIN_SCORE, predict
+from convzoo.predict_files import Answer, save_annotated
 from convzoo.recipe import Recipe
 from convzoo.train_setup import Machine
 from convzoo.training import train as run_training
@@ -41,9 +42,12 @@ class Model:
         self.metrics: dict[str, Any] = opened.info.metrics
 
     def predict(
-        self, *sources: str | Path, save: str | Path | None = None, batch_size: int = 16, precision: str = "fp32"
-    ) -> Iterator[Answer]:
+        self, *sources: str | Path, save: str | Path | None = None, batch_size: int = 16, precision: str = "fp32",
+        min_score: float | None = MIN_SCORE,
+    ) -> Iterator[Answer]:  # fmt: skip
         """Yield an answer for each picture in files, folders and globs, and write annotated copies into `save`.
+
+        Of a detector's boxes those with at least min_score; None for all.
 
         Raises:
             UsageError: a source that does not exist.
@@ -51,7 +55,13 @@ class Model:
         """
         runner = evaluate.TorchRunner(self.network, self.recipe, dist.resolve_device(self._device), precision)
         answers = predict(
-            runner, self._opened.task(), self._opened.pipeline(), self.class_names, sources, batch_size=batch_size
+            runner,
+            self._opened.task(),
+            self._opened.pipeline(),
+            self.class_names,
+            sources,
+            batch_size=batch_size,
+            min_score=min_score,
         )
         return save_annotated(answers, Path(save)) if save else answers
 

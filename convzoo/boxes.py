@@ -23,6 +23,9 @@ class Placement(NamedTuple):
     offset_y: float
 
 
+UNMOVED = Placement(1, 1, 0, 0)
+
+
 def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     """Convert corners to centre and size."""
     low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]

@@ -23,6 +23,7 @@ from convzoo.cli_data import (
     data_app,
     fetch,
 )
+from convzoo.cli_predict import predict
 from convzoo.errors import ConvzooError, UsageError
 
 app = typer.Typer(
@@ -130,11 +131,12 @@ def eval_(
                 on_bad_sample=on_bad_sample.value, overrides=tuple(overrides or ()),
             )  # fmt: skip
             if dist.rank() == 0:
-                print(
-                    json.dumps({"model": str(file), **evaluation.result})
-                    if json_
-                    else f"{file}  {evaluate.summary(evaluation.result)}"
-                )
+                if json_:
+                    print(json.dumps({"model": str(file), **evaluation.result}))
+                else:
+                    print(f"{file}  {evaluate.summary(evaluation.result)}")
+                    if evaluation.metric.text():
+                        print(evaluation.metric.text())
                 if out:
                     evaluation.write(
                         out / file.stem if len(files) > 1 else out, evaluate.build_dataset(opened.recipe, data, "val")
@@ -147,44 +149,7 @@ def eval_(
 app.command(name="val", hidden=True)(eval_)
 
 
-@app.command()
-def predict(
-    model: Annotated[Path, typer.Argument(help="A model file.")],
-    sources: Annotated[list[str], typer.Argument(help="Picture files, folders or globs.")],
-    save: Annotated[
-        Path | None, typer.Option("--save", help="Folder for annotated copies.", show_default=False)
-    ] = None,
-    device: Device = "auto",
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
-    precision: Annotated[Precision, typer.Option("--precision")] = Precision.fp32,
-    on_bad_sample: OnBadSample = OnBad.error,
-    json_: Json = False,
-) -> None:
-    """Say what pictures show: a table, JSON lines, or annotated copies."""
-    from convzoo import dist, evaluate
-    from convzoo.predict import predict as answers_to
-    from convzoo.predict import save_annotated
-
-    target = dist.resolve_device(device)
-    opened = evaluate.open_model(model, target)
-    runner = evaluate.TorchRunner(opened.model, opened.recipe, target, precision.value)
-    answers = answers_to(
-        runner,
-        opened.task(),
-        opened.pipeline(),
-        opened.class_names,
-        sources,
-        batch_size=batch_size,
-        on_bad_sample=on_bad_sample.value,
-    )
-    for answer in save_annotated(answers, save) if save else answers:
-        if json_:
-            print(json.dumps(answer.row(), ensure_ascii=False), flush=True)
-        else:
-            ranked = "  ".join(
-                f"{name} {100 * score:5.1f} %" for name, score in zip(answer.names[:3], answer.scores[:3], strict=True)
-            )
-            print(f"{answer.path}  {ranked}", flush=True)
+app.command()(predict)
 
 
 @app.command()

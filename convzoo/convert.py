@@ -140,19 +140,22 @@ def model_info(opened: Source, data_name: str | None = None) -> ModelInfo:
 
 def recipe_of(converted: Converted, data_name: str) -> dict[str, Any]:
     """Return a whole recipe for converted weights: theirs for evaluation, plain fine-tuning for training on."""
-    transform = converted.transform or known.transform([])
     detects = converted.model["name"] in DETECTORS
+    transform = converted.transform or known.transform([{"letterbox": {}}] if detects else [])
     return {
         "task": "detect" if detects else "classify",
         "seed": 0,
         "data": {"name": data_name},
-        "transform": {**transform, "train": [] if detects else _augmentation(transform["eval"])},
+        "transform": {**transform, "train": _augmentation(transform["eval"], detects)},
         "model": dict(converted.model),
         **TRAINING,
+        "postprocess": converted.postprocess,
     }
 
 
-def _augmentation(operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _augmentation(operations: list[dict[str, Any]], detects: bool) -> list[dict[str, Any]]:
+    if detects:
+        return [{"random_place": {}}, {"flip_lr": {"prob": 0.5}}, {"hsv_distort": {}}]
     crop = next((keys["size_px"] for op in operations for name, keys in op.items() if name == "center_crop"), None)
     if crop is not None:
         return [{"random_resized_crop": {"size_px": crop}}, {"flip_lr": {"prob": 0.5}}]

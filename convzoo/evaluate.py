@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from convzoo import dist, registry
 from convzoo import recipe as recipes
 from convzoo.checkpoint import ModelInfo, StateDict, load_into, load_model
+from convzoo.data.box_transforms import IN_EVAL, IN_TRAIN
 from convzoo.data.loader import OnBadSample, Transformed, build_loader, checked, default_workers, label_map
 from convzoo.data.sampler import EvalBatches
 from convzoo.data.transforms import Pipeline, normalize
@@ -76,6 +77,9 @@ class OpenModel:
     def pipeline(self) -> Pipeline:
         return build_pipeline(self.recipe, "eval")
 
+    def runner(self, precision: str = "fp32") -> TorchRunner:
+        return TorchRunner(self.model, self.recipe, next(self.model.parameters()).device, precision)
+
     def changed(self, overrides: tuple[str, ...]) -> "OpenModel":
         """Return the same weights under a recipe with overrides `section.key=value`. Raises UsageError, ConvzooError."""
         recipe = recipes.with_overrides(self.recipe, overrides)
@@ -100,7 +104,7 @@ class Evaluation:
         folder.mkdir(parents=True, exist_ok=True)
         report = {**self.result, "unreadable": self.unreadable, "seconds": round(self.seconds, 2)}
         (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        self.metric.write(folder, lambda index: dataset.load(index).image)
+        self.metric.write(folder, dataset)
 
 
 def open_model(path: str | Path, device: torch.device, overrides: tuple[str, ...] = ()) -> OpenModel:
@@ -131,11 +135,33 @@ def check_recipe(recipe: Recipe) -> None:
     build_pipeline(recipe, "eval")
     registry.bind("model", recipe.model, recipe.at("model"))
     registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))
+    if recipe.task == "detect":
+        _check_detector(recipe)
+
+
+def _check_detector(recipe: Recipe) -> None:
+    """Refuse operations that would leave the boxes behind, and sizes that the strides do not divide."""
+    for which, allowed in (("train", IN_TRAIN), ("eval", IN_EVAL)):
+        for i, operation in enumerate(getattr(recipe.transform, which)):
+            ((name, keys),) = operation.items()
+            place = recipe.at("transform", which, i)(name)
+            if name not in allowed:
+                raise UsageError(
+                    f"{place} does not move boxes with the pixels here; a detector takes {', '.join(allowed)}"
+                )
+            _check_sides(f"{place} size_px", np.ravel(keys.get("size_px", 32)).tolist())
+    _check_sides(recipe.at("transform")("multi_scale_px"), recipe.transform.multi_scale_px)
+
+
+def _check_sides(place: str, sides_px: list[int]) -> None:
+    broken = [side for side in sides_px if side % 32]
+    if broken:
+        raise UsageError(f"{place} {broken[0]}: a detector's input must be a multiple of 32 pixels")
 
 
 def build_task(recipe: Recipe, class_names: list[str]) -> Task:
     return registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))(
-        class_names, recipe.loss.label_smoothing
+        class_names, recipe
     )
 
 
@@ -222,8 +248,7 @@ def evaluate_open(
         if opened.info.provenance.get("class_names") != "numbers":
             raise
         raise DataError(f"{error}; its weights came without names: convert them again with --classes FILE") from None
-    device = next(opened.model.parameters()).device
-    runner = TorchRunner(opened.model, opened.recipe, device, precision)
+    runner = opened.runner(precision)
     seen = Transformed(dataset, opened.pipeline(), mapping)
     batch_size = batch_size or min(256, opened.recipe.train.batch_size)
     return evaluate(runner, opened.task(), seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample)
@@ -244,6 +269,6 @@ def model_files(path: Path) -> list[Path]:
 
 def summary(result: dict[str, Any]) -> str:
     """Return a result as one line in percent: `top-1 93.12 %  top-5 99.80 %  10000 of 10000 images`."""
-    names = {"top1": "top-1", "top5": "top-5"}
-    parts = [f"{names.get(key, key)} {100 * value:.2f} %" for key, value in result.items() if isinstance(value, float)]
+    names = {"top1": "top-1", "top5": "top-5", "AP": "AP", "AP50": "AP50", "AP75": "AP75"}
+    parts = [f"{names[key]} {100 * result[key]:.2f} %" for key in names if result.get(key) is not None]
     return "  ".join([*parts, f"{result['images']} of {result['images_expected']} images"])

@@ -5,44 +5,18 @@ import itertools
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from convzoo.data.decode import EXTENSIONS, decode_rgb
 from convzoo.data.loader import OnBadSample
 from convzoo.data.transforms import Pipeline
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
-from convzoo.report.draw import NEUTRAL, classified, contact_sheet, save_png
+from convzoo.predict_files import Answer
 from convzoo.types import Key, Prediction, Sample, Task
 
-OVERVIEW_KEPT = 24
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A prediction with the names that belong to it.
-
-    Attributes:
-        path: the picture's file.
-        names, scores: best first; scores are probabilities.
-        image: the picture as decoded, [H, W, 3] uint8.
-    """
-
-    path: str
-    names: list[str]
-    scores: list[float]
-    image: np.ndarray
-
-    def row(self) -> dict[str, Any]:
-        """Return plain values for JSON lines."""
-        classes = [
-            {"class": name, "score": round(score, 6)} for name, score in zip(self.names, self.scores, strict=True)
-        ]
-        return {"path": self.path, "class": self.names[0], "score": round(self.scores[0], 6), "classes": classes}
+MIN_SCORE = 0.25  # what people want to see of a detector; its measures count much lower scores too
 
 
 def find_pictures(sources: Iterable[str | Path]) -> Iterator[str]:
@@ -87,9 +61,12 @@ def predict(
     *,
     batch_size: int = 16,
     on_bad_sample: OnBadSample = "error",
+    min_score: float | None = None,
 ) -> Iterator[Answer]:
     """Yield an answer for each picture, in order.
 
+    Args:
+        min_score: leave out a detector's boxes with lower scores; None for all. A classifier's answers stay as they are.
     Raises:
         UsageError: a source that does not exist.
         DataError: a picture that cannot be read, unless on_bad_sample is "skip", which logs it.
@@ -107,7 +84,7 @@ def predict(
                     continue
                 sample.index, number = number, number + 1
                 samples.append((path, sample))
-            yield from _answers(runner, task, pipeline, class_names, samples)
+            yield from _answers(runner, task, pipeline, class_names, samples, min_score)
 
 
 def _load(path: str) -> Sample | DataError:
@@ -121,7 +98,12 @@ def _load(path: str) -> Sample | DataError:
 
 
 def _answers(
-    runner: Any, task: Task, pipeline: Pipeline, class_names: list[str], samples: list[tuple[str, Sample]]
+    runner: Any,
+    task: Task,
+    pipeline: Pipeline,
+    class_names: list[str],
+    samples: list[tuple[str, Sample]],
+    min_score: float | None,
 ) -> Iterator[Answer]:
     if not samples:
         return
@@ -129,24 +111,10 @@ def _answers(
     outputs = runner(batch.images)
     predictions: list[Prediction] = task.postprocess(outputs[0] if len(outputs) == 1 else outputs, batch)
     for (path, sample), prediction in zip(samples, predictions, strict=True):
-        names = [class_names[label] for label in prediction.labels]
-        yield Answer(path, names, [float(score) for score in prediction.scores], sample.image.permute(1, 2, 0).numpy())
-
-
-def save_annotated(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
-    """Pass answers on while writing an annotated copy of each picture, and overview.png of the first ones."""
-    kept: list[Answer] = []
-    taken: set[str] = set()
-    for answer in answers:
-        name = stem = Path(answer.path).stem
-        number = 1
-        while name in taken:  # pictures of one name from several folders
-            number += 1
-            name = f"{stem}-{number}"
-        taken.add(name)
-        save_png(classified(answer.image, answer.names[:3], answer.scores[:3]), folder / f"{name}.png")
-        kept += [answer] * (len(kept) < OVERVIEW_KEPT)
-        yield answer
-    if kept:
-        captions = [(f"{a.names[0]}  {100 * a.scores[0]:.1f} %", Path(a.path).name) for a in kept]
-        save_png(contact_sheet([a.image for a in kept], captions, [NEUTRAL] * len(kept)), folder / "overview.png")
+        labels, scores, boxes = prediction.labels, prediction.scores, prediction.boxes_xyxy
+        if boxes is not None and min_score is not None:
+            kept = scores >= min_score
+            labels, scores, boxes = labels[kept], scores[kept], boxes[kept]
+        names = [class_names[label] for label in labels]
+        image = sample.image.permute(1, 2, 0).numpy()
+        yield Answer(path, names, scores.astype(float).tolist(), image, labels.tolist(), boxes)

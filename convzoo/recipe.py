@@ -53,16 +53,24 @@ Rgb = tuple[float, float, float]
 
 
 class Transform(_Part):
-    """Operations on uint8 RGB pictures, then (value / 255 - mean) / std."""
+    """Operations on uint8 RGB pictures, then (value / 255 - mean) / std.
+
+    With multi_scale_px every training batch has one of these sizes, drawn anew every multi_scale_every_steps.
+    """
 
     train: list[Operation] = []
     eval: list[Operation] = []
     mean: Rgb = (0.0, 0.0, 0.0)
     std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+    multi_scale_px: list[Annotated[int, Field(gt=0)]] = []
+    multi_scale_every_steps: Annotated[int, Field(gt=0)] = 1
 
 
 class Loss(_Part):
+    """label_smoothing of the class targets; ignore_threshold: see `yolo_loss.ignore_masks`, detection only."""
+
     label_smoothing: Fraction = 0.0
+    ignore_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7
 
 
 class Optim(_Part):

@@ -56,9 +56,10 @@ def _plain(
 
 
 def apply_override(override: str, plain: dict[str, Any], places: dict[tuple, str]) -> None:
+    """Set `section.key=value`; a number in the path is a place in a list, such as transform.train.0.flip_lr.prob=0.5."""
     dotted, equals, text = override.partition("=")
-    path = tuple(dotted.split("."))
-    if not equals or not all(path):
+    path: tuple[str | int, ...] = tuple(int(key) if key.isdecimal() else key for key in dotted.split("."))
+    if not equals or "" in path or isinstance(path[0], int):
         raise UsageError(f"'{override}' is not an override; write section.key=value, such as optim.lr=0.05")
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -68,9 +69,14 @@ def apply_override(override: str, plain: dict[str, Any], places: dict[tuple, str
         del places[known]
     value = None if node is None else _plain(node, path, places, lambda mark: "command line:", set())
     places[path] = "command line:"
-    target = plain
-    for depth, key in enumerate(path[:-1]):
-        target = target.setdefault(key, {})
-        if not isinstance(target, dict):
-            raise UsageError(f"command line: {override}: {'.'.join(path[: depth + 1])} has no keys of its own")
-    target[path[-1]] = value
+    target: Any = plain
+    above: Any = plain
+    for depth, key in enumerate(path):
+        above = target
+        is_list = isinstance(above, list)
+        if not isinstance(above, dict) and not (is_list and key in range(len(above))):
+            what = f"has {len(above)} entries, counted from 0" if is_list else "has no keys of its own"
+            raise UsageError(f"command line: {override}: {'.'.join(map(str, path[:depth]))} {what}")
+        if depth < len(path) - 1:
+            target = above[key] if is_list else above.setdefault(key, {})
+    above[path[-1]] = value

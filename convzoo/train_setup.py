@@ -105,7 +105,8 @@ class Setup:
         self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"))
         self.data_account = {
             "root": str(machine.data), "train_images": len(train_set), "val_images": len(val_set), "class_names": self.class_names,
-            "train_images_per_class": dict(zip(self.class_names, torch.bincount(torch.as_tensor(train_set.labels), minlength=found).tolist(), strict=True)),
+            ("train_images_per_class" if recipe.task == "classify" else "train_objects_per_class"):
+                dict(zip(self.class_names, torch.bincount(torch.as_tensor(train_set.labels), minlength=found).tolist(), strict=True)),
         }  # fmt: skip
         self.task = build_task(recipe, self.class_names)
 
@@ -136,7 +137,7 @@ class Setup:
         recipe, machine = self.recipe, self.machine
         keys = TrainBatches(
             len(self.train_data), recipe.train.batch_size, recipe.seed, self.progress.step, self.total_steps,
-            machine.accumulate, dist.rank(), dist.world_size(),
+            machine.accumulate, dist.rank(), dist.world_size(), recipe.transform.multi_scale_px, recipe.transform.multi_scale_every_steps,
         )  # fmt: skip
         workers = default_workers(self.device.type) if machine.workers is None else machine.workers
         for batch in build_loader(self.train_data, self.task, keys, workers, pin_memory=self.device.type == "cuda"):

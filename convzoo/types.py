@@ -1,6 +1,5 @@
 """The nouns that every layer shares."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -8,6 +7,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
+
+from convzoo.boxes import UNMOVED, Placement
 
 
 class Key(NamedTuple):
@@ -18,16 +19,43 @@ class Key(NamedTuple):
     size_px: int | None = None
 
 
+@dataclass(frozen=True)
+class Boxes:
+    """The true boxes of one picture.
+
+    Attributes:
+        xyxy: [N, 4] float64 in pixels of the picture; they may reach outside, and may be empty.
+        labels: [N] int64 class indices.
+        crowd: [N] bool, regions of many objects: not trained on, and detections there count neither for nor against.
+        areas: [N] float64 original pixels by which COCO calls an object small or large: of its outline, else its box.
+    """
+
+    xyxy: np.ndarray
+    labels: np.ndarray
+    crowd: np.ndarray
+    areas: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, chosen: np.ndarray) -> "Boxes":
+        """Return the boxes that a mask [N] or indices choose."""
+        return Boxes(self.xyxy[chosen], self.labels[chosen], self.crowd[chosen], self.areas[chosen])
+
+
 @dataclass
 class Sample:
     """One picture on its way through the transforms.
 
     Attributes:
         image: [3, H, W] uint8 RGB.
-        target: what the task learns; for classification the class index.
+        target: what the task learns: the class index, or Boxes in pixels of `image`.
         index: position in the data set.
         path: where the picture came from, for messages and galleries.
         original_hw: height and width before any transform.
+        truth: the target before any transform.
+        placement: where the original picture lies in `image`.
+        size_px: the side that this batch's pictures should get, None for what each operation says.
     """
 
     image: Tensor
@@ -35,6 +63,9 @@ class Sample:
     index: int
     path: str
     original_hw: tuple[int, int]
+    truth: Any = None
+    placement: Placement = UNMOVED
+    size_px: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,17 +76,30 @@ class BadSample:
     reason: str
 
 
+class BoxTargets(NamedTuple):
+    """The boxes of a batch that are learned: boxes_xyxy [M, 4] in input pixels, labels [M], image_index [M] in 0..B-1."""
+
+    boxes_xyxy: Tensor
+    labels: Tensor
+    image_index: Tensor
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "BoxTargets":
+        return BoxTargets(*(tensor.to(device, non_blocking=non_blocking) for tensor in self))
+
+
 @dataclass
 class Batch:
     """A stack of samples.
 
     Attributes:
         images: [B, 3, H, W], uint8 RGB 0..255 from the loader, float32 once normalised.
-        targets: for classification [B] int64.
+        targets: what the loss takes: [B] int64 classes, or BoxTargets.
         ids: [B] int64 positions in the data set.
         paths: B strings.
         original_hw: [B, 2] int64.
+        placement: [B, 4] float32 scale_x, scale_y, offset_x, offset_y: where each original picture lies in the input.
         valid: [B] bool, False for padding.
+        truths: B targets before any transform.
         bad: what could not be read and is therefore not in the batch.
     """
 
@@ -64,7 +108,9 @@ class Batch:
     ids: Tensor
     paths: list[str]
     original_hw: Tensor
+    placement: Tensor
     valid: Tensor
+    truths: list[Any]
     bad: list[BadSample] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -102,7 +148,9 @@ class Metric(Protocol):
 
     def result(self) -> dict[str, Any]: ...
 
-    def write(self, folder: Path, image_of: Callable[[int], Tensor]) -> None: ...
+    def text(self) -> str: ...
+
+    def write(self, folder: Path, dataset: Any) -> None: ...
 
 
 class Task(Protocol):

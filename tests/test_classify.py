@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from convzoo.tasks.classify import Classify
-from convzoo.types import Batch
+from convzoo.types import Batch, Sample
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 
@@ -19,7 +19,7 @@ def batch_of(targets, valid=None, start=0):
     ids = torch.arange(start, start + count)
     return Batch(
         torch.zeros(count, 3, 1, 1), torch.tensor(targets), ids, [f"p/{i}.png" for i in ids.tolist()],
-        torch.ones(count, 2), torch.tensor(valid or [True] * count),
+        torch.ones(count, 2), torch.zeros(count, 4), torch.tensor(valid or [True] * count), targets,
     )  # fmt: skip
 
 
@@ -30,6 +30,11 @@ def logits_ranking(*orders):
         for place, label in enumerate(order):
             logits[row, label] = 5.0 - place
     return logits
+
+
+class BlackPictures:
+    def load(self, index):
+        return Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), 0, index, f"{index}.png", (8, 8))
 
 
 def counted(task, logits, batch):
@@ -88,7 +93,7 @@ def test_label_smoothing_by_hand():
 def test_the_report_shows_what_was_counted(tmp_path):
     task = Classify(NAMES)
     metric = counted(task, logits_ranking([0], [0], [2]), batch_of([0, 1, 2]))
-    metric.write(tmp_path, lambda index: torch.zeros(3, 8, 8, dtype=torch.uint8))
+    metric.write(tmp_path, BlackPictures())
     table = (tmp_path / "per_class.csv").read_text().splitlines()
     assert table[0] == "class,images,correct,recall,precision,most_taken_for" and table[2].startswith("bee,1,0,0.0,")
     assert "p/1.png" in (tmp_path / "worst.csv").read_text()

@@ -15,12 +15,12 @@ from convzoo import cli
 OPTIONS = {
     "train": "--accumulate --compile --data --device --download --help --on-bad-sample --out --profile --resume --save-every-steps --weights --workers",
     "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --workers",
-    "predict": "--batch-size --device --help --json --on-bad-sample --precision --save",
+    "predict": "--batch-size --crops --device --help --json --min-score --on-bad-sample --precision --provider --save --yolo-txt",
     "convert": "--check --classes --data-name --download --help --json --model --num-classes --out --to",
     "list": "--help --json --weights",
     "doctor": "--help --json",
     "data check": "--data --help --json",
-    "data stats": "--data --help --json --sheet",
+    "data stats": "--anchors --data --help --json --sheet --size",
     "data save": "--count --data --help --out --split",
 }
 

@@ -19,11 +19,13 @@ LAYERS = [
     {"train_setup", "run_folder"},
     {"meter"},
     {"training"},
+    {"predict_files"},
     {"predict", "convert"},
     {"deploy"},
     {"bench", "serve"},
     {"api"},
     {"cli_data"},
+    {"cli_predict", "cli_deploy"},
     {"cli"},
     {"__main__", "__init__"},
 ]

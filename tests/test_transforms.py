@@ -10,7 +10,7 @@ from convzoo.data.image_folder import image_folder
 from convzoo.data.transforms import Pipeline, keyed_rng, normalize, stack_images
 from convzoo.errors import DataError
 from convzoo.evaluate import build_pipeline
-from convzoo.types import Key, Sample
+from convzoo.types import Boxes, Key, Sample
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -73,15 +73,24 @@ def test_augmentation_is_a_function_of_seed_epoch_and_sample(recipe):
     pipeline = build_pipeline(loaded, "train")
     image = noise(300, 400) if "imagenet" in recipe else noise(32, 32)
 
+    def labelled():
+        one = sample(image)
+        if loaded.task == "detect":
+            one.target = Boxes(
+                np.array([[4.0, 4.0, 20.0, 20.0]]), np.zeros(1, dtype=np.int64), np.zeros(1, dtype=bool), np.ones(1)
+            )
+        return one
+
     def augmented(epoch: int, index: int, seed: int = 0) -> torch.Tensor:
         pipeline.seed = seed
-        return pipeline(sample(image), Key(epoch, index)).image
+        return pipeline(labelled(), Key(epoch, index), lambda rng: labelled()).image
 
     first = augmented(1, 2)
     assert first.dtype == torch.uint8
     assert torch.equal(first, augmented(1, 2))
     others = [augmented(e, i, s) for e, i, s in [(2, 2, 0), (1, 3, 0), (1, 2, 1), (5, 6, 0), (7, 8, 9)]]
-    assert any(other.shape != first.shape or not torch.equal(first, other) for other in others)
+    varies = any(other.shape != first.shape or not torch.equal(first, other) for other in others)
+    assert varies == (loaded.transform.train != loaded.transform.eval)
 
 
 def test_each_operation_does_what_it_says():

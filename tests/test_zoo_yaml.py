@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from convzoo import recipe as recipes
 from convzoo import registry
-from convzoo.errors import UsageError
 from convzoo.evaluate import check_recipe
 from convzoo.optim import build_schedule
 
@@ -90,16 +89,22 @@ def test_every_table_of_the_documents_becomes_a_recipe(run, shared, column, tmp_
     assert (
         recipe.loss.label_smoothing == pytest.approx(smoothing) and recipe.model["num_classes"] == values["num_classes"]
     )
-    if task == "classify":
-        check_recipe(recipe)
-        with torch.device("meta"):
-            registry.bind("model", recipe.model)()
-    else:  # the day that detection is here, its recipe must be complete
-        assert "detection is not there yet" in " ".join(found["notes"])
-        with pytest.raises(UsageError):
-            check_recipe(recipe)
+    check_recipe(recipe)
+    with torch.device("meta"):
+        registry.bind("model", recipe.model)()
+    if task == "detect":
+        assert recipe.transform.multi_scale_px == list(range(320, 609, 32)) and recipe.loss.ignore_threshold == 0.7
+        assert [name for operation in recipe.transform.train for name in operation] == [
+            "random_place",
+            "flip_lr",
+            "hsv_distort",
+        ]
+        assert (
+            recipe.transform.train[0]["random_place"]["jitter"] == 0.3 and recipe.postprocess["box_rule"] == "mindspore"
+        )
     dropped = found["dropped"]
-    assert set(dropped) < set(values) and "nothing here answers to it" not in dropped.values()
+    assert [key for key, why in dropped.items() if why == "nothing here answers to it"] == []
+    assert set(dropped) < set(values)
     header = [line for line in out.read_text().splitlines() if line.startswith("#")]
     for key in dropped:
         assert any(line.startswith(f"# Left out: {key} (") for line in header)
@@ -211,7 +216,24 @@ def test_the_fine_tuning_configuration_trains_the_last_layer_alone(run, shared, 
         ((VGG, "lr: 0.1\nbatch: 4\n"), 1, "not the configuration of a network of the MindSpore zoo"),
         ((VGG, "- a\n- b\n"), 1, "not a Darknet, MindSpore, PyTorch or safetensors weight file"),
         ((VGG, "net: densenet169\nnum_classes: 10\n"), 2, "zoo.yaml:1: net: one of densenet100, densenet121"),
-        ((VGG, "anchor_scales: [[1, 2]]\nmax_epoch: 1\n"), 2, "anchor_scales: only"),
+        (
+            (VGG, "anchor_scales: [[1, 2]]\nmax_epoch: 1\nlr: 1\nlr_scheduler: exponential\n"),
+            2,
+            "anchor_scales: must be nine pairs, not 1",
+        ),
+        (
+            (VGG, "anchor_scales: [[1, 0]]\nmax_epoch: 1\nlr: 1\nlr_scheduler: exponential\n"),
+            2,
+            "anchor_scales: must be pairs of positive",
+        ),
+        (
+            (
+                VGG,
+                "multi_scale: [[320, 416]]\nbackbone_layers: [1, 2, 8, 8, 4]\nmax_epoch: 1\nlr: 1\nlr_scheduler: exponential\n",
+            ),
+            2,
+            "multi_scale: must be square",
+        ),
     ],
 )
 def test_a_wrong_configuration_is_one_line(run, change, code, message, tmp_path):

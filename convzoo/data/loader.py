@@ -3,15 +3,17 @@
 import os
 import signal
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from convzoo.data.transforms import Pipeline, stack_images
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
-from convzoo.types import BadSample, Batch, Key, Sample, Task
+from convzoo.types import BadSample, Batch, Boxes, Key, Sample, Task
 
 OnBadSample = Literal["error", "skip"]
 
@@ -29,12 +31,20 @@ class Transformed(torch.utils.data.Dataset):
 
     def __getitem__(self, key: Key) -> Sample | BadSample:
         try:
-            sample = self.dataset.load(key.index)
+            return self.pipeline(self._load(key.index), key, lambda rng: self._load(int(rng.integers(len(self)))))
         except DataError as error:
             return BadSample(key.index, str(error))
-        if self.label_of is not None:
-            sample.target = self.label_of[sample.target]
-        return self.pipeline(sample, key)
+
+    def _load(self, index: int) -> Sample:
+        sample = self.dataset.load(index)
+        if self.label_of is None:
+            return sample
+        target = sample.target
+        if isinstance(target, Boxes):
+            renumbered = replace(target, labels=np.asarray(self.label_of)[target.labels])
+        else:
+            renumbered = self.label_of[target]
+        return replace(sample, target=renumbered)
 
 
 class Collate:
@@ -105,6 +115,8 @@ def base_batch(samples: list[Sample], targets: Any) -> Batch:
         ids=torch.tensor([sample.index for sample in samples]),
         paths=[sample.path for sample in samples],
         original_hw=torch.tensor([sample.original_hw for sample in samples]),
+        placement=torch.tensor([sample.placement for sample in samples], dtype=torch.float32),
+        truths=[sample.truth for sample in samples],
         valid=torch.ones(len(samples), dtype=torch.bool),
     )
 

@@ -3,12 +3,12 @@
 A global batch is the same set of samples for any number of ranks and workers; rank r takes every world_size-th of it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from convzoo.data.transforms import ORDER, keyed_rng
+from convzoo.data.transforms import ORDER, SIZE, keyed_rng
 from convzoo.errors import DataError, UsageError
 from convzoo.types import Key
 
@@ -22,7 +22,8 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
 class TrainBatches:
     """Yield this rank's keys of one micro-batch after the other, from start_step to end_step.
 
-    The last partial batch of an epoch is dropped; a data set smaller than one batch is one batch.
+    The last partial batch of an epoch is dropped; a data set smaller than one batch is one batch. With sizes_px the
+    batches take sizes by turns at random.
     """
 
     num_samples: int
@@ -33,6 +34,8 @@ class TrainBatches:
     accumulate: int = 1
     rank: int = 0
     world_size: int = 1
+    sizes_px: Sequence[int] = ()
+    size_every_steps: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
@@ -48,8 +51,16 @@ class TrainBatches:
             if epoch != epoch_of_order:
                 epoch_of_order, order = epoch, epoch_order(self.num_samples, self.seed, epoch)
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            size_px = self.size_at(step)
             for micro in np.array_split(batch[self.rank :: self.world_size], self.accumulate):
-                yield [Key(epoch, int(index)) for index in micro]
+                yield [Key(epoch, int(index), size_px) for index in micro]
+
+    def size_at(self, step: int) -> int | None:
+        """Return the input size of a step, the same on all ranks: drawn anew every size_every_steps."""
+        if not self.sizes_px:
+            return None
+        drawn = keyed_rng(self.seed, SIZE, 0, step // self.size_every_steps).integers(len(self.sizes_px))
+        return self.sizes_px[int(drawn)]
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """Operations on uint8 pictures. Each is `name(sample, rng, *, keys)` marked `@register("transform")`.
 
 What an operation draws comes from `rng`, a generator keyed by (seed, epoch, sample index) alone, so a picture is
-augmented in the same way by any worker on any rank. Normalisation is not an operation: batches travel as uint8 and
-become float on the device (`normalize`).
+augmented in the same way by any worker on any rank. One that mixes pictures takes a third argument, `another(rng)`,
+which draws a second sample. Normalisation is not an operation: batches travel as uint8 and become float on the device
+(`normalize`). Operations that move boxes with the pixels are in `box_transforms`.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -16,12 +18,13 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from convzoo.boxes import Placement
 from convzoo.errors import DataError
 from convzoo.registry import register
-from convzoo.types import Key, Sample
+from convzoo.types import Boxes, Key, Sample
 
 # The streams of random numbers that a seed gives, kept apart.
-ORDER, AUGMENT = 0, 1
+ORDER, AUGMENT, SIZE = 0, 1, 2
 
 
 def keyed_rng(seed: int, stream: int, epoch: int, index: int) -> np.random.Generator:
@@ -40,14 +43,44 @@ class Pipeline:
     """The operations of a recipe's `transform.train` or `transform.eval`, in order."""
 
     def __init__(self, operations: Sequence[Callable[..., Sample]], seed: int):
-        self.operations = operations
+        self.operations = [
+            (operation, "another" in inspect.signature(operation).parameters) for operation in operations
+        ]
         self.seed = seed
 
-    def __call__(self, sample: Sample, key: Key) -> Sample:
+    def __call__(
+        self, sample: Sample, key: Key, another: Callable[[np.random.Generator], Sample] | None = None
+    ) -> Sample:
+        """Return the sample as the network gets it; `another` draws a second one for the operations that mix."""
         rng = keyed_rng(self.seed, AUGMENT, key.epoch, key.index)
-        for operation in self.operations:
-            sample = operation(sample, rng)
+        sample = replace(sample, truth=sample.target, size_px=key.size_px)
+        for operation, mixes in self.operations:
+            sample = operation(sample, rng, another) if mixes else operation(sample, rng)
         return sample
+
+
+def moved(sample: Sample, image: Tensor, step: Placement) -> Sample:
+    """Return the sample with a new image, in which the old one lies as `step` says; boxes move along, none is cut."""
+    before, target = sample.placement, sample.target
+    placement = Placement(
+        before.scale_x * step.scale_x,
+        before.scale_y * step.scale_y,
+        before.offset_x * step.scale_x + step.offset_x,
+        before.offset_y * step.scale_y + step.offset_y,
+    )
+    if isinstance(target, Boxes):
+        scale, offset = np.tile(step[:2], 2), np.tile(step[2:], 2)
+        target = replace(target, xyxy=target.xyxy * scale + offset)
+    return replace(sample, image=image, target=target, placement=placement)
+
+
+def interpolated(image: Tensor, size_hw: list[int], interpolation: str, antialias: bool) -> Tensor:
+    """Resize [3, H, W]; "by_scale" is the MindSpore zoo's rule: bicubic to enlarge, nearest to shrink, else bilinear."""
+    if interpolation == "by_scale":
+        larger = [new > old for new, old in zip(size_hw, image.shape[-2:], strict=True)]
+        smaller = [new < old for new, old in zip(size_hw, image.shape[-2:], strict=True)]
+        interpolation = "bicubic" if all(larger) else "nearest-exact" if all(smaller) else "bilinear"
+    return F.resize(image, size_hw, InterpolationMode(interpolation), antialias=antialias)
 
 
 @register("transform")
@@ -57,13 +90,15 @@ def resize(
     *,
     size_px: int,
     mode: Literal["short_side", "stretch"] = "short_side",
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    interpolation: Literal["bilinear", "bicubic", "by_scale"] = "bilinear",
     antialias: bool = True,
 ) -> Sample:
-    """Resize the short side to size_px and keep the aspect ratio, or stretch to size_px x size_px."""
-    size = [size_px] if mode == "short_side" else [size_px, size_px]
-    image = F.resize(sample.image, size, InterpolationMode(interpolation), antialias=antialias)
-    return replace(sample, image=image)
+    """Resize the short side to size_px and keep the aspect ratio, or stretch to size_px x size_px; boxes move along."""
+    side, (height, width) = sample.size_px or size_px, sample.image.shape[-2:]
+    short = min(height, width)
+    size = [side, side] if mode == "stretch" else [int(side * height / short), int(side * width / short)]
+    image = interpolated(sample.image, size, interpolation, antialias)
+    return moved(sample, image, Placement(size[1] / width, size[0] / height, 0, 0))
 
 
 @register("transform")
@@ -121,8 +156,15 @@ def pad_crop(sample: Sample, rng: np.random.Generator, *, padding_px: int) -> Sa
 
 @register("transform")
 def flip_lr(sample: Sample, rng: np.random.Generator, *, prob: float = 0.5) -> Sample:
-    """Mirror left and right with a probability."""
-    return replace(sample, image=sample.image.flip(-1)) if rng.random() < prob else sample
+    """Mirror left and right with a probability; boxes too. Not for evaluation: the placement does not tell."""
+    if rng.random() >= prob:
+        return sample
+    target = sample.target
+    if isinstance(target, Boxes):
+        left, top, right, bottom = target.xyxy.T
+        width = sample.image.shape[-1]
+        target = replace(target, xyxy=np.stack([width - right, top, width - left, bottom], 1))
+    return replace(sample, image=sample.image.flip(-1), target=target)
 
 
 @register("transform")

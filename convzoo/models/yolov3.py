@@ -78,6 +78,11 @@ class YoloV3(nn.Module):
         return head8, head16, head32
 
 
+def _check_anchors(anchors_px: list[list[tuple[float, float]]]) -> None:
+    if [len(scale) for scale in anchors_px] != [3, 3, 3] or min(min(pair) for row in anchors_px for pair in row) <= 0:
+        raise UsageError("model.anchors_px: three rows, finest first, of three [width, height] in pixels above 0")
+
+
 @register("model")
 def yolov3(
     *,
@@ -88,6 +93,7 @@ def yolov3(
     backbone_norm_momentum: float = 0.1,
     down_padding: Literal["symmetric", "bottom_right"] = "symmetric",
     init: Literal["kaiming_fan_in", "uniform_fan_in"] = "kaiming_fan_in",
+    anchors_px: list[list[tuple[float, float]]] | None = None,
 ) -> YoloV3:
     """Build YOLOv3.
 
@@ -95,9 +101,13 @@ def yolov3(
         width: scales the channels of all but the last convolutions; a multiple of 1/32.
         norm_momentum: of the necks and heads; Darknet's is 0.01, here and in the backbone.
         down_padding: where the backbone's five stride-2 convolutions pad.
+        anchors_px: (width, height) in input pixels, three for each of three scales, finest first; None for COCO's. The
+            network is the same with any: they say what its outputs mean, and go with its weights.
     Raises:
-        UsageError: a width that leaves broken channels.
+        UsageError: a width that leaves broken channels, or other than three times three positive anchors.
     """
+    if anchors_px is not None:
+        _check_anchors(anchors_px)
     if width <= 0 or width * 32 % 1:
         raise UsageError(f"model.width: must be a multiple of 1/32, so that all channels are whole, not {width}")
 

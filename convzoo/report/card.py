@@ -65,16 +65,30 @@ Again: `convzoo eval {facts["model_file"]}{root}`
 
 def _measured(result: dict[str, Any]) -> str:
     names = {"top1": "top-1", "top5": "top-5"}
-    measured = [[names.get(key, key), percent(value)] for key, value in result.items() if isinstance(value, float)]
+    measured = [
+        [names.get(key, key.replace("_", ", ")), percent(value)]
+        for key, value in result.items()
+        if isinstance(value, float)
+    ]
     return table(["measure", "value"], [*measured, ["images", f"{result['images']} of {result['images_expected']}"]])
 
 
 def _epochs(rows: list[dict[str, Any]]) -> str:
-    header = ["epoch", "step", "loss", "top-1, training", "top-1, validation", "learning rate"]
-    cells = ["{epoch}", "{step}", "{loss:.4f}"]
+    names = {
+        "train_top1": "top-1, training",
+        "top1": "top-1, validation",
+        "AP": "AP, validation",
+        "AP50": "AP50, validation",
+    }
+    shown = [key for key in names if any(row.get(key) is not None for row in rows)]
     lines = [
-        [cell.format(**row) for cell in cells]
-        + [percent(row.get("train_top1")), percent(row.get("top1")), f"{row['lr']:.6f}"]
+        [
+            str(row["epoch"]),
+            str(row["step"]),
+            f"{row['loss']:.4f}",
+            *(percent(row.get(key)) for key in shown),
+            f"{row['lr']:.6f}",
+        ]
         for row in rows
     ]
-    return table(header, lines)
+    return table(["epoch", "step", "loss", *(names[key] for key in shown), "learning rate"], lines)

@@ -9,14 +9,14 @@ from PIL import Image, ImageDraw, ImageFont
 
 INK, PAPER, MUTED = (33, 37, 41), (255, 255, 255), (108, 117, 125)
 RIGHT, WRONG, NEUTRAL = (42, 157, 91), (214, 69, 65), (32, 99, 155)
-MIN_SIDE_PX = 240
+MIN_SIDE_PX, LONGEST_PX = 240, 1600  # a shorter picture is enlarged, but not beyond the longer
 ROW_PX = 26
 
 
 def classified(image: np.ndarray, names: Sequence[str], scores: Sequence[float]) -> Image.Image:
     """Return a picture [H, W, 3] uint8 above bars for its best classes; a small one is enlarged in whole pixels."""
     picture = Image.fromarray(image)
-    factor = max(1, math.ceil(MIN_SIDE_PX / min(picture.size)))
+    factor = max(1, min(math.ceil(MIN_SIDE_PX / min(picture.size)), LONGEST_PX // max(picture.size)))
     if factor > 1:
         picture = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
     canvas = Image.new("RGB", (picture.width, picture.height + ROW_PX * len(names) + 8), PAPER)

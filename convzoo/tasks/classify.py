@@ -1,8 +1,6 @@
 """Classification: one label a picture, softmax cross-entropy, top-1 and top-5."""
 
-import csv
 import heapq
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convzoo.data.loader import base_batch
+from convzoo.recipe import Recipe
 from convzoo.registry import register
 from convzoo.report.draw import WRONG, contact_sheet, save_png
 from convzoo.report.plots import plot_confusion
+from convzoo.report.tables import write_csv
 from convzoo.types import Batch, Prediction, Sample
 
 TOP_K = 5
@@ -77,6 +77,10 @@ class ClassifyMetric:
             result["top5"] = self.top5_hits / max(1, images)
         return {**result, "images": images}
 
+    def text(self) -> str:
+        """Return what there is to print besides the summary: nothing."""
+        return ""
+
     def per_class(self) -> list[dict[str, Any]]:
         """Return for each class its images, recall and precision (None where undefined) and the class it is most often taken for."""
         rows = []
@@ -95,7 +99,7 @@ class ClassifyMetric:
             rows.append(row)
         return rows
 
-    def write(self, folder: Path, image_of: Callable[[int], Tensor]) -> None:
+    def write(self, folder: Path, dataset: Any) -> None:
         """Write per_class.csv, confusion.csv and .png, and the worst images as worst.csv and worst.png."""
         write_csv(folder / "per_class.csv", self.per_class())
         rows = [
@@ -107,7 +111,7 @@ class ClassifyMetric:
         worst = self.worst_rows()
         write_csv(folder / "worst.csv", worst)
         if worst:
-            images = [image_of(row["id"]).permute(1, 2, 0).numpy() for row in worst]
+            images = [dataset.load(row["id"]).image.permute(1, 2, 0).numpy() for row in worst]
             captions = [
                 (
                     f"{row['truth']}, not {row['predicted']}",
@@ -160,16 +164,7 @@ class Classify:
         return ClassifyMetric(self.class_names)
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows under their own keys; no rows, no file."""
-    if rows:
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
-
-
 @register("task")
-def classify(class_names: list[str], label_smoothing: float) -> Classify:
+def classify(class_names: list[str], recipe: Recipe) -> Classify:
     """Build the classification task."""
-    return Classify(class_names, label_smoothing)
+    return Classify(class_names, recipe.loss.label_smoothing)

@@ -41,6 +41,7 @@ class Converted:
         model: the recipe's `model` section that rebuilds the network.
         state_dict: float32 tensors under our names; they may be views of the file, copy them before it changes.
         transform: the recipe's `transform` section with which the source evaluates, or None where it is not known.
+        postprocess: the recipe's `postprocess` section with which a detector's source evaluates.
         class_names: in the order of the outputs, or None where the source does not say.
         table: what was consumed, tensor by tensor.
         header: what the file says of itself, and `bytes_used` and `bytes_left`.
@@ -53,6 +54,7 @@ class Converted:
     model: dict[str, Any]
     state_dict: StateDict
     transform: dict[str, Any] | None = None
+    postprocess: dict[str, Any] = field(default_factory=dict)
     class_names: list[str] | None = None
     table: list[Row] = field(default_factory=list)
     header: dict[str, Any] = field(default_factory=dict)

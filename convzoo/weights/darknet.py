@@ -90,6 +90,7 @@ def read(
         model=model,
         state_dict=state_dict,
         transform=None if unfilled else _transform(model["name"]),
+        postprocess=dict(VALID) if model["name"] == "yolov3" else {},
         class_names=names,
         table=table,
         header={**header._asdict(), "bytes_used": len(data), "bytes_left": 0},
@@ -226,9 +227,13 @@ def _class_names(model: dict[str, Any], classes: Path | None) -> list[str] | Non
     return known.coco_names() if model == {"name": "yolov3", "num_classes": 80} else None
 
 
-def _transform(name: str) -> dict[str, Any] | None:
-    if name not in CROP_PX:
-        return None
+# What Darknet's `detector valid` does with a detector's outputs.
+VALID = {"score_threshold": 0.005, "iou_threshold": 0.45, "multi_label": True}
+
+
+def _transform(name: str) -> dict[str, Any]:
+    if name == "yolov3":
+        return known.transform([{"letterbox": {"size_px": 416, "align_corners": True}}])
     return known.crop_transform(
         {"size_px": 256, "mode": "short_side", "antialias": True},
         CROP_PX[name],
@@ -243,6 +248,4 @@ def _notes(model: dict[str, Any], names: list[str] | None) -> list[str]:
         is_imagenet = model["num_classes"] == 1000
         why = "Darknet's ImageNet order is not sorted WordNet ids" if is_imagenet else "the file holds none"
         notes.append(f"no class names: {why}; pass --classes FILE, one a line (Darknet's data/imagenet.labels.list)")
-    if model["name"] == "yolov3":
-        notes.append("Darknet letterboxes pictures on grey 0.5 to the network's size, values 0..1, no mean")
     return notes

@@ -113,6 +113,7 @@ def convert(
         model=model,
         state_dict=state_dict,
         transform=None if is_backbone else transform,
+        postprocess={"box_rule": "mindspore", "max_detections": None} if model["name"] == "yolov3" else {},
         class_names=None if is_backbone else names,
         table=table,
         missing=missing,
@@ -261,12 +262,9 @@ def evaluation(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[str] | No
         operations = [{"resize": {**resize, "size_px": 224}}]
         transform = known.transform(operations, mean=(0.4465, 0.4822, 0.4914), std=(0.2010, 0.1994, 0.2023))
     elif name == "yolov3":
-        operations = [{"resize": {**resize, "size_px": 416}}]
+        operations = [{"resize": {"size_px": 416, "mode": "stretch", "interpolation": "by_scale"}}]
         transform = known.transform(operations, known.IMAGENET_MEAN, known.IMAGENET_STD)
         names = known.coco_names() if num_classes == 80 else None
-        notes.append(
-            "the zoo resizes with PIL: bicubic where both sides grow, nearest where both shrink, else bilinear"
-        )
     elif name == "tinydarknet":
         transform = known.crop_transform({**resize, "mode": "short_side"}, 224)
         notes.append("taken for ImageNet; the zoo's CIFAR-10 training leaves 1000 outputs too, at 227x227 pixels")

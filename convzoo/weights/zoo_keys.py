@@ -15,7 +15,6 @@ NOT_YET = "not there yet"
 CLOUD = f"cloud (ModelArts): {NOT_YET}"
 EXPORT = f"export: {NOT_YET}"
 DEVICE_RESULTS = f"results of an Ascend 310: {NOT_YET}"
-AUGMENTATION = f"detection's augmentation: {NOT_YET}"
 DATA = "--data DIR"
 WEIGHTS = "--weights FILE"
 MODEL = "the MODEL argument of eval"
@@ -43,8 +42,7 @@ ELSEWHERE = {
     EXPORT: "file_name file_format onnx_filename air_filename keep_detect",
     DEVICE_RESULTS: "result_dir result_path label_dir label_file img_path",
     "train --weights darknet53.conv.74 reads the original": "input_file output_file",
-    AUGMENTATION: "jitter resize_rate multi_scale max_box training_shape",
-    f"detection's loss: {NOT_YET}": "ignore_threshold",
+    "all boxes of a picture are learned": "max_box",
 }
 WHY = {key: why for why, keys in ELSEWHERE.items() for key in keys.split()}
 
@@ -127,6 +125,14 @@ class Keys:
             return [int(part) for part in parts if str(part).strip()]
         except (TypeError, ValueError):
             raise self.error(key, f"must be whole numbers, not {value!r}") from None
+
+    def pairs(self, key: str, default: list[list[int]]) -> list[list[int]]:
+        """Take a list of pairs of positive whole numbers. Raises UsageError."""
+        value = self._take(key, default)
+        is_list = isinstance(value, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in value)
+        if not is_list or any(type(side) is not int or side < 1 for pair in value for side in pair):
+            raise self.error(key, f"must be pairs of positive whole numbers, not {value!r}")
+        return value
 
     def side_px(self, key: str, default: int) -> int:
         """Take a square size: `[224, 224]`, `'224,224'` or `224`. Raises UsageError."""

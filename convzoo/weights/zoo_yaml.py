@@ -246,20 +246,49 @@ def _tinydarknet(keys: Keys) -> dict[str, Any]:
 def _yolov3(keys: Keys) -> dict[str, Any]:
     num_classes, epochs = keys.whole("num_classes", 80), keys.whole("max_epoch")
     keys.expect("out_channel", 3 * (5 + num_classes))
-    keys.expect("anchor_scales", ANCHORS)
     keys.expect("backbone_input_shape", [32, 64, 128, 256, 512])
     keys.expect("backbone_shape", [64, 128, 256, 512, 1024])
     keys.expect("backbone_layers", [1, 2, 8, 8, 4])
     lr, schedule = _schedule(keys, epochs, least_t_max=epochs)  # as its program raises it
     size_px = keys.side_px("testing_shape", keys.side_px("test_img_shape", 416))
     distort = {"hue": keys.number("hue", 0.1), "saturation": keys.number("saturation", 1.5)}
-    transform = known.transform([_stretch(size_px)], known.IMAGENET_MEAN, known.IMAGENET_STD)
-    transform["train"] = [{"hsv_distort": {**distort, "exposure": keys.number("value", 1.5)}}]
-    postprocess = {"score_threshold": keys.number("eval_ignore_threshold", 0.001)}
+    zoos = {"size_px": size_px, "mode": "stretch", "interpolation": "by_scale"}
+    transform = known.transform([{"resize": zoos}], known.IMAGENET_MEAN, known.IMAGENET_STD)
+    transform["train"] = [
+        {"random_place": {"size_px": size_px, "jitter": keys.number("jitter", 0.3)}},
+        {"flip_lr": {"prob": 0.5}},
+        {"hsv_distort": {**distort, "exposure": keys.number("value", 1.5)}},
+    ]
+    transform |= _multi_scale(keys)
+    postprocess: dict[str, Any] = {"box_rule": "mindspore", "max_detections": None}
+    postprocess["score_threshold"] = keys.number("eval_ignore_threshold", 0.001)
     postprocess["iou_threshold"] = keys.number("nms_thresh", 0.5)
-    keys.notes.append("detection is not there yet: this recipe can be read, not trained")
-    parts = {"transform": transform, "model": {"name": "yolov3", "num_classes": num_classes, **mindspore.ZOO["yolov3"]}}
-    parts |= {"loss": _smoothing(keys, "label_smooth", num_classes), "optim": _optim(keys, lr)}
+    model = {"name": "yolov3", "num_classes": num_classes, **mindspore.ZOO["yolov3"], **_anchors(keys)}
+    smoothing = keys.number("label_smooth_factor", 0.1)  # over the other classes, as detection's is here too
+    loss = {
+        "label_smoothing": smoothing if keys.flag("label_smooth", False) else 0.0,
+        "ignore_threshold": keys.number("ignore_threshold", 0.7),
+    }
+    parts = {"transform": transform, "model": model, "loss": loss, "optim": _optim(keys, lr)}
     train = _train(keys, epochs, keys.whole("per_batch_size"))
     keys.why["batch_size"] = EXPORT_BATCH
     return _recipe("detect", "coco", {**parts, "schedule": schedule, "train": train, "postprocess": postprocess})
+
+
+def _multi_scale(keys: Keys) -> dict[str, Any]:
+    """Return the sizes that batches take: one where training_shape says so, else the square ones of multi_scale."""
+    every = keys.whole("resize_rate", 1)
+    listed = keys.pairs("multi_scale", [])
+    fixed = keys.side_px("training_shape", 0) if "training_shape" in keys else 0
+    if any(height != width for height, width in listed):
+        raise keys.error("multi_scale", "must be square sizes")
+    sides = [fixed] if fixed else [height for height, _ in listed]
+    return {"multi_scale_px": sides, "multi_scale_every_steps": every} if sides else {}
+
+
+def _anchors(keys: Keys) -> dict[str, Any]:
+    """Return the anchors where they are not COCO's; the zoo lists nine of (width, height), the smallest first."""
+    listed = keys.pairs("anchor_scales", ANCHORS)
+    if len(listed) != 9:
+        raise keys.error("anchor_scales", f"must be nine pairs, not {len(listed)}")
+    return {} if listed == ANCHORS else {"anchors_px": [listed[i : i + 3] for i in (0, 3, 6)]}

@@ -1,0 +1,106 @@
+"""COCO's measures, computed by pycocotools itself from detections and truths held in memory."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from convzoo.types import Boxes, Prediction
+
+NAMES = (
+    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
+)  # fmt: skip
+AT_50 = 0  # the place of IoU 0.5 among the ten thresholds
+ALL_AREAS, MOST = 0, -1
+
+
+class Scored(NamedTuple):
+    """What pycocotools measured.
+
+    Attributes:
+        stats: the twelve numbers by name, fractions of 1; None where there is nothing to measure.
+        lines: the twelve lines as pycocotools prints them.
+        class_ap, class_ap50: [K] fractions, NaN for a class without objects.
+        recall: [101] thresholds; precision: [101, K] at IoU 0.5, NaN for a class without objects.
+    """
+
+    stats: dict[str, float | None]
+    lines: str
+    class_ap: np.ndarray
+    class_ap50: np.ndarray
+    recall: np.ndarray
+    precision: np.ndarray
+
+
+def truth_json(
+    truths: Sequence[Boxes], image_ids: Sequence[int], paths: Sequence[str], sizes_hw: Sequence[tuple[int, int]],
+    categories: dict[int, str],
+) -> dict[str, Any]:  # fmt: skip
+    """Return true boxes in COCO's form. `categories`: category id -> name, in the order of the labels."""
+    ids = list(categories)
+    images = [
+        {"id": image_id, "file_name": path.rpartition("/")[2], "height": hw[0], "width": hw[1]}
+        for image_id, path, hw in zip(image_ids, paths, sizes_hw, strict=True)
+    ]
+    annotations = [
+        {"image_id": image_id, "category_id": ids[label], "bbox": ltwh, "area": area, "iscrowd": int(crowd)}
+        for image_id, boxes in zip(image_ids, truths, strict=True)
+        for label, ltwh, area, crowd in zip(
+            boxes.labels.tolist(), _ltwh(boxes.xyxy), boxes.areas.tolist(), boxes.crowd.tolist(), strict=True
+        )
+    ]
+    return {
+        "images": images,
+        "annotations": [{"id": number, **one} for number, one in enumerate(annotations, 1)],
+        "categories": [{"id": category_id, "name": name} for category_id, name in categories.items()],
+    }
+
+
+def detections_json(
+    predictions: Sequence[Prediction], image_ids: Sequence[int], category_ids: Sequence[int | None]
+) -> list[dict[str, Any]]:
+    """Return detections as COCO's result format has them; labels whose category id is None are left out."""
+    return [
+        {"image_id": image_id, "category_id": category_ids[label], "bbox": ltwh, "score": score}
+        for image_id, prediction in zip(image_ids, predictions, strict=True)
+        for label, ltwh, score in zip(
+            prediction.labels.tolist(), _ltwh(prediction.boxes_xyxy), prediction.scores.tolist(), strict=True
+        )
+        if category_ids[label] is not None
+    ]
+
+
+def _ltwh(boxes_xyxy: Any) -> list[list[float]]:
+    boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
+
+
+def score(truth: dict[str, Any], detections: list[dict[str, Any]]) -> Scored:
+    """Run pycocotools over truths and detections in COCO's forms."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt, found = COCO(), COCO()
+        gt.dataset = truth  # type: ignore[assignment]
+        gt.createIndex()
+        annotations = [  # as COCO.loadRes makes them, which refuses an empty list
+            {**one, "id": number, "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0}
+            for number, one in enumerate(detections, 1)
+        ]
+        found.dataset = {**truth, "annotations": annotations}  # type: ignore[assignment]
+        found.createIndex()
+        run = COCOeval(gt, found, "bbox")
+        run.evaluate()
+        run.accumulate()
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run.summarize()
+    precision = np.where(run.eval["precision"] < 0, np.nan, run.eval["precision"])[
+        :, :, :, ALL_AREAS, MOST
+    ]  # [T, R, K]
+    stats = {name: None if value < 0 else float(value) for name, value in zip(NAMES, run.stats, strict=True)}
+    return Scored(
+        stats, printed.getvalue().rstrip("\n"), precision.mean((0, 1)), precision[AT_50].mean(0), run.params.recThrs,
+        precision[AT_50],
+    )  # fmt: skip

@@ -1,0 +1,241 @@
+"""What a detector got right: COCO's twelve numbers, and what they do not show: confusions and the worst pictures."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from convzoo.boxes import box_area, pairwise_iou
+from convzoo.report.draw import save_png
+from convzoo.report.draw_boxes import compared, detection_sheet
+from convzoo.report.plots import plot_confusion, plot_precision_recall
+from convzoo.report.tables import write_csv
+from convzoo.tasks.coco_eval import Scored, detections_json, score, truth_json
+from convzoo.types import Batch, Boxes, Prediction
+
+# For the confusion matrix and the worst pictures only; COCO's numbers count every score and ten overlaps.
+SHOWN_SCORE, SHOWN_IOU = 0.25, 0.5
+WORST_KEPT, CELL_PX = 24, 360
+BACKGROUND = "background"
+
+
+class Pictured(NamedTuple):
+    """One evaluated picture."""
+
+    path: str
+    original_hw: tuple[int, int]
+    truth: Boxes
+    prediction: Prediction
+
+
+class Matched(NamedTuple):
+    """Which detections of a picture, [N], found which true box, [M]: indices, -1 for none.
+
+    Attributes:
+        truth_of: [N] the true box that a detection lies on, of its class if there is one.
+        in_crowd: [N] bool, detections that count for nothing because they lie in a crowd.
+    """
+
+    truth_of: np.ndarray
+    in_crowd: np.ndarray
+
+
+class DetectMetric:
+    """All detections and all truths, exactly; pycocotools measures at the end."""
+
+    def __init__(self, class_names: list[str]):
+        self.class_names = class_names
+        self.pictures: dict[int, Pictured] = {}
+        self._scored: Scored | None = None
+
+    def update(self, predictions: list[Prediction], batch: Batch) -> None:
+        """Take detections in original pixels and the batch's truths."""
+        sizes = batch.original_hw.tolist()
+        for prediction, path, (height, width), truth, valid in zip(
+            predictions, batch.paths, sizes, batch.truths, batch.valid.tolist(), strict=True
+        ):
+            if valid:
+                self.pictures[prediction.id] = Pictured(path, (height, width), truth, prediction)
+        self._scored = None
+
+    def merge(self, others: list["DetectMetric"]) -> "DetectMetric":
+        """Return the sum of several ranks' pictures."""
+        total = DetectMetric(self.class_names)
+        for other in others:
+            total.pictures |= other.pictures
+        return total
+
+    def scored(self) -> Scored:
+        if self._scored is None:
+            ids = sorted(self.pictures)
+            categories = dict(enumerate(self.class_names, 1))
+            truth, detections = self._as_json(ids, ids, categories, list(categories))
+            self._scored = score(truth, detections)
+        return self._scored
+
+    def result(self) -> dict[str, Any]:
+        """Return COCO's twelve numbers as fractions, None where there is nothing to measure, and the number of images."""
+        return {**self.scored().stats, "images": len(self.pictures)}
+
+    def text(self) -> str:
+        """Return pycocotools' twelve lines."""
+        return self.scored().lines
+
+    def write(self, folder: Path, dataset: Any) -> None:
+        """Write detections.json and truth.json in COCO's forms with the data set's own ids, tables, curves, worst pictures."""
+        ids = sorted(self.pictures)
+        own = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+        numbers = [dataset.image_id(i) for i in ids]
+        categories = {own.get(name, -1 - i): name for i, name in enumerate(self.class_names)}
+        truth, detections = self._as_json(ids, numbers, categories, [own.get(name) for name in self.class_names])
+        truth["categories"] = [one for one in truth["categories"] if one["id"] in own.values()]
+        (folder / "detections.json").write_text(json.dumps(detections), encoding="utf-8")
+        (folder / "truth.json").write_text(json.dumps(truth), encoding="utf-8")
+        (folder / "coco.txt").write_text(self.text() + "\n", encoding="utf-8")
+        write_csv(folder / "per_class.csv", self.per_class())
+        self._write_confusion(folder)
+        scored = self.scored()
+        curves = {
+            name: (scored.recall, scored.precision[:, k])
+            for k, name in enumerate(self.class_names)
+            if np.isfinite(scored.class_ap50[k])
+        }
+        plot_precision_recall(curves, folder / "precision_recall.png", "Precision and recall at IoU 0.5")
+        self._write_worst(folder, dataset)
+
+    def per_class(self) -> list[dict[str, Any]]:
+        """Return for each class its objects, detections, AP and AP50 (None where there are no objects)."""
+        scored = self.scored()
+        truths = self._counts([picture.truth.labels[~picture.truth.crowd] for picture in self.pictures.values()])
+        found = self._counts([picture.prediction.labels for picture in self.pictures.values()])
+        return [
+            {"class": name, "objects": truths[k], "detections": found[k], "AP": _or_none(scored.class_ap[k]), "AP50": _or_none(scored.class_ap50[k])}
+            for k, name in enumerate(self.class_names)
+        ]  # fmt: skip
+
+    def confusion(self) -> np.ndarray:
+        """Return counts [K + 1, K + 1] of truth and prediction; the last row are false detections, the last column misses."""
+        nothing = len(self.class_names)
+        counts = np.zeros((nothing + 1, nothing + 1), dtype=np.int64)
+        for picture in self.pictures.values():
+            shown = shown_part(picture.prediction)
+            matched = match(shown, picture.truth)
+            true_labels = np.append(picture.truth.labels, nothing)[matched.truth_of]
+            np.add.at(counts, (true_labels[~matched.in_crowd], shown.labels[~matched.in_crowd]), 1)
+            missed = ~picture.truth.crowd
+            missed[matched.truth_of[matched.truth_of >= 0]] = False
+            counts[:-1, nothing] += np.bincount(picture.truth.labels[missed], minlength=nothing)
+        return counts
+
+    def _as_json(
+        self,
+        ids: list[int],
+        image_ids: list[int],
+        categories: dict[int, str],
+        category_ids: list[int | None] | list[int],
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        pictures = [self.pictures[i] for i in ids]
+        truth = truth_json(
+            [p.truth for p in pictures],
+            image_ids,
+            [p.path for p in pictures],
+            [p.original_hw for p in pictures],
+            categories,
+        )
+        return truth, detections_json([p.prediction for p in pictures], image_ids, category_ids)
+
+    def _counts(self, labels: list[np.ndarray]) -> list[int]:
+        joined = np.concatenate([np.zeros(0, dtype=np.int64), *labels])
+        return np.bincount(joined, minlength=len(self.class_names)).tolist()
+
+    def _write_confusion(self, folder: Path) -> None:
+        names, counts = [*self.class_names, BACKGROUND], self.confusion()
+        rows = [
+            {"truth": name, **dict(zip(names, row, strict=True))}
+            for name, row in zip(names, counts.tolist(), strict=True)
+        ]
+        write_csv(folder / "confusion.csv", rows)
+        sides = {"row_names": [*self.class_names, "nothing (false)"], "column_names": [*self.class_names, "missed"]}
+        plot_confusion(counts, names, folder / "confusion.png", **sides)
+
+    def _write_worst(self, folder: Path, dataset: Any) -> None:
+        """Write worst.csv and worst.png: the pictures with the most missed objects and false detections."""
+        rows = []
+        for i, picture in sorted(self.pictures.items()):
+            shown = shown_part(picture.prediction)
+            found, right = outcome(shown, picture.truth)
+            in_crowd = match(shown, picture.truth).in_crowd
+            missed, false = int((~found & ~picture.truth.crowd).sum()), int((~right & ~in_crowd).sum())
+            rows.append({"id": i, "path": picture.path, "missed": missed, "false": false, "right": int(right.sum())})
+        worst = sorted(
+            (row for row in rows if row["missed"] + row["false"]), key=lambda row: -row["missed"] - row["false"]
+        )
+        worst = worst[:WORST_KEPT]
+        write_csv(folder / "worst.csv", worst)
+        if worst:
+            images = [self._drawn(row["id"], dataset) for row in worst]
+            captions = [
+                (f"{row['missed']} missed, {row['false']} false", row["path"].rpartition("/")[2]) for row in worst
+            ]
+            save_png(detection_sheet(images, captions, columns=4, cell_px=CELL_PX, legend=True), folder / "worst.png")
+
+    def _drawn(self, index: int, dataset: Any) -> Image.Image:
+        picture = self.pictures[index]
+        shown = shown_part(picture.prediction)
+        found, right = outcome(shown, picture.truth)
+        learned = ~picture.truth.crowd
+        truth = picture.truth.take(learned)
+        image = dataset.load(index).image.permute(1, 2, 0).numpy()
+        names = [self.class_names[label] for label in shown.labels]
+        return compared(
+            image, truth.xyxy, [self.class_names[label] for label in truth.labels], found[learned].tolist(), np.asarray(shown.boxes_xyxy),
+            names, shown.scores.tolist(), right.tolist(), fit_px=CELL_PX, legend=False,
+        )  # fmt: skip
+
+
+def shown_part(prediction: Prediction) -> Prediction:
+    """Return the detections with at least SHOWN_SCORE."""
+    kept = prediction.scores >= SHOWN_SCORE
+    boxes = np.asarray(prediction.boxes_xyxy)[kept]
+    return Prediction(prediction.id, prediction.labels[kept], prediction.scores[kept], boxes)
+
+
+def match(prediction: Prediction, truth: Boxes) -> Matched:
+    """Give each detection, best first, the true box it overlaps most, at least by SHOWN_IOU, that nobody has yet.
+
+    Boxes of the detection's own class are given first; those that are left may then go to detections of another class.
+    """
+    boxes, true_boxes = torch.from_numpy(np.asarray(prediction.boxes_xyxy)).double(), torch.from_numpy(truth.xyxy)
+    ious = pairwise_iou(boxes, true_boxes).numpy()
+    truth_of = np.full(len(prediction.labels), -1)
+    free = ~truth.crowd
+    same_class = prediction.labels[:, None] == truth.labels[None]
+    for allowed in (same_class, np.ones_like(same_class)):
+        for i in np.flatnonzero(truth_of < 0):
+            suited = np.where(free & allowed[i], ious[i], 0.0)
+            if suited.size and suited.max() >= SHOWN_IOU:
+                truth_of[i] = suited.argmax()
+                free[truth_of[i]] = False
+    crowd = true_boxes[torch.from_numpy(truth.crowd)]
+    low, high = (
+        torch.maximum(boxes[:, None, :2], crowd[None, :, :2]),
+        torch.minimum(boxes[:, None, 2:], crowd[None, :, 2:]),
+    )
+    inside = (high - low).clamp(min=0).prod(-1) >= SHOWN_IOU * box_area(boxes)[:, None]
+    return Matched(truth_of, inside.any(1).numpy() & (truth_of < 0))
+
+
+def outcome(prediction: Prediction, truth: Boxes) -> tuple[np.ndarray, np.ndarray]:
+    """Return which true boxes [M] were found with their class, and which detections [N] are right."""
+    truth_of = match(prediction, truth).truth_of
+    right = (truth_of >= 0) & (np.append(truth.labels, -1)[truth_of] == prediction.labels)
+    found = np.zeros(len(truth), dtype=bool)
+    found[truth_of[right]] = True
+    return found, right
+
+
+def _or_none(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
