@@ -24,9 +24,13 @@ class Pictures:
         generator = torch.Generator().manual_seed(0)
         sides = torch.exp(torch.rand(batch * boxes, 2, generator=generator) * 3 + 2.5).clamp(max=size / 1.5)
         corners = torch.rand(batch * boxes, 2, generator=generator) * (size - sides)
-        self.images = torch.randn(batch, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
+        self.images = torch.randn(batch, 3, size, size, generator=generator).contiguous(
+            memory_format=torch.channels_last
+        )
         labels = torch.randint(0, 80, (batch * boxes,), generator=generator)
-        self.targets = BoxTargets(torch.cat([corners, corners + sides], 1), labels, torch.arange(batch).repeat_interleave(boxes))
+        self.targets = BoxTargets(
+            torch.cat([corners, corners + sides], 1), labels, torch.arange(batch).repeat_interleave(boxes)
+        )
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,7 +1,7 @@
-"""Train the CIFAR-10 recipes on a GPU, resumably, each for a limited time, and print one table last.
+"""Train the CIFAR-10 recipes and the blood-cell detector on a GPU, resumably, each for a limited time; a table last.
 
-    python benchmarks/gpu_cifar.py --data cifar10.zip --minutes 8 --out runs/gpu
-    python benchmarks/gpu_cifar.py --data cifar10.zip --check          # some minutes on a CPU: the whole script, tiny
+    python benchmarks/gpu_runs.py --cifar10 cifar10.zip --bccd bccd/ --minutes 8 --out runs/gpu
+    python benchmarks/gpu_runs.py --cifar10 cifar10.zip --bccd bccd/ --check     # some minutes on a CPU: everything, tiny
 
 Run it again to continue what the time limit or a lost machine cut off: a finished run is only measured.
 """
@@ -14,28 +14,35 @@ import sys
 import time
 from pathlib import Path
 
-RUNS = {
+RUNS = {  # None: in full, else a share of --minutes
+    "yolov3-bccd": None,
     "vgg16-cifar10": None,
     "densenet100-cifar10": 1.0,
     "tinydarknet-cifar10": 1.0,
-}  # None: in full, else a share of --minutes
+}
 TINY = ["data.max_train_images=64", "train.epochs=1", "train.batch_size=16"]
-TINY_SCHEDULE = {"densenet100-cifar10": ["schedule={name: constant}"]}
+TINY_MORE = {"densenet100-cifar10": ["schedule={name: constant}"], "yolov3-bccd": ["model.width=0.125"]}
+TEST_SPLIT = {"yolov3-bccd": ["data.val_set=test"]}
 
 
 def convzoo(*argv: str) -> list[str]:
     return [sys.executable, "-m", "convzoo", *argv]
 
 
+def data_of(name: str, arguments: argparse.Namespace) -> Path | None:
+    return arguments.bccd if name.endswith("bccd") else arguments.cifar10
+
+
 def train(name: str, out: Path, arguments: argparse.Namespace) -> float:
     """Train or continue one recipe until it is done or its time is up; return the seconds spent now."""
-    overrides = [*TINY, *TINY_SCHEDULE.get(name, [])] if arguments.check else []
+    overrides = [*TINY, *TINY_MORE.get(name, [])] if arguments.check else []
     resume = ["--resume"] if (out / "recipe.yaml").exists() else []
     if (out / "README.md").exists():
         return 0.0
     share = RUNS[name]
     workers = [] if arguments.workers is None else ["--workers", str(arguments.workers)]
-    command = convzoo("train", name, *overrides, "--data", str(arguments.data), "--out", str(out), *workers, *resume)
+    data = str(data_of(name, arguments))
+    command = convzoo("train", name, *overrides, "--data", data, "--out", str(out), *workers, *resume)
     started = time.perf_counter()
     process = subprocess.Popen(command)
     try:
@@ -50,7 +57,9 @@ def train(name: str, out: Path, arguments: argparse.Namespace) -> float:
 
 def measure(name: str, out: Path, data: Path) -> str:
     done = subprocess.run(
-        convzoo("eval", str(out / "checkpoints/last.safetensors"), "--data", str(data), "--json"),
+        convzoo(
+            "eval", str(out / "checkpoints/last.safetensors"), *TEST_SPLIT.get(name, []), "--data", str(data), "--json"
+        ),
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -63,7 +72,7 @@ def measure(name: str, out: Path, data: Path) -> str:
     cells = [
         name,
         str(len(epochs)),
-        f"{100 * result['top1']:.2f} %",
+        f"top-1 {100 * result['top1']:.2f} %" if "top1" in result else f"AP50 {100 * result['AP50']:.2f} %",
         f"{result['images']} of {result['images_expected']}",
         speed,
         env["device_name"],
@@ -74,7 +83,8 @@ def measure(name: str, out: Path, data: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cifar10", type=Path)
+    parser.add_argument("--bccd", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--minutes", type=float, default=8.0)
     parser.add_argument("--workers", type=int)
@@ -82,10 +92,14 @@ def main() -> None:
     arguments = parser.parse_args()
     lines = []
     for name in RUNS:
+        if data_of(name, arguments) is None:
+            continue
         seconds = train(name, arguments.out / name, arguments)
         print(f"{name}: {seconds:.0f} s", flush=True)
-        lines.append(measure(name, arguments.out / name, arguments.data))
-    print("| recipe | epochs | top-1 | images | img/s | device | commit |\n| --- | --- | --- | --- | --- | --- | --- |")
+        lines.append(measure(name, arguments.out / name, data_of(name, arguments)))
+    print(
+        "| recipe | epochs | measure | images | img/s | device | commit |\n| --- | --- | --- | --- | --- | --- | --- |"
+    )
     print("\n".join(lines))
 
 
