@@ -78,6 +78,21 @@ class Model:
         return evaluate.evaluate_open(opened, Path(data) if data else None, **options).result
 
 
+    def export(self, format: str, out: str | Path | None = None, **options: Any) -> Path:
+        """Write the model for another runtime, compare it there with PyTorch, and return the file; options as `Wanted`'s.
+
+        Raises:
+            UsageError: an option that does not fit, or a model that is not a file.
+            ToleranceError: the written file does not do what the model does; it is not kept.
+            MissingPackageError: the format's library is not installed.
+        """
+        from convzoo.deploy.export import Wanted, export
+
+        if not self._opened.path.is_file() or not sources.is_own(self._opened.path):
+            raise UsageError(f"{self._opened.path}: convert it to a model file first (convzoo convert)")
+        return export(self._opened.path, Wanted(format, Path(out) if out else None, **options)).path
+
+
 def load(
     name_or_path: str | Path,
     weights: str | Path | None = None,

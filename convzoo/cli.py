@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -23,6 +23,7 @@ from convzoo.cli_data import (
     data_app,
     fetch,
 )
+from convzoo.cli_deploy import Provider, export
 from convzoo.cli_predict import predict
 from convzoo.errors import ConvzooError, UsageError
 
@@ -98,13 +99,16 @@ def train(
 
 @app.command(name="eval")
 def eval_(
-    model: Annotated[Path, typer.Argument(help="A model file, or a folder of them: one row each.")],
+    model: Annotated[
+        Path, typer.Argument(help="A model file, an exported file, or a folder of model files: one row each.")
+    ],
     overrides: Overrides = None,
     data: Data = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder for tables, plots and the worst images.", show_default=False)
     ] = None,
     device: Device = "auto",
+    provider: Provider = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, show_default="the recipe's, at most 256")
     ] = None,
@@ -116,40 +120,44 @@ def eval_(
 ) -> None:
     """Measure a model on the validation images: every image once, n of N stated. `val` is the same."""
     from convzoo import dist, evaluate
+    from convzoo.deploy.exported import open_any
 
     files = evaluate.model_files(model)
     joined = dist.start(dist.resolve_device(device))
     logs.setup(dist.rank())
-    if download:
-        from convzoo.checkpoint import load_model
-
-        fetch(download, load_model(files[0])[1].recipe["data"], data)
     try:
         for file in files:
-            opened, evaluation = evaluate.evaluate_file(
-                file, data, device=device, batch_size=batch_size, workers=workers, precision=precision.value,
-                on_bad_sample=on_bad_sample.value, overrides=tuple(overrides or ()),
+            opened = open_any(file, dist.resolve_device(device), provider, tuple(overrides or ()))
+            fetch(download, opened.recipe.data, data)
+            evaluation = evaluate.evaluate_open(
+                opened, data, batch_size=batch_size, workers=workers, precision=precision.value, on_bad_sample=on_bad_sample.value
             )  # fmt: skip
             if dist.rank() == 0:
-                if json_:
-                    print(json.dumps({"model": str(file), **evaluation.result}))
-                else:
-                    print(f"{file}  {evaluate.summary(evaluation.result)}")
-                    if evaluation.metric.text():
-                        print(evaluation.metric.text())
+                _show(file, evaluation, json_)
                 if out:
-                    evaluation.write(
-                        out / file.stem if len(files) > 1 else out, evaluate.build_dataset(opened.recipe, data, "val")
-                    )
+                    folder = out / file.stem if len(files) > 1 else out
+                    evaluation.write(folder, evaluate.build_dataset(opened.recipe, data, "val"))
     finally:
         if joined:
             dist.stop()
+
+
+def _show(file: Path, evaluation: Any, json_: bool) -> None:
+    from convzoo.evaluate import summary
+
+    if json_:
+        print(json.dumps({"model": str(file), **evaluation.result}))
+        return
+    print(f"{file}  {summary(evaluation.result)}")
+    if evaluation.metric.text():
+        print(evaluation.metric.text())
 
 
 app.command(name="val", hidden=True)(eval_)
 
 
 app.command()(predict)
+app.command()(export)
 
 
 @app.command()

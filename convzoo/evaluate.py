@@ -217,22 +217,11 @@ def evaluate(
     )
 
 
-def evaluate_file(
-    path: str | Path, data: Path | None, *, device: str = "auto", batch_size: int | None = None, workers: int | None = None,
-    precision: str = "fp32", on_bad_sample: OnBadSample = "error", overrides: tuple[str, ...] = (),
-) -> tuple[OpenModel, Evaluation]:  # fmt: skip
-    """Evaluate a model file as `evaluate_open` does, on the data set of its recipe or of the one that overrides name."""
-    opened = open_model(path, dist.resolve_device(device), overrides)
-    return opened, evaluate_open(
-        opened, data, batch_size=batch_size, workers=workers, precision=precision, on_bad_sample=on_bad_sample
-    )
-
-
 def evaluate_open(
-    opened: OpenModel, data: Path | None, *, batch_size: int | None = None, workers: int | None = None,
+    opened: Any, data: Path | None, *, batch_size: int | None = None, workers: int | None = None,
     precision: str = "fp32", on_bad_sample: OnBadSample = "error",
 ) -> Evaluation:  # fmt: skip
-    """Evaluate a model on the validation split of its recipe's data set.
+    """Evaluate an open model, or an exported file that was opened, on the validation split of its recipe's data set.
 
     Classes are matched by name: a data set may have fewer than the model, never others.
 

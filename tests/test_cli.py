@@ -14,7 +14,8 @@ from convzoo import cli
 
 OPTIONS = {
     "train": "--accumulate --compile --data --device --download --help --on-bad-sample --out --profile --resume --save-every-steps --weights --workers",
-    "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --workers",
+    "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --provider --workers",
+    "export": "--batch --data --dynamic-size --format --help --json --out --preprocessing --size --stage --tolerance",
     "predict": "--batch-size --crops --device --help --json --min-score --on-bad-sample --precision --provider --save --yolo-txt",
     "convert": "--check --classes --data-name --download --help --json --model --num-classes --out --to",
     "list": "--help --json --weights",

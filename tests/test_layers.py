@@ -25,7 +25,7 @@ LAYERS = [
     {"bench", "serve"},
     {"api"},
     {"cli_data"},
-    {"cli_predict", "cli_deploy"},
+    {"cli_predict", "cli_deploy", "cli_bench"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -1,0 +1,43 @@
+"""Exported files. Each format is one file here, and one line in FORMATS.
+
+A format is a module with
+    SUFFIX, PACKAGES               of its main file; the libraries that writing needs
+    suppress(...)                  non-maximum suppression as its graphs can hold it: `graph.Suppress`
+    write(program, info, path)     write a traced network; returns the other files that belong to it
+    read(path)                     -> (document, content): the metadata's JSON and the verified bytes, not yet run
+    start(content, info, place)    -> `exported.Session`: pictures in the file's own input form -> outputs in order
+Everything else - metadata, normalisation, the comparison, the final name - is common to all.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+
+from convzoo.errors import MissingPackageError, UsageError
+from convzoo.registry import nearest
+
+FORMATS = {
+    "onnx": "convzoo.deploy.onnx",
+    "pt2": "convzoo.deploy.torch_export",
+    "openvino": "convzoo.deploy.openvino",
+}
+
+
+def format_module(name: str) -> ModuleType:
+    """Return the module of a format. Raises UsageError for an unknown one."""
+    if name not in FORMATS:
+        raise UsageError(f"--format {name}: unknown{nearest(name, FORMATS)}")
+    return importlib.import_module(FORMATS[name])
+
+
+def library(name: str, why: str) -> ModuleType:
+    """Import an optional library. Raises MissingPackageError where it is not installed, or does not load.
+
+    OpenVINO and NNCF report their use over the network unless the package they do it with cannot be imported: this is
+    the one place where either is imported, and it sees to that.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # Python raises ImportError for it
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(f"{why} needs {name}: pip install 'convzoo[deploy]' ({error})") from None

@@ -1,0 +1,255 @@
+"""Export: trace, write, open in its own runtime, compare with PyTorch, and only then give the file its name."""
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+
+from convzoo import evaluate
+from convzoo import recipe as recipes
+from convzoo.checkpoint import written_whole
+from convzoo.deploy import format_module, library
+from convzoo.deploy.exported import OpenExport, open_exported
+from convzoo.deploy.graph import Deployed, check_suppression, trace
+from convzoo.deploy.metadata import ExportInfo, first_line
+from convzoo.deploy.parity import Parity, compare, pictures
+from convzoo.errors import ConvzooError, ToleranceError, UsageError
+from convzoo.evaluate import OpenModel
+from convzoo.types import Key, Sample
+
+VERSIONED = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to export.
+
+    Attributes:
+        format: a key of `deploy.FORMATS`.
+        out: the file, or a folder for it; None for beside the model.
+        stage: see `types.Runner`; detection only, but for "raw".
+        preprocessing: take uint8 pictures [B, H, W, 3] and normalise them inside.
+        batch: pictures in a batch, None for any number.
+        size: (height, width), None for what the recipe's evaluation transform gives.
+        dynamic_size: take other sizes too, multiples of 32.
+        data: folder of the recipe's data set, to compare on; None for the embedded pictures.
+        tolerance: the largest max|a-b| / max|b| that is allowed.
+    """
+
+    format: str
+    out: Path | None = None
+    stage: Literal["raw", "decoded", "nms"] = "raw"
+    preprocessing: bool = False
+    batch: int | None = None
+    size: tuple[int, int] | None = None
+    dynamic_size: bool = False
+    data: Path | None = None
+    tolerance: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Report:
+    """An export that was compared and kept."""
+
+    path: Path
+    format: str
+    info: ExportInfo
+    parity: Parity
+    tolerance: float
+    bytes: int
+    seconds: float
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        keys = ("input", "stage", "size", "dynamic_size", "batch", "opset", "source_sha256")
+        return {
+            "file": str(self.path), "format": self.format, **{key: getattr(self.info, key) for key in keys},
+            "sha256": self.info.seal.removeprefix("sha256:"), "bytes": self.bytes, "differences": self.parity.outputs,
+            "largest_difference": self.parity.largest, "tolerance": self.tolerance, "predictions_agreed": self.parity.agreed,
+            "predictions": self.parity.predictions, "batches": self.parity.batches, "sizes": self.parity.sizes,
+            "seconds": round(self.seconds, 2),
+        }  # fmt: skip
+
+    def text(self) -> str:
+        info = self.info
+        size = "any multiple of 32" if info.dynamic_size else "x".join(map(str, info.size))
+        opset = f" opset {info.opset}" if info.opset else ""
+        batch = "any" if info.batch is None else info.batch
+        lines = [f"{self.path}  {self.format}{opset}, {self.bytes / 1e6:.1f} MB, {info.input}, size {size}, batch {batch}, {info.stage}"]  # fmt: skip
+        lines += [f"  {line}" for line in differences(self.parity)]
+        lines.append(
+            f"  predictions agree on {self.parity.agreed} of {self.parity.predictions} pictures; {self.seconds:.1f} s"
+        )
+        return "\n".join(lines)
+
+
+def differences(parity: Parity) -> list[str]:
+    """Return a line for each output."""
+    found = {
+        name: [f"{value:.1e} on {kind}" for kind, value in kinds.items()] for name, kinds in parity.outputs.items()
+    }
+    return [f"{name:11} largest relative difference {', '.join(parts)} pictures" for name, parts in found.items()]
+
+
+def export(model: Path, wanted: Wanted) -> Report:
+    """Export a model file.
+
+    Raises:
+        UsageError: no such file or folder, or what the network cannot do.
+        ConvzooError: an unreadable model file, or a file that cannot be written.
+        ToleranceError: the exported file does not do what the model does; nothing is left behind.
+        MissingPackageError: the format's library is not installed.
+    """
+    started = time.perf_counter()
+    module = format_module(wanted.format)
+    target = _target(model, wanted.out, module.SUFFIX)
+    for name in module.PACKAGES:
+        library(name, f"--format {wanted.format}")
+    opened = evaluate.open_model(model, torch.device("cpu"))
+    if wanted.size:
+        opened = _resized(opened, wanted.size)
+    info = _describe(opened, wanted, getattr(module, "OPSET", None))
+    real = pictures(opened, wanted.data, info.size)
+    with written_whole(target) as temporary, _folder_beside(target) as folder:
+        draft = folder / target.name
+        others = _write(module, opened, info, draft)
+        exported, parity = _checked(opened, draft, real, wanted.tolerance)
+        size = sum(path.stat().st_size for path in (draft, *others))
+        for other in others:
+            with written_whole(target.with_name(other.name)) as beside:
+                os.replace(other, beside)
+        os.replace(draft, temporary)
+    return Report(target, wanted.format, exported.info, parity, wanted.tolerance, size, time.perf_counter() - started)
+
+
+def _target(model: Path, out: Path | None, suffix: str) -> Path:
+    target = model.with_suffix(suffix) if out is None else out / f"{model.stem}{suffix}" if out.is_dir() else out
+    if target.suffix.lower() != suffix:
+        raise UsageError(f"--out {target}: a file of this format ends in {suffix}")
+    if not target.parent.is_dir():
+        raise UsageError(f"--out {target}: {target.parent} is no folder")
+    return target
+
+
+def _describe(opened: OpenModel, wanted: Wanted, opset: int | None) -> ExportInfo:
+    """Gather the metadata. Raises UsageError for combinations that do not exist."""
+    recipe, task = opened.recipe, opened.recipe.task
+    if wanted.stage != "raw" and task != "detect":
+        raise UsageError(f"--stage {wanted.stage}: for detectors; {recipe.model['name']} is a classifier")
+    if wanted.stage == "nms":
+        detector: Any = opened.task()
+        check_suppression(detector.options)
+    plain = recipe.plain()
+    info = ExportInfo(
+        recipe=plain, preprocessing={key: plain["transform"][key] for key in ("eval", "mean", "std")},
+        class_names=opened.class_names, task=task, input="uint8_nhwc" if wanted.preprocessing else "float_nchw",
+        stage=wanted.stage, size=wanted.size or _input_size(opened, wanted.data), dynamic_size=wanted.dynamic_size,
+        batch=wanted.batch, opset=opset, source_sha256=opened.sha256, metrics=opened.info.metrics,
+        provenance=opened.info.provenance, licence=opened.info.licence, versions=_versions(),
+    )  # type: ignore[arg-type]  # fmt: skip
+    if any(side % info.size_step for side in info.size):
+        given = "x".join(map(str, info.size))
+        raise UsageError(
+            f"{given} pixels: a detector's size, and any with --dynamic-size, is a multiple of {info.size_step}"
+        )
+    return info
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in VERSIONED:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _size_of(opened: OpenModel, sample: Sample) -> tuple[int, int]:
+    image = opened.pipeline()(sample, Key(0, 0)).image
+    return image.shape[1], image.shape[2]
+
+
+def _input_size(opened: OpenModel, data: Path | None) -> tuple[int, int]:
+    """Return the size that the evaluation transform gives, which may depend on the data set's. Raises UsageError."""
+    sizes = [
+        _size_of(opened, Sample(torch.zeros(3, *hw, dtype=torch.uint8), 0, 0, "", hw))
+        for hw in ((300, 400), (401, 301))
+    ]
+    if sizes[0] == sizes[1]:
+        return sizes[0]
+    try:
+        return _size_of(opened, evaluate.build_dataset(opened.recipe, data, "val").load(0))
+    except UsageError:
+        raise UsageError("the recipe keeps the size of its pictures: give --size HEIGHT,WIDTH, or --data") from None
+
+
+def _resized(opened: OpenModel, size: tuple[int, int]) -> OpenModel:
+    """Return the model with an evaluation transform that gives another size, in the same proportions. Raises UsageError."""
+    plain = opened.recipe.plain()
+    operations = [(name, keys) for one in plain["transform"]["eval"] for name, keys in one.items()]
+    sized = [(name, keys) for name, keys in operations if "size_px" in keys]
+    if not sized or sized[-1][1]["size_px"] in (list(size), size[0] if size[0] == size[1] else None):
+        return opened
+    name, keys = sized[-1]
+    if name != "letterbox" and size[0] != size[1]:
+        raise UsageError(f"--size {size[0]},{size[1]}: {name}, the recipe's last step, makes squares")
+    if name != "letterbox":
+        for _, others in sized[:-1]:
+            others["size_px"] = round(others["size_px"] * size[0] / keys["size_px"])
+    keys["size_px"] = list(size) if name == "letterbox" else size[0]
+    info = dataclasses.replace(opened.info, metrics={})  # measured at another size
+    return dataclasses.replace(opened, recipe=recipes.from_plain(plain, opened.recipe.name), info=info)
+
+
+@contextlib.contextmanager
+def _folder_beside(target: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(module: ModuleType, opened: OpenModel, info: ExportInfo, draft: Path) -> list[Path]:
+    program = trace(Deployed(opened, info, module.suppress))
+    try:
+        return module.write(program, info, draft)
+    except (ConvzooError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        _check_disk(draft, opened)
+        raise ConvzooError(f"{opened.path}: cannot be written as {draft.suffix}: {first_line(error)}") from error
+
+
+def _checked(opened: OpenModel, draft: Path, real: torch.Tensor, tolerance: float) -> tuple[OpenExport, Parity]:
+    """Open the draft in its own runtime and compare. Raises ToleranceError, or ConvzooError where it does not run."""
+    try:
+        exported = open_exported(draft)
+        parity = compare(opened, exported.runner(), real, tolerance)
+    except ConvzooError:
+        _check_disk(draft, opened)
+        raise
+    is_off = not parity.outputs or not parity.largest <= tolerance
+    if is_off or (exported.info.stage == "nms" and parity.agreed < parity.predictions):
+        told = [*differences(parity), f"predictions agree on {parity.agreed} of {parity.predictions} pictures"]
+        raise ToleranceError(
+            f"{draft.name}: not what the model does within {tolerance:g}, and not kept: {'; '.join(told)}"
+        )
+    return exported, parity
+
+
+def _check_disk(draft: Path, opened: OpenModel) -> None:
+    """Raise OSError where it was the disk that failed: libraries do not always say so, or even notice."""
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in opened.model.parameters())
+    with open(draft.with_name("probe"), "wb") as file:
+        for _ in range(0, needed, 1 << 20):
+            file.write(bytes(1 << 20))

@@ -1,0 +1,191 @@
+"""Open exported files and run them: every one takes the same pictures and answers in the same form."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convzoo import evaluate
+from convzoo import recipe as recipes
+from convzoo.data.transforms import Pipeline, normalize
+from convzoo.deploy import FORMATS, format_module
+from convzoo.deploy.metadata import ExportInfo, check_document, first_line
+from convzoo.errors import ConvzooError, UsageError
+from convzoo.recipe import Recipe
+from convzoo.types import Task
+
+Session = Callable[[Tensor], Sequence[Any]]  # pictures as the file takes them -> its outputs in order
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a file runs: the device, ONNX Runtime's execution provider, and the precision."""
+
+    device: str = "cpu"
+    provider: str | None = None
+    precision: str = "fp32"
+
+
+class ExportRunner:
+    """Run an exported file: uint8 or normalised float32 pictures [B, 3, H, W] to a tuple of tensors on the CPU."""
+
+    def __init__(self, name: str, path: Path, info: ExportInfo, recipe: Recipe, session: Session):
+        self.name, self.device = name, "cpu"
+        self.input, self.stage = info.input, info.stage
+        self.path, self.info, self.session = path, info, session
+        self.mean, self.std = recipe.transform.mean, recipe.transform.std
+
+    def __call__(self, images: np.ndarray | Tensor) -> tuple[Tensor, ...]:
+        """Raises UsageError for pictures that the file does not take, ConvzooError where its runtime fails."""
+        x = torch.as_tensor(images).cpu()
+        self._check(x)
+        if self.input == "uint8_nhwc":
+            x = x.permute(0, 2, 3, 1)
+        elif x.dtype == torch.uint8:
+            x = normalize(x, self.mean, self.std)
+        size = self.info.batch or len(x)
+        parts = [self._run(chunk, size) for chunk in x.split(size)]
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != 3 or not len(x):
+            raise UsageError(f"{self.path}: takes pictures [B, 3, H, W], not {list(x.shape)}")
+        if x.dtype != torch.uint8 and (self.input == "uint8_nhwc" or x.dtype != torch.float32):
+            inside = "uint8; it normalises them itself" if self.input == "uint8_nhwc" else "uint8 or float32"
+            raise UsageError(f"{self.path}: takes pictures of {inside}, not {str(x.dtype).removeprefix('torch.')}")
+        height, width = x.shape[2:]
+        step = self.info.size_step
+        if self.info.dynamic_size and (height % step or width % step):
+            raise UsageError(f"{self.path}: takes sizes that are multiples of {step}, not {height}x{width}")
+        if not self.info.dynamic_size and (height, width) != self.info.size:
+            wanted = "x".join(map(str, self.info.size))
+            raise UsageError(f"{self.path}: takes pictures of {wanted} pixels, not {height}x{width} (export --size)")
+
+    def _run(self, chunk: Tensor, size: int) -> list[Tensor]:
+        """Run one batch, filled up where the file takes a fixed number of pictures."""
+        real = len(chunk)
+        if real < size:
+            chunk = torch.cat([chunk, chunk[-1:].expand(size - real, *chunk.shape[1:])])
+        try:
+            outputs = [torch.as_tensor(output) for output in self.session(chunk.contiguous())]
+        except Exception as error:
+            raise ConvzooError(f"{self.path}: its runtime failed: {first_line(error)}") from error
+        problem = self._misfit(outputs, size)
+        if problem:
+            raise ConvzooError(f"{self.path}: its outputs {problem}")
+        return [output[:real] for output in outputs]
+
+    def _misfit(self, outputs: list[Tensor], size: int) -> str | None:
+        """Say what keeps outputs from being those of the metadata, or None."""
+        names, classes = self.info.output_names, len(self.info.class_names)
+        if self.stage == "nms":
+            shapes = [[size, -1, 4], [size, -1], [size, -1]]
+        elif self.stage == "decoded":
+            shapes = [[size, -1, 4], [size, -1, classes]]
+        else:
+            shapes = [[size, classes]] if names == ["logits"] else [[size, 3 * (5 + classes), -1, -1]] * len(names)
+        found = [list(output.shape) for output in outputs]
+        fits = [
+            len(a) == len(b) and all(y in (x, -1) for x, y in zip(a, b, strict=True))
+            for a, b in zip(found, shapes, strict=False)
+        ]
+        if len(found) != len(shapes) or not all(fits):
+            return f"are {found}, not {', '.join(names)} of {size} pictures and {classes} classes"
+        if self.stage == "nms" and outputs[2].numel() and outputs[2].max() >= classes:
+            return f"name class {int(outputs[2].max())} of {classes}"
+        return None
+
+
+@dataclass
+class OpenExport:
+    """An exported file, read and verified; `runner` starts it. It answers as `evaluate.OpenModel` does."""
+
+    path: Path
+    format: str
+    info: ExportInfo
+    recipe: Recipe
+    content: Any
+    place: Place
+
+    @property
+    def class_names(self) -> list[str]:
+        return self.info.class_names
+
+    @property
+    def sha256(self) -> str:
+        return self.info.seal.removeprefix("sha256:")
+
+    def task(self) -> Task:
+        return evaluate.build_task(self.recipe, self.class_names)
+
+    def pipeline(self) -> Pipeline:
+        return evaluate.build_pipeline(self.recipe, "eval")
+
+    def runner(self, precision: str = "fp32") -> ExportRunner:
+        """Start the file in its runtime. Raises UsageError, ConvzooError, MissingPackageError."""
+        try:
+            session = format_module(self.format).start(
+                self.content, self.info, replace(self.place, precision=precision)
+            )
+        except ConvzooError as error:
+            raise type(error)(f"{self.path}: {error}") from None
+        except Exception as error:
+            raise ConvzooError(f"{self.path}: its runtime does not take it: {first_line(error)}") from error
+        return ExportRunner(self.format, self.path, self.info, self.recipe, session)
+
+    def changed(self, overrides: tuple[str, ...]) -> "OpenExport":
+        """Return the same file under a recipe with overrides. Raises UsageError for what is fixed in the file."""
+        recipe = recipes.with_overrides(self.recipe, overrides)
+        fixed = {"model": recipe.model != self.recipe.model}
+        if self.info.input == "uint8_nhwc":
+            before, after = self.recipe.transform, recipe.transform
+            fixed["transform.mean and std"] = (before.mean, before.std) != (after.mean, after.std)
+        if self.info.stage == "nms":
+            fixed["postprocess"] = recipe.postprocess != self.recipe.postprocess
+        for key, is_other in fixed.items():
+            if is_other:
+                raise UsageError(f"{self.path}: {key} is fixed in an exported file; export the model again")
+        return replace(self, recipe=recipe)
+
+
+def open_exported(path: str | Path, place: Place | None = None, overrides: tuple[str, ...] = ()) -> OpenExport:
+    """Read and verify an exported file, its format told by its suffix.
+
+    Raises:
+        UsageError: no such file, an unknown suffix, or an override that does not fit.
+        ConvzooError: not a file that convzoo exported, or a damaged one.
+        MissingPackageError: its library is not installed.
+    """
+    path = Path(path)
+    for name in FORMATS:
+        module = format_module(name)
+        if path.suffix.lower() == module.SUFFIX:
+            break
+    else:
+        raise UsageError(f"{path}: neither a model file (.safetensors) nor an exported one ({', '.join(FORMATS)})")
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file")
+    try:
+        document, content = module.read(path)
+        info, recipe = check_document(document)
+    except ConvzooError as error:
+        raise type(error)(f"{path}: {error}") from None
+    opened = OpenExport(path, name, info, recipe, content, place or Place())
+    return opened.changed(overrides) if overrides else opened
+
+
+def open_any(
+    path: str | Path, device: torch.device, provider: str | None = None, overrides: tuple[str, ...] = ()
+) -> evaluate.OpenModel | OpenExport:
+    """Open a model file or an exported one; both have recipe, class_names, info, task, pipeline and runner."""
+    path = Path(path)
+    if provider and path.suffix.lower() != ".onnx":
+        raise UsageError(f"--provider {provider}: only ONNX Runtime has those; {path.name} is not an .onnx file")
+    suffixes = {format_module(name).SUFFIX for name in FORMATS}
+    if path.suffix.lower() in suffixes:
+        return open_exported(path, Place(str(device), provider), overrides)
+    return evaluate.open_model(path, device, overrides)

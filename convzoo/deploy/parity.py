@@ -1,0 +1,169 @@
+"""Compare an exported file, in its own runtime, with the model in PyTorch: outputs by number, predictions by what they say."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from convzoo import registry
+from convzoo.deploy.exported import ExportRunner
+from convzoo.deploy.metadata import ExportInfo
+from convzoo.deploy.same_detections import matched
+from convzoo.errors import DataError
+from convzoo.evaluate import OpenModel, build_dataset
+from convzoo.models.yolov3 import STRIDES
+from convzoo.tasks.yolo_loss import decode
+from convzoo.types import Key, Sample
+
+EMBEDDED = {"classify": "digits", "detect": "digit_scenes"}
+REAL_PICTURES = 10
+BATCHES = (1, 5)  # of a file that takes any number
+FARTHER_PX = (32, 64)  # the other size (height, width), of a file that takes any
+
+
+@dataclass
+class Parity:
+    """What a comparison found.
+
+    Attributes:
+        outputs: for each output and kind of input ("real", "random"), the largest max|a-b| / max|b| of any batch.
+        agreed, predictions: on how many pictures, of all, both say the same: the best class, or the same detections.
+        batches: pictures in each; sizes: (height, width).
+    """
+
+    outputs: dict[str, dict[str, float]] = field(default_factory=dict)
+    agreed: int = 0
+    predictions: int = 0
+    batches: list[int] = field(default_factory=list)
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def largest(self) -> float:
+        return max(value for kinds in self.outputs.values() for value in kinds.values())
+
+    def add(self, name: str, kind: str, found: Tensor, wanted: Tensor) -> None:
+        kinds = self.outputs.setdefault(name, {})
+        kinds[kind] = max(kinds.get(kind, 0.0), relative_difference(found, wanted))
+
+
+def relative_difference(found: Tensor, wanted: Tensor) -> float:
+    """Return max|a-b| / max|b|; infinite for other shapes, where only one is infinite, and where anything is NaN."""
+    if found.shape != wanted.shape:
+        return math.inf
+    a, b = found.double(), wanted.double()
+    worst = torch.where(a == b, 0.0, (a - b).abs()).amax().item() if a.numel() else 0.0
+    largest = torch.where(b.isfinite(), b.abs(), 0.0).amax().item() if b.numel() else 0.0
+    return worst / max(largest, 1e-12) if math.isfinite(worst) else math.inf
+
+
+def pictures(opened: OpenModel, data: Path | None, size: tuple[int, int]) -> Tensor:
+    """Return real pictures [N, 3, H, W] uint8 as the network gets them: of the data set, or of what is embedded.
+
+    Embedded are handwritten digits, or scenes of them, and scikit-learn's two photographs.
+
+    Raises:
+        UsageError, DataError: a data set that is not there, is empty or cannot be read.
+    """
+    photographs = []
+    if data is None:
+        dataset: Any = registry.builder("dataset", EMBEDDED[opened.recipe.task])(None, "val")
+        photographs = [torch.tensor(image).permute(2, 0, 1) for image in load_sample_images().images]
+    else:
+        dataset = build_dataset(opened.recipe, data, "val")
+        if not len(dataset):
+            raise DataError(f"{data}: no pictures to compare on")
+    chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), REAL_PICTURES - len(photographs)))
+    samples = [dataset.load(int(index)) for index in chosen.round()]
+    samples += [Sample(image, 0, 0, "", (image.shape[1], image.shape[2])) for image in photographs]
+    pipeline = opened.pipeline()
+    images = [pipeline(sample, Key(0, i)).image for i, sample in enumerate(samples)]
+    return torch.stack([F.resize(image, list(size)) for image in images])
+
+
+def compare(opened: OpenModel, runner: ExportRunner, real: Tensor, tolerance: float) -> Parity:
+    """Run the model and the exported file on the same pictures.
+
+    Args:
+        real: [N, 3, H, W] uint8.
+        tolerance: within which a detection is the same.
+    """
+    parity, info = Parity(), runner.info
+    say = _Classes() if info.task == "classify" else _Boxes(opened.task(), info.stage, tolerance)
+    reference = opened.runner()
+    for kind, images in _inputs(info, real):
+        found, wanted, agreed = say(runner(images), tuple(output.cpu() for output in reference(images)), images)
+        for name, a, b in zip(info.output_names, found, wanted, strict=False):
+            parity.add(name, kind, a, b)
+        parity.agreed += sum(agreed)
+        parity.predictions += len(agreed)
+        parity.batches = sorted({*parity.batches, info.batch or len(images)})
+        size = (images.shape[2], images.shape[3])
+        parity.sizes += [size] * (size not in parity.sizes)
+    return parity
+
+
+Outputs = tuple[Tensor, ...]
+
+
+class _Classes:
+    """Logits: compared as they are; two say the same where the best class is the same."""
+
+    def __call__(self, found: Outputs, wanted: Outputs, images: Tensor) -> tuple[Outputs, Outputs, list[bool]]:
+        return found, wanted, (found[0].argmax(1) == wanted[0].argmax(1)).tolist()
+
+
+class _Boxes:
+    """Outputs of a detector: the reference's head maps are taken to the stage of what was found.
+
+    After suppression it is what was found in both that is compared by number.
+    """
+
+    def __init__(self, task: Any, stage: str, tolerance: float):
+        self.task, self.stage, self.tolerance = task, stage, tolerance
+
+    def __call__(self, found: Outputs, wanted: Outputs, images: Tensor) -> tuple[Outputs, Outputs, list[bool]]:
+        boxes_xyxy, scores = decode(wanted, self.task.anchors_px, STRIDES)
+        size = (images.shape[2], images.shape[3])
+        # As if each picture filled the input: where it lies in it is beside the point here.
+        batch = self.task.collate([Sample(image, 0, i, "", size) for i, image in enumerate(images)])
+        said = self.task.postprocess(found, batch)
+        both = [
+            matched(one, boxes, score, size, self.task.options, self.tolerance)
+            for one, boxes, score in zip(said, boxes_xyxy, scores, strict=True)
+        ]
+        agreed = [one is not None for one in both]
+        if self.stage == "decoded":
+            wanted = boxes_xyxy, scores
+        elif self.stage == "nms":
+            columns = [torch.cat(column) for column in zip(*(one for one in both if one is not None), strict=True)]
+            found, wanted = tuple(columns[:2]), tuple(columns[2:])
+        return found, wanted, agreed
+
+
+def _inputs(info: ExportInfo, real: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Yield the kind of input and uint8 pictures [B, 3, H, W], in the batches and sizes that the file takes."""
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(count: int, size: tuple[int, ...]) -> Tensor:
+        return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
+
+    if info.batch:
+        yield "real", real
+        yield "random", noise(info.batch, info.size)
+    else:
+        yield "real", real[:1]
+        for part in real[1:].split(BATCHES[-1]):
+            yield "real", part
+        for count in BATCHES:
+            yield "random", noise(count, info.size)
+    if info.dynamic_size:
+        other = (info.size[0] + FARTHER_PX[0], info.size[1] + FARTHER_PX[1])
+        yield "real", F.resize(real[-2:], list(other))
+        yield "random", noise(2, other)

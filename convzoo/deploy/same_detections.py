@@ -1,0 +1,87 @@
+"""Tell whether detections are what suppression makes of given boxes and scores, when those are known to a tolerance only.
+
+Comparing two lists would not do: where two scores, or an overlap and its threshold, are as good as equal, rounding decides
+which of two boxes stays, and with it whether others do. Both lists are then right.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from torch import Tensor
+
+from convzoo.boxes import clip_boxes, pairwise_iou
+from convzoo.types import Prediction
+
+
+class Matched(NamedTuple):
+    """Detections [D] beside the reference's own numbers for them: boxes_xyxy [D, 4], scores [D]."""
+
+    boxes_xyxy: Tensor
+    scores: Tensor
+    wanted_boxes_xyxy: Tensor
+    wanted_scores: Tensor
+
+
+def matched(
+    found: Prediction,
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    size: tuple[int, int],
+    options: dict[str, Any],
+    tolerance: float,
+) -> Matched | None:
+    """Match each detection with the reference's candidate that it is, and check that the right ones are there.
+
+    Args:
+        found: detections in pixels of the input.
+        boxes_xyxy, scores: [N, 4] and [N, K], the reference's before suppression.
+        size: (height, width) of the input, to which boxes are clipped after suppression.
+        options: of the post-processing, as `Detect.options`.
+        tolerance: of scores, and of boxes as a share of the largest coordinate.
+    Returns:
+        None where a detection is no candidate or is there twice, where two of a class overlap too much, or where a
+        candidate is missing that no better detection of its class suppresses.
+    """
+    box, label = _candidates(scores, options, tolerance)
+    score, boxes = scores[box, label], boxes_xyxy[box]
+    shown = clip_boxes(boxes, size)
+    mine = Matched(torch.as_tensor(found.boxes_xyxy), torch.as_tensor(found.scores), shown, score)
+    labels = torch.as_tensor(found.labels)
+    reach_px = tolerance * max(1.0, float(shown.abs().max())) if len(shown) else 1.0
+    apart = torch.cdist(mine.boxes_xyxy, shown, p=torch.inf) / reach_px
+    apart = apart.maximum((mine.scores[:, None] - score).abs() / tolerance)
+    apart[labels[:, None] != label] = torch.inf
+    # One candidate each: two that were cut to the same box, with scores as good as equal, are still two.
+    pairs = maximum_bipartite_matching(csr_array((apart <= 1).numpy()), perm_type="column")
+    which = torch.from_numpy(pairs).long()
+    if (which < 0).any():
+        return None
+    mine = Matched(mine.boxes_xyxy, mine.scores, shown[which], score[which])
+    overlap = pairwise_iou(boxes, boxes[which])
+    overlap[label[:, None] != labels] = 0
+    # How far an overlap can be off, when corners are as far off as the worst that was found.
+    error_px = float((mine.boxes_xyxy - mine.wanted_boxes_xyxy).abs().max()) if len(which) else 0.0
+    side = (boxes[:, 2:] - boxes[:, :2]).amin(1).clamp(min=1e-6)
+    slack = 1e-6 + 8 * error_px / torch.minimum(side[:, None], side[which])
+    limit, most = options["iou_threshold"], options["max_detections"]
+    if (overlap[which] - slack[which] > limit).fill_diagonal_(False).any():
+        return None
+    suppressed = ((overlap + slack > limit) & (score[which] >= score[:, None] - tolerance)).any(1)
+    end = float(mine.scores.min()) if most is not None and len(which) == most else 0.0
+    missing = (score > max(end, options["score_threshold"]) + tolerance) & ~suppressed
+    missing &= (shown[:, 2:] > shown[:, :2]).all(1)
+    missing[which] = False
+    if not options["multi_label"]:
+        # Of two equally good classes a box has one, and may be kept or suppressed as either.
+        missing &= ~torch.isin(box, torch.cat([box[which], box[suppressed]]))
+    return None if missing.any() else mine
+
+
+def _candidates(scores_NK: Tensor, options: dict[str, Any], tolerance: float) -> tuple[Tensor, Tensor]:
+    """Return (box, class) of everything that might be a candidate: all classes above the threshold, or each box's best."""
+    least = torch.full_like(scores_NK[:, :1], options["score_threshold"])
+    if not options["multi_label"]:
+        least = least.maximum(scores_NK.amax(1, keepdim=True))
+    return (scores_NK > least - tolerance).nonzero(as_tuple=True)  # type: ignore[return-value]
