@@ -77,7 +77,6 @@ class Model:
         opened = self._opened.changed(tuple(overrides)) if overrides else self._opened
         return evaluate.evaluate_open(opened, Path(data) if data else None, **options).result
 
-
     def export(self, format: str, out: str | Path | None = None, **options: Any) -> Path:
         """Write the model for another runtime, compare it there with PyTorch, and return the file; options as `Wanted`'s.
 

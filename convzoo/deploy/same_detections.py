@@ -59,24 +59,42 @@ def matched(
     if (which < 0).any():
         return None
     mine = Matched(mine.boxes_xyxy, mine.scores, shown[which], score[which])
-    overlap = pairwise_iou(boxes, boxes[which])
-    overlap[label[:, None] != labels] = 0
-    # How far an overlap can be off, when corners are as far off as the worst that was found.
     error_px = float((mine.boxes_xyxy - mine.wanted_boxes_xyxy).abs().max()) if len(which) else 0.0
+    candidates = _Candidates(box, label, score, boxes, (shown[:, 2:] > shown[:, :2]).all(1))
+    return mine if _is_what_suppression_leaves(which, candidates, error_px, options, tolerance) else None
+
+
+class _Candidates(NamedTuple):
+    """The reference's candidates [C]: which box each is, class, score, boxes_xyxy [C, 4], and whether it shows in the input."""
+
+    box: Tensor
+    label: Tensor
+    score: Tensor
+    boxes_xyxy: Tensor
+    visible: Tensor
+
+
+def _is_what_suppression_leaves(
+    which: Tensor, all_: _Candidates, error_px: float, options: dict[str, Any], tolerance: float
+) -> bool:
+    """Tell whether the candidates `which` [D] do not overlap too much, and leave out only what they suppress."""
+    boxes, score = all_.boxes_xyxy, all_.score
+    overlap = pairwise_iou(boxes, boxes[which])
+    overlap[all_.label[:, None] != all_.label[which]] = 0
+    # How far an overlap can be off, when corners are as far off as the worst that was found.
     side = (boxes[:, 2:] - boxes[:, :2]).amin(1).clamp(min=1e-6)
     slack = 1e-6 + 8 * error_px / torch.minimum(side[:, None], side[which])
     limit, most = options["iou_threshold"], options["max_detections"]
     if (overlap[which] - slack[which] > limit).fill_diagonal_(False).any():
-        return None
+        return False
     suppressed = ((overlap + slack > limit) & (score[which] >= score[:, None] - tolerance)).any(1)
-    end = float(mine.scores.min()) if most is not None and len(which) == most else 0.0
-    missing = (score > max(end, options["score_threshold"]) + tolerance) & ~suppressed
-    missing &= (shown[:, 2:] > shown[:, :2]).all(1)
+    end = float(score[which].min()) if most is not None and len(which) == most else 0.0
+    missing = (score > max(end, options["score_threshold"]) + tolerance) & ~suppressed & all_.visible
     missing[which] = False
     if not options["multi_label"]:
         # Of two equally good classes a box has one, and may be kept or suppressed as either.
-        missing &= ~torch.isin(box, torch.cat([box[which], box[suppressed]]))
-    return None if missing.any() else mine
+        missing &= ~torch.isin(all_.box, torch.cat([all_.box[which], all_.box[suppressed]]))
+    return not missing.any()
 
 
 def _candidates(scores_NK: Tensor, options: dict[str, Any], tolerance: float) -> tuple[Tensor, Tensor]:
