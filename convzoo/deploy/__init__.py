@@ -14,7 +14,6 @@ import sys
 from types import ModuleType
 
 from convzoo.errors import MissingPackageError, UsageError
-from convzoo.registry import nearest
 
 FORMATS = {
     "onnx": "convzoo.deploy.onnx",
@@ -26,6 +25,8 @@ FORMATS = {
 def format_module(name: str) -> ModuleType:
     """Return the module of a format. Raises UsageError for an unknown one."""
     if name not in FORMATS:
+        from convzoo.registry import nearest  # here, because the command line's help must not wait for pydantic
+
         raise UsageError(f"--format {name}: unknown{nearest(name, FORMATS)}")
     return importlib.import_module(FORMATS[name])
 

@@ -13,7 +13,7 @@ from convzoo.errors import ConvzooError, UsageError
 MAX_BYTES = 1 << 20
 NOT_YET = "not there yet"
 CLOUD = f"cloud (ModelArts): {NOT_YET}"
-EXPORT = f"export: {NOT_YET}"
+EXPORT = "convzoo export MODEL --format F --out FILE --stage raw|decoded|nms"
 DEVICE_RESULTS = f"results of an Ascend 310: {NOT_YET}"
 DATA = "--data DIR"
 WEIGHTS = "--weights FILE"
