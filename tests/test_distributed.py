@@ -5,8 +5,10 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from conftest import STILL, difference, momenta
+from PIL import Image
 
 from convzoo.checkpoint import load_model, load_state
 
@@ -28,13 +30,26 @@ def torchrun(*argv: object) -> subprocess.CompletedProcess:
     )
 
 
+def grain(folder):
+    """Pictures of grain: the digits' flat backgrounds leave it to rounding which side of a ReLU they fall on."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 16), ("val", 6)):
+        for name in ("a", "b"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     from convzoo import cli
 
     folder = tmp_path_factory.mktemp("ranks")
-    assert cli.main(["train", "densenet100-digits", *STILL, "--out", str(folder / "one")]) == 0
-    done = torchrun("train", "densenet100-digits", *STILL, "--out", folder / "two")
+    data = ["data.name=image_folder", "model.num_classes=2", "--data", str(grain(folder / "grain"))]
+    assert cli.main(["train", "densenet100-digits", *STILL, *data, "--out", str(folder / "one")]) == 0
+    done = torchrun("train", "densenet100-digits", *STILL, *data, "--out", folder / "two")
     assert done.returncode == 0, done.stderr
     assert "batch 16 = 2 ranks x 1 micro-batches x 8" in done.stderr
     return folder
@@ -54,16 +69,16 @@ def test_two_ranks_log_and_measure_the_same(both):
     assert len(one) == len(two) == 4 + 2
     for a, b in zip(one, two, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-5) and a["train_top1"] == pytest.approx(b["train_top1"])
-        assert a.get("images") == b.get("images") in (None, 360)
+        assert a.get("images") == b.get("images") in (None, 12)
         if "top1" in a:
             assert a["top1"] == pytest.approx(b["top1"], abs=1e-9)
 
 
 def test_evaluation_on_two_ranks_is_the_same_number(both, run):
     last = both / "one/checkpoints/last.safetensors"
-    done = torchrun("eval", last, "--json")
+    done = torchrun("eval", last, "--data", both / "grain", "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == json.loads(run("eval", last, "--json")[1])
+    assert json.loads(done.stdout) == json.loads(run("eval", last, "--data", both / "grain", "--json")[1])
 
 
 def test_the_state_remembers_its_ranks(both):
