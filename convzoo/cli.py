@@ -1,5 +1,6 @@
 """The command line: parse, import what is needed, call one function. stdout is the result, stderr the log."""
 
+import functools
 import json
 import sys
 from pathlib import Path
@@ -109,6 +110,10 @@ def eval_(
     ] = None,
     device: Device = "auto",
     provider: Provider = None,
+    raw_outputs: Annotated[
+        Path | None,
+        typer.Option("--raw-outputs", help="Score outputs computed elsewhere: PICTURE_0.bin ...", show_default=False),
+    ] = None,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", min=1, show_default="the recipe's, at most 256")
     ] = None,
@@ -120,8 +125,10 @@ def eval_(
 ) -> None:
     """Measure a model on the validation images: every image once, n of N stated. `val` is the same."""
     from convzoo import dist, evaluate
+    from convzoo.deploy.device_flow import score_raw_outputs
     from convzoo.deploy.exported import open_any
 
+    measure = functools.partial(score_raw_outputs, folder=raw_outputs) if raw_outputs else evaluate.evaluate_open
     files = evaluate.model_files(model)
     joined = dist.start(dist.resolve_device(device))
     logs.setup(dist.rank())
@@ -129,8 +136,8 @@ def eval_(
         for file in files:
             opened = open_any(file, dist.resolve_device(device), provider, tuple(overrides or ()))
             fetch(download, opened.recipe.data, data)
-            evaluation = evaluate.evaluate_open(
-                opened, data, batch_size=batch_size, workers=workers, precision=precision.value, on_bad_sample=on_bad_sample.value
+            evaluation = measure(
+                opened, data=data, batch_size=batch_size, workers=workers, precision=precision.value, on_bad_sample=on_bad_sample.value
             )  # fmt: skip
             if dist.rank() == 0:
                 _show(file, evaluation, json_)

@@ -3,18 +3,19 @@
 import json
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from convzoo.cli_data import Device, Json, OnBad, OnBadSample, Precision
+from convzoo.errors import UsageError
 
 Folder = partial(typer.Option, file_okay=False, show_default=False)
 
 
 def predict(
     model: Annotated[Path, typer.Argument(help="A model file or an exported file.")],
-    sources: Annotated[list[str], typer.Argument(help="Picture files, folders or globs.")],
+    sources: Annotated[list[str] | None, typer.Argument(help="Picture files, folders or globs.")] = None,
     save: Annotated[Path | None, Folder("--save", help="Folder for annotated copies.")] = None,
     min_score: Annotated[
         float | None,
@@ -24,6 +25,11 @@ def predict(
         Path | None, Folder("--yolo-txt", help="Folder for text files of boxes: class cx cy w h score, 0..1.")
     ] = None,
     crops: Annotated[Path | None, Folder("--crops", help="Folder for what each box holds, by class.")] = None,
+    dump_inputs: Annotated[
+        Path | None,
+        Folder("--dump-inputs", help="Only write the network's inputs and index.json, for another machine."),
+    ] = None,
+    data: Annotated[Path | None, Folder("--data", help="With --dump-inputs: the data set's pictures.")] = None,
     device: Device = "auto",
     provider: Annotated[
         str | None, typer.Option("--provider", help="ONNX Runtime's execution provider.", show_default=False)
@@ -34,17 +40,35 @@ def predict(
     json_: Json = False,
 ) -> None:
     """Say what pictures show: a line each or JSON lines, annotated copies, and for detectors label files and crops."""
-    from convzoo import dist, predict_files
+    from convzoo import dist
     from convzoo.deploy.exported import open_any
     from convzoo.predict import MIN_SCORE
     from convzoo.predict import predict as answers_to
 
     opened = open_any(model, dist.resolve_device(device), provider)
+    if dump_inputs:
+        from convzoo.deploy import device_flow
+
+        print(f"{device_flow.dump_inputs(opened, dump_inputs, sources or (), data)} inputs in {dump_inputs}")
+        return
+    if not sources:
+        raise UsageError("predict needs picture files, folders or globs")
     answers = answers_to(
         opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names, sources,
         batch_size=batch_size, on_bad_sample=on_bad_sample.value, min_score=MIN_SCORE if min_score is None else min_score,
     )  # fmt: skip
-    if min_score is not None:
+    answers = _written(answers, opened, min_score is not None, yolo_txt, crops, save)
+    for answer in answers:
+        print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
+
+
+def _written(
+    answers: Any, opened: Any, detections: bool, yolo_txt: Path | None, crops: Path | None, save: Path | None
+) -> Any:
+    """Pass the answers on while they are written to what was asked for."""
+    from convzoo import predict_files
+
+    if detections:
         answers = predict_files.detections_only(answers)
     if yolo_txt:
         answers = predict_files.save_yolo_txt(answers, yolo_txt, opened.class_names)
@@ -52,5 +76,4 @@ def predict(
         answers = predict_files.save_crops(answers, crops)
     if save:
         answers = predict_files.save_annotated(answers, save)
-    for answer in answers:
-        print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
+    return answers

@@ -19,6 +19,10 @@ FORMATS = {
     "onnx": "convzoo.deploy.onnx",
     "pt2": "convzoo.deploy.torch_export",
     "openvino": "convzoo.deploy.openvino",
+    "mindir": "convzoo.deploy.mindir",
+    "om": "convzoo.deploy.ascend",
+    "air": "convzoo.deploy.ascend",
+    "triton": "convzoo.deploy.triton",
 }
 
 

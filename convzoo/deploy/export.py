@@ -112,6 +112,9 @@ def export(model: Path, wanted: Wanted) -> Report:
     """
     started = time.perf_counter()
     module = format_module(wanted.format)
+    if hasattr(module, "export"):  # made from another format's file
+        return module.export(model, wanted)
+    wanted = module.prepare(wanted) if hasattr(module, "prepare") else wanted
     target = _target(model, wanted.out, module.SUFFIX)
     for name in module.PACKAGES:
         library(name, f"--format {wanted.format}")
