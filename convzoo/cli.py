@@ -10,6 +10,7 @@ import typer
 
 import convzoo
 from convzoo import errors, logs
+from convzoo.cli_bench import bench, quantize
 from convzoo.cli_data import (
     Data,
     Device,
@@ -165,6 +166,8 @@ app.command(name="val", hidden=True)(eval_)
 
 app.command()(predict)
 app.command()(export)
+app.command()(quantize)
+app.command()(bench)
 
 
 @app.command()

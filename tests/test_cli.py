@@ -17,6 +17,8 @@ OPTIONS = {
     "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --provider --raw-outputs --workers",
     "export": "--batch --data --dynamic-size --format --help --json --out --preprocessing --size --stage --tolerance",
     "predict": "--batch-size --crops --device --help --json --min-score --on-bad-sample --precision --provider --save --yolo-txt --dump-inputs --data",
+    "quantize": "--calibration --calibration-images --data --eval-images --format --help --json --max-drop --out",
+    "bench": "--batch --calibration --data --formats --help --json --max-drop --out --rounds --seconds",
     "convert": "--check --classes --data-name --download --help --json --model --num-classes --out --to",
     "list": "--help --json --weights",
     "doctor": "--help --json",
