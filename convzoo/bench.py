@@ -143,7 +143,7 @@ def bench(model: Path, wanted: Wanted) -> Report:
             raise ConvzooError(f"{model}: nothing to measure: {'; '.join(f'{row.name}: {row.note}' for row in rows)}")
         real = _pictures(opened, wanted.data)
         for row in run:
-            row.found["bytes"] = _bytes(row.path)
+            row.found["bytes"] = export.bytes_of(row.path)
             row.found["peak_memory_bytes"] = peak_memory(row, real)
             _compare(row, opened, real)
             _evaluate(row, opened, wanted.data)
@@ -192,16 +192,11 @@ def _forms(model: Path, wanted: Wanted, folder: Path) -> list[Row]:
     return rows
 
 
-def _bytes(path: Path) -> int:
-    weights = path.with_suffix(".bin")
-    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
-
-
 def _pictures(opened: OpenModel | OpenExport, data: Path | None) -> Tensor:
     """Return real pictures [N, 3, H, W] uint8 as the network gets them."""
     if isinstance(opened, OpenExport):
         return pictures(opened, data, opened.info.size)  # type: ignore[arg-type]  # has what they need of an OpenModel
-    return pictures(opened, data, export._input_size(opened, data))
+    return pictures(opened, data, export.input_size(opened, data))
 
 
 def _compare(row: Row, opened: OpenModel | OpenExport, real: Tensor) -> None:
@@ -282,7 +277,7 @@ def memory_bytes(key: str) -> int | None:
 
 def _facts(opened: OpenModel | OpenExport, real: Tensor, wanted: Wanted) -> dict[str, Any]:
     found = environment(torch.device("cpu"))
-    versions = {"convzoo": found["convzoo"], **export._versions()}
+    versions = {"convzoo": found["convzoo"], **export.versions()}
     return {
         "measure": opened.task().best_metric, "batch": wanted.batch, "throughput_batch": THROUGHPUT_BATCH,
         "rounds": wanted.rounds, "seconds": wanted.seconds, "size": "x".join(map(str, real.shape[2:])),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from convzoo.cli_data import Data, Json
+from convzoo.cli_deploy import SocVersion
 
 Calibration = Annotated[
     Path | None,
@@ -17,7 +18,7 @@ MaxDrop = Annotated[float, typer.Option("--max-drop", help="What INT8 may lose o
 
 def quantize(
     model: Annotated[Path, typer.Argument(help="A model file.")],
-    format: Annotated[str, typer.Option("--format", metavar="onnx|openvino", help="What to write.")],
+    format: Annotated[str, typer.Option("--format", metavar="onnx|openvino|om", help="What to write.")],
     data: Data = None,
     max_drop: MaxDrop = 0.5,
     calibration: Calibration = None,
@@ -31,6 +32,7 @@ def quantize(
     out: Annotated[
         Path | None, typer.Option("--out", help="File or folder.", show_default="MODEL-int8 beside the model")
     ] = None,
+    soc_version: SocVersion = "Ascend310",
     json_: Json = False,
 ) -> None:
     """Write a model in INT8, measured before and after on the same pictures, and keep it only within the budget.
@@ -40,7 +42,8 @@ def quantize(
     from convzoo.deploy.quantize import Wanted
     from convzoo.deploy.quantize import quantize as run_quantize
 
-    report = run_quantize(model, Wanted(format, data, max_drop, calibration, calibration_images, eval_images, out))
+    wanted = Wanted(format, data, max_drop, calibration, calibration_images, eval_images, out, soc_version)
+    report = run_quantize(model, wanted)
     print(json.dumps(report.plain) if json_ else report.text())
 
 

@@ -15,6 +15,7 @@ Provider = Annotated[
     str | None,
     typer.Option("--provider", help="ONNX Runtime's execution provider, by name.", show_default="CPUExecutionProvider"),
 ]
+SocVersion = Annotated[str, typer.Option("--soc-version", help="The Ascend chip of an .om file, as `atc` calls it.")]
 
 
 class Stage(StrEnum):
@@ -62,6 +63,7 @@ def export(
     tolerance: Annotated[
         float, typer.Option("--tolerance", min=0, help="Largest relative difference of an output from PyTorch's.")
     ] = 1e-4,
+    soc_version: SocVersion = "Ascend310",
     json_: Json = False,
 ) -> None:
     """Write a model for another runtime, run it there, compare it with PyTorch, and only then keep the file.
@@ -74,7 +76,7 @@ def export(
 
     wanted = Wanted(
         format, out=out, stage=stage.value, preprocessing=preprocessing, batch=batch, size=wanted_size,
-        dynamic_size=dynamic_size, data=data, tolerance=tolerance,
+        dynamic_size=dynamic_size, data=data, tolerance=tolerance, soc_version=soc_version,
     )  # fmt: skip
     report = run_export(model, wanted)
     print(json.dumps(report.plain) if json_ else report.text())

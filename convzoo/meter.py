@@ -93,7 +93,7 @@ def profiled(wanted: bool, folder: Path) -> Iterator[Callable[[], None]]:
     def write(profiler: torch.profiler.profile) -> None:
         folder.mkdir(exist_ok=True)
         profiler.export_chrome_trace(str(folder / "trace.json"))
-        by = "self_cpu_time_total" if torch.accelerator.current_accelerator() is None else "self_device_time_total"
+        by = "self_device_time_total" if torch.accelerator.is_available() else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=by, row_limit=30)
         (folder / "operators.txt").write_text(table)
         log.info(f"profile of three steps: {folder}/trace.json and operators.txt")

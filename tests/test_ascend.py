@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import one_line
-from test_mindir import CPU, SMALL_YOLO, _registered, noise, off, write_model  # noqa: F401
+from test_mindir import CPU, SMALL_YOLO, noise, off, write_model
 
 from convzoo import evaluate
 from convzoo.data.transforms import normalize
-from convzoo.deploy import ascend, export, mindir
+from convzoo.deploy import amct, ascend, export, mindir, quantize
 from convzoo.deploy.export import Wanted
 from convzoo.deploy.exported import open_any, open_exported
 from convzoo.deploy.metadata import ExportInfo
@@ -38,18 +38,24 @@ for word in "$@"; do
 done
 cp "$model" "$output.om"
 """
-AMCT = """#!/bin/sh
-printf '%s\\n' "$@" > "$LOG"
-for word in "$@"; do case $word in --save_path=*) cp "$LOG" "${word#*=}_deploy_model.onnx";; esac; done
+AMCT = f"""#!{sys.executable}
+import os, sys, onnx
+with open(os.environ["LOG"], "w") as log:
+    print(*sys.argv[1:], sep="\\n", file=log)
+said = dict(word.split("=", 1) for word in sys.argv[2:])
+model = onnx.load(said["--model"])
+model.producer_name = "amct"
+onnx.save(model, said["--save_path"] + "_deploy_model.onnx")
 """
 # Pointers are numbers of entries in `memory`; the .om of the stand-in `atc` is an ONNX file.
 ACL = """
+import time
 import types
 import numpy as np
 import onnxruntime
 
 NAMES = {"tensor(float)": 0, "tensor(float16)": 1, "tensor(int64)": 9}
-memory, started, freed, spoil, fail = {}, [], [], [1.0], [""]
+memory, started, freed, spoil, fail, slow = {}, [], [], [1.0], [""], [None]
 
 def new(value):
     memory[len(memory) + 1] = value
@@ -67,6 +73,7 @@ def load_from_file(path):
 
 def execute(model, inputs, outputs):
     session = memory[model]
+    time.sleep(0.003 * ((session.get_modelmeta().producer_name == "amct") is slow[0]))
     (given,) = session.get_inputs()
     x = np.frombuffer(memory[memory[inputs][0]], np.float32).reshape(given.shape)
     for place, array in zip(memory[outputs], session.run(None, {given.name: x})):
@@ -187,7 +194,7 @@ def test_atc_gets_the_right_arguments(model, tool, caplog, monkeypatch):
     for suffix, number in ((".air", 1), (".mindir", 1)):
         source = model.with_suffix(suffix)
         source.write_bytes(b"x")
-        ascend.compile_om(source, file.info, model.with_name("b.om"), None)
+        ascend.compile_om(source, file.info, model.with_name("b.om"), None, "Ascend310")
         assert called()[:2] == [f"--framework={number}", f"--model={source}"]
 
 
@@ -332,20 +339,48 @@ def test_one_size_only(model):
 # --- AMCT
 
 
-def test_the_vendors_quantiser(model, tool, tmp_path, monkeypatch):
-    source = export.export(model, Wanted("onnx", batch=1)).path
-    inputs = tmp_path / "inputs"
-    inputs.mkdir()
-    with pytest.raises(UsageError, match=r"no \.bin inputs"):
-        ascend.quantize(source, inputs, tmp_path / "q")
-    for i in range(5):
-        np.zeros((1, 3, 32, 32), np.float32).tofile(inputs / f"{i}.bin")
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MissingPackageError, match=r"AMCT, a part of CANN .*amct_onnx calibration --model=tinydarknet"):
-        ascend.quantize(source, inputs, tmp_path / "q")
-    called = tool("amct_onnx", AMCT)
-    assert ascend.quantize(source, inputs, tmp_path / "q") == tmp_path / "q_deploy_model.onnx"
+def int8(model: Path, **options) -> quantize.Report:
+    return quantize.quantize(model, quantize.Wanted("om", calibration_images=5, eval_images=50, **options))
+
+
+def test_int8_by_the_vendors_quantiser(model, tool, acl, tmp_path, monkeypatch):
+    monkeypatch.setattr(quantize, "SECONDS", 0.05)
+    tool("atc", ATC.replace('> "$LOG"', '>> "$LOG.atc"'))
+    called, compiled, acl.slow[0] = tool("amct_onnx", AMCT), tmp_path / "log.atc", False
+    done = int8(model, soc_version="Ascend310P3", max_drop=0)
+    stem = model.with_suffix("")
     assert called() == [
-        "calibration", f"--model={source}", f"--save_path={tmp_path / 'q'}", "--input_shape=images:1,3,32,32",
-        f"--data_dir={inputs}", "--data_types=float32", "--batch_num=5",
+        "calibration", f"--model={stem}.onnx", f"--save_path={stem}-amct", "--input_shape=images:1,3,32,32",
+        f"--data_dir={stem}-calibration", "--data_types=float32", "--batch_num=5",
     ]  # fmt: skip
+    assert f"--model={stem}-amct_deploy_model.onnx" in compiled.read_text()
+    assert compiled.read_text().count("--soc_version=Ascend310P3") == 2
+    inputs = [np.fromfile(path, np.float32) for path in sorted(Path(f"{stem}-calibration").iterdir())]
+    assert len(inputs) == 5 and all(x.size == 3 * 32 * 32 and x.min() < -0.1 for x in inputs)
+    assert done.path == Path(f"{stem}-int8.om") and done.plain["runtime"] == "acl" and done.plain["drop_points"] == 0
+    file = open_exported(done.path)
+    assert file.info.provenance["quantization"]["by"] == "amct" and file.info.metrics["images"] == 50
+    assert "INT8 by amct" in done.text()
+
+
+def test_int8_that_is_not_faster_on_the_device_is_not_kept(model, tool, acl, monkeypatch):
+    monkeypatch.setattr(quantize, "SECONDS", 0.05)
+    tool("atc", ATC)
+    tool("amct_onnx", AMCT)
+    acl.slow[0] = True
+    with pytest.raises(ToleranceError, match=r"none is kept: amct: slower than float"):
+        int8(model)
+    assert not list(model.parent.glob("*.om*"))
+
+
+def test_int8_without_the_vendors_quantiser(model, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    stem = model.with_suffix("")
+    with pytest.raises(MissingPackageError) as caught:
+        int8(model)
+    assert f"AMCT, a part of CANN (hiascend.com); take {stem}.onnx and {stem}-calibration along" in str(caught.value)
+    assert f"amct_onnx calibration --model={stem.name}.onnx" in str(caught.value)
+    with pytest.raises(UsageError, match="calibration: exists already"):
+        int8(model)
+    with pytest.raises(UsageError, match=r"no \.bin inputs"):
+        amct.quantize_file(stem.with_suffix(".onnx"), tmp_path, tmp_path / "q")

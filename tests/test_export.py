@@ -305,7 +305,7 @@ def test_settings_that_a_graph_cannot_have(exported, tmp_path):
     for override, message in [("max_detections=null", "must be a number"), ("box_rule=darknet", "original picture")]:
         changed = opened.changed((f"postprocess.{override}",))
         with pytest.raises(UsageError, match=message):
-            export._describe(changed, Wanted("onnx", stage="nms"), 18)
+            export.describe(changed, Wanted("onnx", stage="nms"), 18)
 
 
 # --- what is in the files
@@ -510,16 +510,16 @@ def test_the_verb(run, exported, tmp_path):
 
 def test_the_size_is_the_recipes_unless_it_has_none(exported):
     opened = evaluate.open_model(exported(YOLO, "onnx", dynamic_size=True)[0], CPU)
-    assert export._input_size(opened, None) == (64, 64)
-    wide = export._resized(opened, (96, 160))
-    assert export._input_size(wide, None) == (96, 160) and wide.recipe.transform.train == opened.recipe.transform.train
+    assert export.input_size(opened, None) == (64, 64)
+    wide = export.resized(opened, (96, 160))
+    assert export.input_size(wide, None) == (96, 160) and wide.recipe.transform.train == opened.recipe.transform.train
     large = recipes.load("tinydarknet-imagenet", ["model.num_classes=10"])
-    smaller = export._resized(dataclasses.replace(opened, recipe=large), (112, 112))
+    smaller = export.resized(dataclasses.replace(opened, recipe=large), (112, 112))
     assert smaller.recipe.transform.eval == [{"resize": {"size_px": 128, "mode": "short_side"}}, {"center_crop": {"size_px": 112}}]  # fmt: skip
     cifar = dataclasses.replace(opened, recipe=recipes.load("densenet100-cifar10"))
     with pytest.raises(UsageError, match="give --size"):
-        export._input_size(cifar, None)
-    assert export._resized(cifar, (32, 32)) is cifar
+        export.input_size(cifar, None)
+    assert export.resized(cifar, (32, 32)) is cifar
 
 
 # --- full size

@@ -16,7 +16,7 @@ from conftest import one_line
 from torch import nn
 from torch.nn import functional as F
 
-from convzoo import deploy, evaluate, registry
+from convzoo import evaluate, registry
 from convzoo import recipe as recipes
 from convzoo.checkpoint import ModelInfo, save_model
 from convzoo.deploy import export, mindir, mindir_worker
@@ -44,12 +44,6 @@ NETWORKS = [
     ),
     ("yolov3-digits", SMALL_YOLO, {"stage": "decoded", "preprocessing": True}),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _registered(monkeypatch):
-    for name, module in (("mindir", "mindir"), ("om", "ascend"), ("air", "ascend"), ("triton", "triton")):
-        monkeypatch.setitem(deploy.FORMATS, name, f"convzoo.deploy.{module}")
 
 
 @pytest.fixture(scope="session")
@@ -98,9 +92,7 @@ def exported(mindspore, tmp_path_factory):
     """A classifier's model file and its MINDIR file, with the report."""
     folder = tmp_path_factory.mktemp("mindir")
     model = write_model(folder, "tinydarknet-digits")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(deploy.FORMATS, "mindir", "convzoo.deploy.mindir")
-        return model, export.export(model, mindir.prepare(Wanted("mindir")))
+    return model, export.export(model, mindir.prepare(Wanted("mindir")))
 
 
 def test_a_classifier(exported):

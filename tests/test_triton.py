@@ -7,7 +7,7 @@ import onnx
 import pytest
 from conftest import one_line
 from onnx import TensorProto, helper
-from test_mindir import CPU, _registered, noise, off, write_model  # noqa: F401
+from test_mindir import CPU, noise, off, write_model
 
 from convzoo.deploy import export, triton
 from convzoo.deploy.export import Wanted

@@ -21,6 +21,7 @@ INK = 64  # of 255: what counts as ink when a digit's box is taken
 MOST_OVERLAP = 0.05  # of the smaller box
 PLACES_TRIED = 20
 SEED_OF = {"train": 1, "val": 2}
+KEPT_BYTES = 1 << 26  # of painted scenes; painting again takes a fifth of a small network's step
 
 
 class Layout(NamedTuple):
@@ -31,7 +32,7 @@ class Layout(NamedTuple):
 
 
 class DigitScenes:
-    """Scenes, painted when they are loaded."""
+    """Scenes, painted when they are first loaded and then, as far as they are small, kept."""
 
     def __init__(self, split: str, count: int, canvas_px: int, digit_px: tuple[int, int], most_digits: int):
         source = digits(None, split)
@@ -41,6 +42,7 @@ class DigitScenes:
         self.crops = [_inked(image[0]) for image in source.images]
         self.source_labels = source.labels
         self.layouts = [self._lay_out(self._rng(i, 0), digit_px, most_digits) for i in range(count)]
+        self.painted: dict[int, Tensor] = {}
         self.labels = np.concatenate([self.source_labels[layout.sources] for layout in self.layouts])
 
     def __len__(self) -> int:
@@ -62,6 +64,12 @@ class DigitScenes:
         return Boxes(xyxy, self.source_labels[sources], np.zeros(len(sources), dtype=bool), areas)
 
     def load(self, index: int) -> Sample:
+        image = self.painted[index] if index in self.painted else self._paint(index)
+        if len(self.painted) < KEPT_BYTES // image.numel():
+            self.painted[index] = image
+        return Sample(image.clone(), self.boxes(index), index, self.path(index), (self.canvas_px, self.canvas_px))
+
+    def _paint(self, index: int) -> Tensor:
         rng, (xyxy, sources) = self._rng(index, 1), self.layouts[index]
         board = _board(rng, self.canvas_px)
         for (left, top, right, bottom), source in zip(xyxy.tolist(), sources.tolist(), strict=True):
@@ -71,8 +79,7 @@ class DigitScenes:
             under = board[:, top:bottom, left:right]
             board[:, top:bottom, left:right] = under + (chalk - under) * cover
         board += torch.from_numpy(rng.normal(0, 4, (1, self.canvas_px, self.canvas_px)).astype(np.float32))
-        image = board.round().clamp(0, 255).byte()
-        return Sample(image, self.boxes(index), index, self.path(index), (self.canvas_px, self.canvas_px))
+        return board.round().clamp(0, 255).byte()
 
     def _rng(self, index: int, use: int) -> np.random.Generator:
         return np.random.Generator(np.random.Philox(key=[SEED_OF[self.split], use], counter=[0, 0, 0, index]))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from convzoo.data.arrays import ArrayImages, first_of_shuffled
 from convzoo.registry import register
@@ -19,6 +18,8 @@ HELD_OUT = 360
 @register("dataset")
 def digits(root: Path | None, split: str, *, max_train_images: int | None = None) -> ArrayImages:
     """Build the digits; root is not used."""
+    from sklearn.datasets import load_digits  # takes two seconds, and every data set is registered for every verb
+
     bunch: Any = load_digits()
     # RandomState's streams are frozen by NumPy's policy, so the split never changes.
     order = np.random.RandomState(0).permutation(len(bunch.target))

@@ -1,7 +1,7 @@
-"""Exported files. Each format is one file here, and one line in FORMATS.
+"""Exported files. Each format is one file here, and one line in FORMATS and in SUFFIXES.
 
 A format is a module with
-    SUFFIX, PACKAGES               of its main file; the libraries that writing needs
+    PACKAGES                       the libraries that writing needs
     suppress(...)                  non-maximum suppression as its graphs can hold it: `graph.Suppress`
     write(program, info, path)     write a traced network; returns the other files that belong to it
     read(path)                     -> (document, content): the metadata's JSON and the verified bytes, not yet run
@@ -23,6 +23,13 @@ FORMATS = {
     "om": "convzoo.deploy.ascend",
     "air": "convzoo.deploy.ascend",
     "triton": "convzoo.deploy.triton",
+}
+SUFFIXES = {  # of the files that open: an AIR file is for `atc` alone, and a Triton model is a folder
+    "onnx": ".onnx",
+    "pt2": ".pt2",
+    "openvino": ".xml",
+    "mindir": ".mindir",
+    "om": ".om",
 }
 
 

@@ -31,15 +31,13 @@ from convzoo.deploy.pyacl import AclSession
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError
 from convzoo.logs import log
 
-SUFFIX = ".om"
 PACKAGES = ()
 FRAMEWORKS = {".onnx": 5, ".mindir": 1, ".air": 1}  # atc's numbers
-SOC = "Ascend310"  # what the documents run on
 CANN = "a part of CANN (hiascend.com)"
 HALF_TOLERANCE = 2e-2  # the device computes in float16, whose relative rounding of 5e-4 adds up over 50 to 120 layers
 
 
-def export(model: Path, wanted: exporting.Wanted, soc_version: str = SOC) -> exporting.Report:
+def export(model: Path, wanted: exporting.Wanted) -> exporting.Report:
     """Write an .air or .om file from a model file.
 
     The report's comparison is the .om file's where `acl` can run it, else that of the file it was made from.
@@ -51,23 +49,23 @@ def export(model: Path, wanted: exporting.Wanted, soc_version: str = SOC) -> exp
     if wanted.dynamic_size:
         raise UsageError(f"--format {wanted.format} --dynamic-size: Ascend files take pictures of one size")
     wanted = replace(wanted, batch=wanted.batch or 1)
-    return _export_air(model, wanted) if wanted.format == "air" else _export_om(model, wanted, soc_version)
+    return _export_air(model, wanted) if wanted.format == "air" else _export_om(model, wanted)
 
 
 def _export_air(model: Path, wanted: exporting.Wanted) -> exporting.Report:
     """Write NAME.mindir, compared, and the same network as NAME.air, which only `atc` reads."""
     started = time.perf_counter()
-    target = exporting._target(model, wanted.out, ".air")
+    target = exporting.target_path(model, wanted.out, ".air")
     along = [model]
     try:
-        sibling = target.with_suffix(mindir.SUFFIX)
+        sibling = target.with_suffix(".mindir")
         report = exporting.export(model, mindir.prepare(replace(wanted, format="mindir", out=sibling)))
         along.append(sibling)
         program = trace(Deployed(_opened(model, wanted), report.info, mindir.suppress))
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             draft = Path(folder) / target.name
             info = report.info.model_copy(update={"seal": UNSEALED})
-            _publish([draft, *mindir.write(program, info, draft, "AIR")], target.parent)
+            publish([draft, *mindir.write(program, info, draft, "AIR")], target.parent)
     except MissingPackageError as error:
         raise MissingPackageError(
             f"AIR files are written on an Ascend host, with CANN and its MindSpore; take {' or '.join(map(str, along))} "
@@ -77,10 +75,10 @@ def _export_air(model: Path, wanted: exporting.Wanted) -> exporting.Report:
     return _reported(report, target, "air", started)
 
 
-def _export_om(model: Path, wanted: exporting.Wanted, soc_version: str) -> exporting.Report:
+def _export_om(model: Path, wanted: exporting.Wanted) -> exporting.Report:
     """Write NAME.onnx (or .mindir), compared, what AIPP is to do, if it is, and NAME.om from them."""
     started = time.perf_counter()
-    target = exporting._target(model, wanted.out, SUFFIX)
+    target = exporting.target_path(model, wanted.out, ".om")
     through = "onnx" if find_spec("onnxscript") else "mindir"
     source = target.with_suffix(f".{through}")
     before = replace(wanted, format=through, out=source, preprocessing=False)
@@ -94,7 +92,7 @@ def _export_om(model: Path, wanted: exporting.Wanted, soc_version: str) -> expor
             temporary.write_text(aipp(info), encoding="utf-8")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         draft = Path(folder) / target.name
-        compile_om(source, info, draft, settings, soc_version)
+        compile_om(source, info, draft, settings, wanted.soc_version)
         beside = mindir.write_beside(info, draft)
         if find_spec("acl"):
             found = _compared(opened, open_exported(draft), wanted)
@@ -104,7 +102,7 @@ def _export_om(model: Path, wanted: exporting.Wanted, soc_version: str) -> expor
                 f"{target.name} was not run: `acl` is not here; what was compared is {source.name}. On the device: "
                 "convzoo eval, or convzoo predict --dump-inputs and convzoo eval --raw-outputs"
             )
-        _publish([draft, beside], target.parent)
+        publish([draft, beside], target.parent)
     return _reported(report, target, "om", started)
 
 
@@ -116,10 +114,10 @@ def _reported(report: exporting.Report, target: Path, format: str, started: floa
 
 def _opened(model: Path, wanted: exporting.Wanted) -> evaluate.OpenModel:
     opened = evaluate.open_model(model, torch.device("cpu"))
-    return exporting._resized(opened, wanted.size) if wanted.size else opened
+    return exporting.resized(opened, wanted.size) if wanted.size else opened
 
 
-def _publish(drafts: list[Path], folder: Path) -> None:
+def publish(drafts: list[Path], folder: Path) -> None:
     """Give written files their names, the main one, which is first, last."""
     for draft in reversed(drafts):
         with written_whole(folder / draft.name) as temporary:
@@ -136,7 +134,7 @@ def _compared(opened: evaluate.OpenModel, file: OpenExport, wanted: exporting.Wa
     return found
 
 
-# --- atc and AMCT
+# --- atc
 
 
 def aipp(info: ExportInfo) -> str:
@@ -154,8 +152,8 @@ def aipp(info: ExportInfo) -> str:
     return "\n".join(["aipp_op {", *(f"    {line}" for line in lines), "}", ""])
 
 
-def compile_om(source: Path, info: ExportInfo, target: Path, settings: Path | None, soc_version: str = SOC) -> None:
-    """Run `atc` on a float32 ONNX, MINDIR or AIR file of convzoo's, or of AMCT's.
+def compile_om(source: Path, info: ExportInfo, target: Path, settings: Path | None, soc_version: str) -> None:
+    """Run `atc` on a float32 ONNX, MINDIR or AIR file of convzoo's, or an INT8 one of AMCT's.
 
     Args:
         settings: a file with what `aipp` returns, None for normalised input.
@@ -165,38 +163,17 @@ def compile_om(source: Path, info: ExportInfo, target: Path, settings: Path | No
     """
     command = [
         "atc", f"--framework={FRAMEWORKS[source.suffix]}", f"--model={source}", f"--output={target.with_suffix('')}",
-        "--input_format=NCHW", f"--input_shape={_shape(info)}", f"--soc_version={soc_version}", "--log=error",
+        "--input_format=NCHW", f"--input_shape={shape(info)}", f"--soc_version={soc_version}", "--log=error",
     ]  # fmt: skip
     command += [f"--insert_op_conf={settings}"] if settings else []
-    _call(command, "OM files need the vendor's atc", [source, *([settings] if settings else [])], target)
+    call(command, "OM files need the vendor's atc", [source, *([settings] if settings else [])], target)
 
 
-def _shape(info: ExportInfo) -> str:
+def shape(info: ExportInfo) -> str:
     return f"images:{info.batch or 1},3,{info.size[0]},{info.size[1]}"
 
 
-def quantize(source: Path, calibration: Path, out: Path) -> Path:
-    """Run AMCT, the vendor's quantiser, on a float32 ONNX file of convzoo's; return the INT8 one, for `compile_om`.
-
-    Args:
-        calibration: a folder of float32 .bin inputs, as `device_flow.dump_inputs` writes them.
-        out: path and first part of the name of what AMCT writes, NAME_deploy_model.onnx and NAME_fake_quant_model.onnx.
-    Raises:
-        UsageError: no calibration inputs. MissingPackageError: no AMCT. ConvzooError: it failed.
-    """
-    info, inputs = open_exported(source).info, len(list(calibration.glob("*.bin")))
-    if not inputs or info.input != "float_nchw":
-        raise UsageError(f"{calibration}: no .bin inputs for {source.name}; convzoo predict --dump-inputs writes them")
-    command = [
-        "amct_onnx", "calibration", f"--model={source}", f"--save_path={out}", f"--input_shape={_shape(info)}",
-        f"--data_dir={calibration}", "--data_types=float32", f"--batch_num={max(1, inputs // (info.batch or 1))}",
-    ]  # fmt: skip
-    target = out.with_name(f"{out.name}_deploy_model.onnx")
-    _call(command, "INT8 for Ascend needs the vendor's AMCT", [source, calibration], target)
-    return target
-
-
-def _call(command: list[str], missing: str, needed: list[Path], target: Path) -> None:
+def call(command: list[str], missing: str, needed: list[Path], target: Path) -> None:
     """Run a tool of the vendor's that has to write `target`. Raises MissingPackageError, ConvzooError."""
     if not shutil.which(command[0]):
         there = [re.sub(r"=.*/", "=", word) for word in command]  # where the files lie in one folder

@@ -18,7 +18,7 @@ import torch
 from convzoo import evaluate
 from convzoo import recipe as recipes
 from convzoo.checkpoint import written_whole
-from convzoo.deploy import format_module, library
+from convzoo.deploy import SUFFIXES, format_module, library
 from convzoo.deploy.exported import OpenExport, open_exported
 from convzoo.deploy.graph import Deployed, check_suppression, trace
 from convzoo.deploy.metadata import ExportInfo, first_line
@@ -44,6 +44,7 @@ class Wanted:
         dynamic_size: take other sizes too, multiples of 32.
         data: folder of the recipe's data set, to compare on; None for the embedded pictures.
         tolerance: the largest max|a-b| / max|b| that is allowed.
+        soc_version: the Ascend chip of an .om file, as `atc` calls it.
     """
 
     format: str
@@ -55,6 +56,7 @@ class Wanted:
     dynamic_size: bool = False
     data: Path | None = None
     tolerance: float = 1e-4
+    soc_version: str = "Ascend310"
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,13 @@ def export(model: Path, wanted: Wanted) -> Report:
     if hasattr(module, "export"):  # made from another format's file
         return module.export(model, wanted)
     wanted = module.prepare(wanted) if hasattr(module, "prepare") else wanted
-    target = _target(model, wanted.out, module.SUFFIX)
+    target = target_path(model, wanted.out, SUFFIXES[wanted.format])
     for name in module.PACKAGES:
         library(name, f"--format {wanted.format}")
     opened = evaluate.open_model(model, torch.device("cpu"))
     if wanted.size:
-        opened = _resized(opened, wanted.size)
-    info = _describe(opened, wanted, getattr(module, "OPSET", None))
+        opened = resized(opened, wanted.size)
+    info = describe(opened, wanted, getattr(module, "OPSET", None))
     real = pictures(opened, wanted.data, info.size)
     with written_whole(target) as temporary, _folder_beside(target) as folder:
         draft = folder / target.name
@@ -135,8 +137,10 @@ def export(model: Path, wanted: Wanted) -> Report:
     return Report(target, wanted.format, exported.info, parity, wanted.tolerance, size, time.perf_counter() - started)
 
 
-def _target(model: Path, out: Path | None, suffix: str) -> Path:
-    target = model.with_suffix(suffix) if out is None else out / f"{model.stem}{suffix}" if out.is_dir() else out
+def target_path(model: Path, out: Path | None, suffix: str, ending: str = "") -> Path:
+    """Return where a file goes, `out` being it, its folder, or None for beside the model. Raises UsageError."""
+    own = f"{model.stem}{ending}{suffix}"
+    target = model.with_name(own) if out is None else out / own if out.is_dir() else out
     if target.suffix.lower() != suffix:
         raise UsageError(f"--out {target}: a file of this format ends in {suffix}")
     if not target.parent.is_dir():
@@ -144,7 +148,13 @@ def _target(model: Path, out: Path | None, suffix: str) -> Path:
     return target
 
 
-def _describe(opened: OpenModel, wanted: Wanted, opset: int | None) -> ExportInfo:
+def bytes_of(path: Path) -> int:
+    """Return the size of an exported file, OpenVINO's weights included."""
+    weights = path.with_suffix(".bin")
+    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
+
+
+def describe(opened: OpenModel, wanted: Wanted, opset: int | None) -> ExportInfo:
     """Gather the metadata. Raises UsageError for combinations that do not exist."""
     recipe, task = opened.recipe, opened.recipe.task
     if wanted.stage != "raw" and task != "detect":
@@ -156,9 +166,9 @@ def _describe(opened: OpenModel, wanted: Wanted, opset: int | None) -> ExportInf
     info = ExportInfo(
         recipe=plain, preprocessing={key: plain["transform"][key] for key in ("eval", "mean", "std")},
         class_names=opened.class_names, task=task, input="uint8_nhwc" if wanted.preprocessing else "float_nchw",
-        stage=wanted.stage, size=wanted.size or _input_size(opened, wanted.data), dynamic_size=wanted.dynamic_size,
+        stage=wanted.stage, size=wanted.size or input_size(opened, wanted.data), dynamic_size=wanted.dynamic_size,
         batch=wanted.batch, opset=opset, source_sha256=opened.sha256, metrics=opened.info.metrics,
-        provenance=opened.info.provenance, licence=opened.info.licence, versions=_versions(),
+        provenance=opened.info.provenance, licence=opened.info.licence, versions=versions(),
     )  # type: ignore[arg-type]  # fmt: skip
     if any(side % info.size_step for side in info.size):
         given = "x".join(map(str, info.size))
@@ -168,7 +178,8 @@ def _describe(opened: OpenModel, wanted: Wanted, opset: int | None) -> ExportInf
     return info
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that write or run exported files, of those that are installed."""
     found = {}
     for name in VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -181,7 +192,7 @@ def _size_of(opened: OpenModel, sample: Sample) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
 
-def _input_size(opened: OpenModel, data: Path | None) -> tuple[int, int]:
+def input_size(opened: OpenModel, data: Path | None) -> tuple[int, int]:
     """Return the size that the evaluation transform gives, which may depend on the data set's. Raises UsageError."""
     sizes = [
         _size_of(opened, Sample(torch.zeros(3, *hw, dtype=torch.uint8), 0, 0, "", hw))
@@ -195,7 +206,7 @@ def _input_size(opened: OpenModel, data: Path | None) -> tuple[int, int]:
         raise UsageError("the recipe keeps the size of its pictures: give --size HEIGHT,WIDTH, or --data") from None
 
 
-def _resized(opened: OpenModel, size: tuple[int, int]) -> OpenModel:
+def resized(opened: OpenModel, size: tuple[int, int]) -> OpenModel:
     """Return the model with an evaluation transform that gives another size, in the same proportions. Raises UsageError."""
     plain = opened.recipe.plain()
     operations = [(name, keys) for one in plain["transform"]["eval"] for name, keys in one.items()]

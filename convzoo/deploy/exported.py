@@ -12,7 +12,7 @@ from torch import Tensor
 from convzoo import evaluate
 from convzoo import recipe as recipes
 from convzoo.data.transforms import Pipeline, normalize
-from convzoo.deploy import FORMATS, format_module
+from convzoo.deploy import SUFFIXES, format_module
 from convzoo.deploy.metadata import ExportInfo, check_document, first_line
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.recipe import Recipe
@@ -161,16 +161,14 @@ def open_exported(path: str | Path, place: Place | None = None, overrides: tuple
         MissingPackageError: its library is not installed.
     """
     path = Path(path)
-    for name in FORMATS:
-        module = format_module(name)
-        if path.suffix.lower() == module.SUFFIX:
-            break
-    else:
-        raise UsageError(f"{path}: neither a model file (.safetensors) nor an exported one ({', '.join(FORMATS)})")
+    name = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower()), None)
+    if name is None:
+        known = ", ".join(SUFFIXES.values())
+        raise UsageError(f"{path}: neither a model file (.safetensors) nor an exported one ({known})")
     if not path.is_file():
         raise UsageError(f"{path}: no such file")
     try:
-        document, content = module.read(path)
+        document, content = format_module(name).read(path)
         info, recipe = check_document(document)
     except ConvzooError as error:
         raise type(error)(f"{path}: {error}") from None
@@ -185,7 +183,6 @@ def open_any(
     path = Path(path)
     if provider and path.suffix.lower() != ".onnx":
         raise UsageError(f"--provider {provider}: only ONNX Runtime has those; {path.name} is not an .onnx file")
-    suffixes = {format_module(name).SUFFIX for name in FORMATS}
-    if path.suffix.lower() in suffixes:
+    if path.suffix.lower() in SUFFIXES.values():
         return open_exported(path, Place(str(device), provider), overrides)
     return evaluate.open_model(path, device, overrides)

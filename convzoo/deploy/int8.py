@@ -27,11 +27,13 @@ class Way:
             heads - or also the three "worst", by the errors that the way before had.
     """
 
-    tool: Literal["nncf", "onnxruntime"]
+    tool: Literal["nncf", "onnxruntime", "amct"]
     preset: Literal["performance", "mixed"] = "mixed"
     spares: Literal["nothing", "ends", "worst"] = "nothing"
 
     def __str__(self) -> str:
+        if self.tool == "amct":
+            return "amct"  # which decides by itself
         preset = f" {self.preset}" if self.tool == "nncf" else ""
         return f"{self.tool}{preset}, {self.spares} in float"
 

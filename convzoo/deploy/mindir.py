@@ -28,7 +28,6 @@ from convzoo.deploy.metadata import MAX_DOCUMENT, ExportInfo, check_seal, sealed
 from convzoo.deploy.mindir_plan import Plan
 from convzoo.errors import ConvzooError, MissingPackageError, UsageError
 
-SUFFIX = ".mindir"
 PACKAGES = ()
 PYTHON = "CONVZOO_MINDSPORE_PYTHON"
 INSTALL = f"python3 -m venv ENV && ENV/bin/pip install mindspore==2.10.0, and {PYTHON}=ENV/bin/python"

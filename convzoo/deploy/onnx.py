@@ -14,7 +14,6 @@ from convzoo.deploy.graph import quiet
 from convzoo.deploy.metadata import ExportInfo, check_seal, first_line, sealed
 from convzoo.errors import ConvzooError, UsageError
 
-SUFFIX = ".onnx"
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18  # the exporter's own: nothing is converted, and what reads ONNX at all reads this
 KEY = "convzoo"  # of the metadata

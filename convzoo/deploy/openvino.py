@@ -11,7 +11,6 @@ from convzoo.deploy.exported import Place, Session
 from convzoo.deploy.metadata import ExportInfo, check_seal, sealed
 from convzoo.errors import ConvzooError, UsageError
 
-SUFFIX = ".xml"
 PACKAGES = (*onnx.PACKAGES, "openvino")
 OPSET = onnx.OPSET
 suppress = onnx.suppress

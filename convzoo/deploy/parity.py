@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -73,6 +72,8 @@ def pictures(opened: OpenModel, data: Path | None, size: tuple[int, int]) -> Ten
     """
     photographs = []
     if data is None:
+        from sklearn.datasets import load_sample_images  # takes two seconds
+
         dataset: Any = registry.builder("dataset", EMBEDDED[opened.recipe.task])(None, "val")
         photographs = [torch.tensor(image).permute(2, 0, 1) for image in load_sample_images().images]
     else:

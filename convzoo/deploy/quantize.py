@@ -16,7 +16,7 @@ import torch
 from convzoo import dist, evaluate
 from convzoo.checkpoint import written_whole
 from convzoo.data.loader import Transformed, label_map
-from convzoo.deploy import export, format_module, int8, library, quantize_report
+from convzoo.deploy import SUFFIXES, export, format_module, int8, library, quantize_report
 from convzoo.deploy.calibration import Calibration, Evaluated, find_calibration
 from convzoo.deploy.exported import OpenExport, open_exported
 from convzoo.deploy.metadata import UNSEALED
@@ -33,12 +33,13 @@ class Wanted:
     """What to quantise to.
 
     Attributes:
-        format: "onnx" or "openvino".
+        format: "onnx", "openvino", or "om" on an Ascend host.
         data: folder of the recipe's data set: its validation split is evaluated, its training split calibrated on.
         max_drop: the largest loss of the task's measure, in points of percent.
         calibration: a folder of pictures to calibrate on instead; calibration_images: at most so many.
         eval_images: evaluate on a fixed random part of so many; None for all.
         out: the file, or a folder for it; None for `MODEL-int8` beside the model.
+        soc_version: the Ascend chip of an .om file.
     """
 
     format: str
@@ -48,6 +49,7 @@ class Wanted:
     calibration_images: int = 300
     eval_images: int | None = None
     out: Path | None = None
+    soc_version: str = "Ascend310"
 
 
 @dataclass(frozen=True)
@@ -140,10 +142,14 @@ def quantize(model: Path, wanted: Wanted, exported: Path | None = None) -> Repor
         ToleranceError: no way of quantising keeps the accuracy, or none is faster than float; nothing is left behind.
         MissingPackageError: the format's library is not installed.
     """
+    if wanted.format == "om":
+        from convzoo.deploy import amct  # which measures as this module does
+
+        return amct.quantize_model(model, wanted)
     if wanted.format not in int8.WAYS:
-        raise UsageError(f"--format {wanted.format}: no INT8 in it{nearest(wanted.format, int8.WAYS)}")
+        raise UsageError(f"--format {wanted.format}: no INT8 in it{nearest(wanted.format, [*int8.WAYS, 'om'])}")
     module = format_module(wanted.format)
-    target = _target(model, wanted.out, module.SUFFIX)
+    target = export.target_path(model, wanted.out, SUFFIXES[wanted.format], "-int8")
     for name in (*module.PACKAGES, "nncf"):
         library(name, f"INT8 for {wanted.format}")
     opened = evaluate.open_model(model, torch.device("cpu"))
@@ -155,7 +161,7 @@ def quantize(model: Path, wanted: Wanted, exported: Path | None = None) -> Repor
         calibration = find_calibration(
             opened, wanted.data, wanted.calibration, wanted.calibration_images, before.info.size
         )
-        session = _Session(before, calibration, wanted, folder)
+        session = Comparison(before, calibration, wanted, folder)
         trial, network = session.best()
         draft, others = session.written(network, trial, target.name)
         size = sum(path.stat().st_size for path in (draft, *others))
@@ -164,26 +170,15 @@ def quantize(model: Path, wanted: Wanted, exported: Path | None = None) -> Repor
                 with written_whole(target.with_name(other.name)) as beside:
                     os.replace(other, beside)
             os.replace(draft, temporary)
-        return Report(target, size, _bytes(exported), session.description(trial))
+        return Report(target, size, export.bytes_of(exported), session.description(trial))
 
 
-def _target(model: Path, out: Path | None, suffix: str) -> Path:
-    own = f"{model.stem}-int8{suffix}"
-    target = model.with_name(own) if out is None else out / own if out.is_dir() else out
-    if target.suffix.lower() != suffix:
-        raise UsageError(f"--out {target}: a file of this format ends in {suffix}")
-    if not target.parent.is_dir():
-        raise UsageError(f"--out {target}: {target.parent} is no folder")
-    return target
+class Comparison:
+    """One float file, its calibration and its evaluation, for every way of quantising.
 
-
-def _bytes(path: Path) -> int:
-    weights = path.with_suffix(".bin")
-    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
-
-
-class _Session:
-    """One float network, its calibration and its evaluation, for every way of quantising."""
+    Raises:
+        DataError: nothing to evaluate, or pictures that are also calibrated on.
+    """
 
     def __init__(self, before: OpenExport, calibration: Calibration, wanted: Wanted, folder: Path):
         self.before, self.calibration, self.wanted, self.folder = before, calibration, wanted, folder
@@ -217,27 +212,30 @@ class _Session:
                     raise
                 log.warning(f"not possible: {error}")
                 continue
-            if self._passes(trial):
+            if self.passes(trial):
                 return trial, network
             trials.append(trial)
             log.warning(f"refused: {self._why(trial)}")
-        raise self._refusal(trials)
+        raise self.refusal(trials)
 
     def _tried(self, way: int8.Way, network: Any) -> Trial:
         path = self.folder / f"trial{self.before.path.suffix}"
         int8.write(network, self.wanted.format, self.before.info.model_copy(update={"seal": UNSEALED}), path)
+        trial = self.measured(way, path)
+        if trial.result and not self.passes(trial):
+            errors = quantize_report.layer_errors(self.wanted.format, self.before.path, path, self.calibration)
+            trial = replace(trial, errors=errors)
+        return trial
+
+    def measured(self, way: int8.Way, path: Path) -> Trial:
+        """Time an INT8 file against the float one and, if it is faster, evaluate it."""
         after = open_exported(path)
         seconds = measure_speed(self.before, after, next(iter(self.calibration)))
         trial = Trial(way, seconds)
         if trial.speedup <= 1:
             return trial  # whatever its accuracy
         result = self._evaluated(after)
-        drop = 100 * (self._score(self.float_result) - self._score(result))
-        trial = Trial(way, seconds, result, drop)
-        if not self._passes(trial):
-            errors = quantize_report.layer_errors(self.wanted.format, self.before.path, path, self.calibration)
-            trial = replace(trial, errors=errors)
-        return trial
+        return Trial(way, seconds, result, 100 * (self._score(self.float_result) - self._score(result)))
 
     def _score(self, result: dict[str, Any]) -> float:
         score = result.get(self.task.best_metric)
@@ -245,7 +243,8 @@ class _Session:
             raise DataError(f"{self.wanted.data}: gives no {self.task.best_metric} to compare by")
         return float(score)
 
-    def _passes(self, trial: Trial) -> bool:
+    def passes(self, trial: Trial) -> bool:
+        """Tell whether it is faster than float and within the budget."""
         return trial.speedup > 1 and trial.drop <= self.wanted.max_drop + 1e-9  # rounding of the subtraction
 
     def _why(self, trial: Trial) -> str:
@@ -253,9 +252,11 @@ class _Session:
             times = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in trial.seconds.items())
             return f"{trial.way}: slower than float ({times})"
         worst = ", ".join(f"{quantize_report.shown(name)} {100 * error:.0f} %" for name, error in trial.errors[:3])
-        return f"{trial.way}: loses {trial.drop:.2f} points of {self.task.best_metric}, {trial.speedup:.2f} times as fast (largest errors: {worst})"
+        told = f" (largest errors: {worst})" if worst else ""
+        return f"{trial.way}: loses {trial.drop:.2f} points of {self.task.best_metric}, {trial.speedup:.2f} times as fast{told}"
 
-    def _refusal(self, trials: list[Trial]) -> ToleranceError:
+    def refusal(self, trials: list[Trial]) -> ToleranceError:
+        """Return the error that says what each way gave; log the layers' errors of the best."""
         if not trials:
             return ToleranceError(f"{self.before.path.name}: no way of quantising it works; nothing is kept")
         measured = [trial for trial in trials if trial.errors]
@@ -269,7 +270,7 @@ class _Session:
 
     def description(self, trial: Trial) -> dict[str, Any]:
         """Return what was done and measured: for the metadata and the report."""
-        wanted, runtime = self.wanted, {"onnx": "onnxruntime", "openvino": "openvino"}[self.wanted.format]
+        wanted, runtime = self.wanted, {"onnx": "onnxruntime", "openvino": "openvino", "om": "acl"}[self.wanted.format]
         return {
             "by": str(trial.way), "runtime": runtime, "calibrated_on": self.calibration.where,
             "calibration_images": len(self.calibration), "eval_images": wanted.eval_images,

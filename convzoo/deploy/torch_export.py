@@ -15,7 +15,6 @@ from convzoo.deploy.pt2_check import DOCUMENT, archive, archive_digest, cleaned,
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.tasks.detect_postprocess import FAR_PX
 
-SUFFIX = ".pt2"
 PACKAGES = ()
 
 

@@ -20,7 +20,6 @@ from convzoo.deploy import library
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import UsageError
 
-SUFFIX = "/"  # a folder, which no file's suffix is: the ONNX file in it is what opens
 PACKAGES = ()
 MAX_BATCH = 16  # pictures that the server may put into one batch
 MAX_DELAY_US = 100  # that a picture waits for others

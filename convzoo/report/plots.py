@@ -1,14 +1,12 @@
 """Curves and matrices as PNG."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import numpy as np
-from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREY, FAINT = "#20639b", "#e4572e", "#6c757d", "#c3c9cf"
 STYLE: Any = {
@@ -23,6 +21,16 @@ RECALLS = np.linspace(0, 1, 101)  # where COCO samples the precision
 SERIES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#871e87", "#a5002d", "#7f6f3f", "#4bb487"]
 
 
+def _pyplot() -> Any:
+    """Import Matplotlib when something is drawn: most of a second, which no other command has to wait for."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
 def plot_curves(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
     """Write loss.png, accuracy.png (of a detector its AP) and learning_rate.png from a run's rows of kind `step` and `epoch`."""
     steps = [row for row in rows if row["kind"] == "step"]
@@ -32,6 +40,7 @@ def plot_curves(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
     for part, colour in zip(parts, SERIES[1:], strict=False):
         losses.append((part.removeprefix("loss_"), epochs, part, colour, 1.5))
     folder.mkdir(exist_ok=True)
+    plt = _pyplot()
     with plt.rc_context(STYLE):
         _curve(folder / "loss.png", f"{title}: training loss", "loss", losses, log=bool(parts))
         if any("AP" in row for row in epochs):
@@ -48,6 +57,7 @@ def plot_curves(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
 
 
 def _curve(path: Path, title: str, label: str, lines: list[tuple], scale: float = 1.0, log: bool = False) -> None:
+    plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7, 3.6), dpi=120)
     for name, rows, key, colour, width in lines:
         points = [(row["step"], scale * row[key]) for row in rows if row.get(key) is not None]
@@ -88,6 +98,7 @@ def plot_confusion(
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))
     count = max(confusion.shape)
     side = min(11.0, 2.5 + 0.55 * count) if count <= LABELLED_CELLS else 8.0 if count > LABELLED_SIDES else 12.0
+    plt = _pyplot()
     with plt.rc_context({**STYLE, "axes.grid": False, "axes.spines.left": False, "axes.spines.bottom": False}):
         figure, axes = plt.subplots(figsize=(side + 1, side), dpi=120)
         image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -110,7 +121,7 @@ def plot_confusion(
         plt.close(figure)
 
 
-def _number_cells(axes: Axes, confusion: np.ndarray, shares: np.ndarray) -> None:
+def _number_cells(axes: "Axes", confusion: np.ndarray, shares: np.ndarray) -> None:
     for (row, column), count in np.ndenumerate(confusion):
         if count:
             colour = "white" if shares[row, column] > 0.5 else "black"
@@ -127,6 +138,7 @@ def plot_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], path
     sampled = {name: np.interp(RECALLS, recall, precision, right=0.0) for name, (recall, precision) in curves.items()}
     ranked = sorted(sampled, key=lambda name: -sampled[name].mean())
     few = len(ranked) <= LABELLED_CURVES
+    plt = _pyplot()
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 4.6), dpi=120)
         for i, name in enumerate(ranked):
