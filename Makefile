@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUN := runs/quickstart
 
-# Two threads where one process trains; tests take one, because they run beside other work.
+# Two threads where one process trains; tests take one, because two of them run at a time.
 export OMP_NUM_THREADS ?= 2
 
 .PHONY: quickstart test test-slow lint clean
@@ -26,7 +26,7 @@ quickstart: $(STAMP)
 	@echo "          $(RUN)-detect/...                the same of a detector; its predictions in annotated/overview.png"
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

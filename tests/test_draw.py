@@ -140,7 +140,7 @@ def test_a_sheet_keeps_what_is_drawn_as_it_is():
 def figures(monkeypatch):
     """What is plotted, kept instead of closed."""
     kept = []
-    monkeypatch.setattr(plots.plt, "close", kept.append)
+    monkeypatch.setattr(plt, "close", kept.append)
     yield kept
     monkeypatch.undo()
     plt.close("all")

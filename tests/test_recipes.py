@@ -56,7 +56,7 @@ def wrong(old: str, new: str) -> str:
         (wrong("seed: 0", "seed: yes"), 6, ["seed", "true"]),
         (wrong("seed: 0", "seed: 0\nseed: 1"), 7, ["seed", "duplicate key"]),
         (wrong("lr: 0.1,", "lr: 0.1, lr: 0.2,"), 15, ["optim.lr", "duplicate key"]),
-        (wrong("epochs: 30", "epochs: 30.5"), 17, ["train.epochs", "30.5"]),
+        (wrong("epochs: 20", "epochs: 20.5"), 17, ["train.epochs", "20.5"]),
         (wrong("name: tinydarknet", "name: tinydarknte"), 13, ["model.name", "did you mean 'tinydarknet'?"]),
         (wrong("num_classes: 10", "num_clases: 10"), 13, ["model.num_clases", "did you mean 'num_classes'?"]),
         (wrong("num_classes: 10", "num_classes: ten"), 13, ["model.num_classes", '"ten"']),
