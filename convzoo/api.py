@@ -5,6 +5,7 @@ model = convzoo.load(run / "checkpoints/last.safetensors")
 answers = list(model.predict("pictures/"))
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from torch import nn
 from convzoo import dist, evaluate, registry
 from convzoo import recipe as recipes
 from convzoo.convert import open_converted
+from convzoo.deploy import SUFFIXES
+from convzoo.deploy.exported import OpenExport, Place, open_exported
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.predict import MIN_SCORE, predict
 from convzoo.predict_files import Answer, save_annotated
@@ -25,21 +28,25 @@ from convzoo.weights import sources
 
 
 class Model:
-    """A model file, read, verified and built.
+    """A model file, read, verified and built, or an exported file.
 
     Attributes:
-        network: the module, in evaluation mode; it takes normalised float32 pictures [B, 3, H, W].
         class_names: in the order of the outputs.
         metrics: what was measured on these weights.
     """
 
-    def __init__(self, opened: evaluate.OpenModel, device: str):
+    def __init__(self, opened: evaluate.OpenModel | OpenExport):
         self._opened = opened
-        self._device = device
-        self.network: nn.Module = opened.model
         self.recipe: Recipe = opened.recipe
         self.class_names: list[str] = opened.class_names
         self.metrics: dict[str, Any] = opened.info.metrics
+
+    @property
+    def network(self) -> nn.Module:
+        """The module, in evaluation mode; it takes normalised float32 pictures [B, 3, H, W]. Raises UsageError."""
+        if isinstance(self._opened, OpenExport):
+            raise UsageError(f"{self._opened.path}: is exported and has no PyTorch network; call the model itself")
+        return self._opened.model
 
     def predict(
         self, *sources: str | Path, save: str | Path | None = None, batch_size: int = 16, precision: str = "fp32",
@@ -53,27 +60,38 @@ class Model:
             UsageError: a source that does not exist.
             DataError: a picture that cannot be read.
         """
-        runner = evaluate.TorchRunner(self.network, self.recipe, dist.resolve_device(self._device), precision)
+        opened = self._opened
         answers = predict(
-            runner,
-            self._opened.task(),
-            self._opened.pipeline(),
-            self.class_names,
-            sources,
-            batch_size=batch_size,
-            min_score=min_score,
-        )
+            opened.runner(precision), opened.task(), opened.pipeline(), self.class_names, sources,
+            batch_size=batch_size, min_score=min_score,
+        )  # fmt: skip
         return save_annotated(answers, Path(save)) if save else answers
 
     def __call__(self, images: torch.Tensor) -> Any:
-        """Return the network's outputs for normalised float32 pictures [B, 3, H, W] on its device."""
-        with torch.inference_mode():
-            return self.network(images)
+        """Return the network's outputs for normalised float32 pictures [B, 3, H, W] on its device.
+
+        A file that was exported with its preprocessing takes uint8 pictures; several outputs come as a tuple.
+
+        Raises:
+            UsageError, ConvzooError: pictures that an exported file does not take.
+        """
+        if isinstance(self._opened, evaluate.OpenModel):
+            with torch.inference_mode():
+                return self.network(images)
+        outputs = self._runner(images)
+        return outputs if len(outputs) > 1 else outputs[0]
+
+    @functools.cached_property
+    def _runner(self) -> Any:
+        return self._opened.runner()
 
     def evaluate(
         self, data: str | Path | None = None, *, overrides: Iterable[str] = (), **options: Any
     ) -> dict[str, Any]:
-        """Return top1, top5, images and images_expected on the validation images; options as `evaluate_open`'s."""
+        """Return top1 and top5, or AP and its like, images and images_expected on the validation images.
+
+        Options as `evaluate_open`'s; overrides as the command line's.
+        """
         opened = self._opened.changed(tuple(overrides)) if overrides else self._opened
         return evaluate.evaluate_open(opened, Path(data) if data else None, **options).result
 
@@ -87,6 +105,8 @@ class Model:
         """
         from convzoo.deploy.export import Wanted, export
 
+        if isinstance(self._opened, OpenExport):
+            raise UsageError(f"{self._opened.path}: is exported already; export the model file that it was made from")
         if not self._opened.path.is_file() or not sources.is_own(self._opened.path):
             raise UsageError(f"{self._opened.path}: convert it to a model file first (convzoo convert)")
         return export(self._opened.path, Wanted(format, Path(out) if out else None, **options)).path
@@ -100,10 +120,10 @@ def load(
     classes: str | Path | None = None,
     device: str = "auto",
 ) -> Model:
-    """Open a model file, weights of another program, or a network by its name with its weights.
+    """Open a model file, an exported file, weights of another program, or a network by its name with its weights.
 
     Args:
-        name_or_path: a model file, a foreign weight file, LIBRARY:NAME, or with `weights` the name of a network.
+        name_or_path: a model file, an exported file, a foreign weight file, LIBRARY:NAME, or with `weights` the name of a network.
         weights: what `name_or_path` may be; they must be of that network.
         download: let LIBRARY:NAME use the network.
         classes: a file of class names in output order, for foreign weights.
@@ -118,13 +138,15 @@ def load(
         registry.builder("model", model_name)
     elif str(source) in registry.names("model") and not Path(source).exists():
         raise UsageError(f"{source}: a network without weights; weights= takes a file or a name of `list --weights`")
+    if model_name is None and Path(source).suffix.lower() in SUFFIXES.values():
+        return Model(open_exported(source, Place(str(target))))
     if sources.is_remote(source) or (Path(source).is_file() and not sources.is_own(Path(source))):
         wanted = sources.Wanted(model_name, None, Path(classes) if classes else None)
-        return Model(open_converted(sources.open_source(source, wanted, download), target), device)
+        return Model(open_converted(sources.open_source(source, wanted, download), target))
     opened = evaluate.open_model(source, target)
     if model_name not in (None, opened.recipe.model["name"]):
         raise ConvzooError(f"{source}: holds {opened.recipe.model['name']}, not {model_name}")
-    return Model(opened, device)
+    return Model(opened)
 
 
 def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:

@@ -15,7 +15,8 @@ import torch
 from conftest import one_line
 from torch import nn
 
-from convzoo import evaluate, registry
+import convzoo
+from convzoo import cli, evaluate, registry
 from convzoo import recipe as recipes
 from convzoo.boxes import Placement
 from convzoo.checkpoint import ModelInfo, save_model
@@ -404,6 +405,19 @@ def test_they_predict_the_same(run, exported, tmp_path):
             assert found["score"] == pytest.approx(row["score"], abs=1e-4)
 
 
+def test_the_python_api_opens_them_too(exported, tmp_path):
+    model, file, _ = exported(TINY, "onnx", dynamic_size=True)
+    theirs, ours = convzoo.load(file), convzoo.load(model, device="cpu")
+    images = normalize(noise(2, 32, 32), [0.306] * 3, [0.377] * 3)
+    assert off(theirs(images), ours(images)) < 1e-4 and theirs.class_names == ours.class_names
+    assert theirs.evaluate()["top1"] == ours.evaluate()["top1"] and theirs.evaluate()["images"] == 360
+    assert cli.main(["data", "save", "digits", "--out", str(tmp_path), "--count", "4"]) == 0
+    assert [a.names for a in theirs.predict(tmp_path)] == [a.names for a in ours.predict(tmp_path)]
+    for use in (lambda: theirs.network, lambda: theirs.export("pt2")):
+        with pytest.raises(UsageError, match="is exported"):
+            use()
+
+
 def test_openvino_computes_in_float32_unless_asked(exported):
     model, file, _ = exported(TINY, "openvino", dynamic_size=True)
     (wanted,), images = evaluate.open_model(model, CPU).runner()(noise(2, 32, 32)), noise(2, 32, 32)
@@ -421,6 +435,13 @@ def test_openvino_computes_in_float32_unless_asked(exported):
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_size_that_openvino_does_not_convert(run, exported, tmp_path):
+    model = exported(TINY, "onnx", dynamic_size=True)[0]
+    code, _, err = run("export", model, "--format", "openvino", "--size", "8,8", "--out", tmp_path)
+    assert code == 1 and "does not convert" in one_line(err) and "MaxPool" in err and "at 8x8 pixels" in err
+    assert not contents(tmp_path)
 
 
 @pytest.mark.parametrize("format", FORMATS)

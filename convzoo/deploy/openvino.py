@@ -1,5 +1,6 @@
 """OpenVINO's intermediate representation: an .xml with the graph and a .bin with the weights, made from the ONNX graph."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,25 @@ MAX_XML = 64 << 20
 
 
 def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -> list[Path]:
-    """Translate a traced network by way of ONNX and write both files. Raises MissingPackageError, OSError."""
+    """Translate a traced network by way of ONNX and write both files.
+
+    Raises:
+        ConvzooError: operators that OpenVINO does not convert, or not at this size.
+        MissingPackageError, OSError.
+    """
     openvino = library("openvino", "--format openvino")
     through = path.with_suffix(".onnx")
     through.write_bytes(onnx.translate(program, info).SerializeToString())
-    model = openvino.convert_model(through)
+    try:
+        model = openvino.convert_model(through)
+    except Exception as error:
+        failed = re.search(r"Conversion is failed for: (.+)", str(error))
+        if failed is None:
+            raise
+        size = "x".join(map(str, info.size))
+        raise ConvzooError(
+            f"OpenVINO does not convert {failed[1].strip()} of this network at {size} pixels; give a larger --size, or use onnx"
+        ) from error
     through.unlink()
     model.set_rt_info(info.to_json(), "convzoo")
     openvino.save_model(model, path, compress_to_fp16=False)
