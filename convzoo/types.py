@@ -1,5 +1,6 @@
 """The nouns that every layer shares."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -41,6 +42,11 @@ class Boxes:
     def take(self, chosen: np.ndarray) -> "Boxes":
         """Return the boxes that a mask [N] or indices choose."""
         return Boxes(self.xyxy[chosen], self.labels[chosen], self.crowd[chosen], self.areas[chosen])
+
+    @staticmethod
+    def joined(parts: Sequence["Boxes"]) -> "Boxes":
+        """Return the boxes of all parts, one part after the other."""
+        return Boxes(*(np.concatenate([getattr(part, name) for part in parts]) for name in Boxes.__dataclass_fields__))
 
 
 @dataclass

@@ -250,6 +250,31 @@ def test_voc_counts_pixels_from_one_and_the_last_one_in(tmp_path):
     assert voc(tmp_path, "val", val_set="test").path(0).endswith("d.png")
 
 
+def test_voc_joins_the_sets_of_two_years(tmp_path):
+    kit = tmp_path / "VOCdevkit"
+    first = voc_tree(kit / "VOC2007", {"trainval": "a\nb\n", "test": "c\n"}, c=voc_xml("c", [("bird", 1, 1, 9, 9, 0)]))
+    second = voc_tree(kit / "VOC2012", {"trainval": "d\na\n"})
+    for root in (tmp_path, kit):
+        data = voc(root, "train", train_set=["2007/trainval", "VOC2012/trainval"], val_set="2007/test")
+        paths = [
+            first / "JPEGImages/a.png",
+            first / "JPEGImages/b.png",
+            second / "JPEGImages/d.png",
+            second / "JPEGImages/a.png",
+        ]
+        assert [Path(data.path(i)) for i in range(len(data))] == paths
+        assert data.class_names == ["bird", "cat", "dog", "zebra"]
+        assert [data.boxes(i).labels.tolist() for i in range(4)] == [[1, 2], [], [3], [1, 2]]
+        assert data.load(2).target.xyxy.tolist() == [[0, 0, 2, 2]]
+    held_out = voc(tmp_path, "val", val_set="2007/test")
+    assert [held_out.path(0), len(held_out)] == [str(first / "JPEGImages/c.png"), 1]
+    assert len(voc(second, "train", train_set="2012/trainval")) == 2
+    with pytest.raises(DataError, match=r"no VOC2011/ImageSets/Main in it, or below VOCdevkit \(2011/val is asked for"):
+        voc(tmp_path, "val", val_set="2011/val")
+    with pytest.raises(DataError, match=r"VOC2012/ImageSets/Main/test.txt: no such list; there is trainval"):
+        voc(tmp_path, "val", val_set=["2007/test", "2012/test"])
+
+
 def test_voc_finds_pictures_by_any_extension_and_below_voc_devkit(tmp_path):
     root = voc_tree(tmp_path / "VOCdevkit/VOC2007", b=voc_xml("b", extension=".jpg"), c=voc_xml("c", extension=""))
     (root / "JPEGImages/b.png").unlink()

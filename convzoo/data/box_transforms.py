@@ -84,7 +84,7 @@ def random_place(
     image = parts[0].image.clone()
     for part, (left, top, right, bottom) in zip(parts[1:], windows[1:], strict=True):
         image[:, top:bottom, left:right] = part.image[:, top:bottom, left:right]
-    return replace(parts[0], image=image, target=_joined([part.target for part in parts]))
+    return replace(parts[0], image=image, target=Boxes.joined([part.target for part in parts]))
 
 
 def _laid(
@@ -135,10 +135,6 @@ def _visible(boxes: Boxes, window: tuple[int, int, int, int], min_visible: float
     cut = replace(boxes, xyxy=boxes.xyxy.clip(low, high))
     sides, before = cut.xyxy[:, 2:] - cut.xyxy[:, :2], boxes.xyxy[:, 2:] - boxes.xyxy[:, :2]
     return cut.take((sides > MIN_SIDE_PX).all(1) & (sides.prod(1) >= min_visible * before.prod(1)))
-
-
-def _joined(parts: list[Boxes]) -> Boxes:
-    return Boxes(*(np.concatenate([getattr(part, name) for part in parts]) for name in Boxes.__dataclass_fields__))
 
 
 def _pasted(image: Tensor, input_hw: tuple[int, int], left: int, top: int, fill: int) -> Tensor:

@@ -85,7 +85,7 @@ def gather(dataset: Any, indices: Sequence[int] | None = None) -> Objects:
     """Return the objects of a split or of some of its pictures. Raises DataError where a picture's header is needed."""
     indices = range(len(dataset)) if indices is None else indices
     found = [dataset.boxes(i) for i in progress(indices, len(indices), "boxes")]
-    boxes = Boxes(*(np.concatenate([getattr(one, name) for one in found]) for name in Boxes.__dataclass_fields__))
+    boxes = Boxes.joined(found)
     sizes = np.array([dataset.size_hw(i) for i in indices], np.int64)
     return Objects(boxes, np.repeat(np.arange(len(found)), [len(one) for one in found]), sizes)
 

@@ -32,26 +32,53 @@ def voc(
     max_train_images: int | None = None,
     class_names: list[str] | None = None,
     one_based: bool = True,
-    train_set: str = "train",
-    val_set: str = "val",
+    train_set: str | list[str] = "train",
+    val_set: str | list[str] = "val",
 ) -> BoxedImages:
     """Build a data set in VOC's format. Objects marked difficult are treated as crowds.
 
     Args:
-        class_names: None for all that the listed files hold, sorted.
+        class_names: None for all that the annotations hold, sorted.
         one_based: pixels count from 1 and the last one belongs to the box, as VOC has it; else corners count from 0
             and are taken as they are.
-        train_set: the list in ImageSets/Main for the split train; val_set likewise.
+        train_set: the list in ImageSets/Main for the split train, 2007/trainval for one below VOC2007, or several such;
+            val_set likewise.
     Raises:
         UsageError: no such folder, or class names that are none.
         DataError: no such layout, a listed file that is missing, or anything wrong in an XML, with the object's number.
     """
-    base = _base(check_root(root, "Annotations/, ImageSets/Main/ and JPEGImages/"))
-    stems = _listed(base, train_set if split == "train" else val_set)
-    parsed = _parsed(base)
-    names = parsed.names if class_names is None else check_names(class_names, "data.class_names", UsageError)
+    root = check_root(root, "Annotations/, ImageSets/Main/ and JPEGImages/")
+    wanted = train_set if split == "train" else val_set
+    sets = [_place(root, name) for name in ([wanted] if isinstance(wanted, str) else wanted)]
+    parsed = [_parsed(base) for base, _ in sets]
+    found = sorted({name for one in parsed for name in one.names})
+    names = found if class_names is None else check_names(class_names, "data.class_names", UsageError)
     if not names:
-        raise DataError(f"{base}: not one object in the listed annotations")
+        raise DataError(f"{root}: not one object in the listed annotations")
+    parts = [_part(base, name, one, names, one_based) for (base, name), one in zip(sets, parsed, strict=True)]
+    starts = np.cumsum([0, *(len(part.files) for part in parts)])
+    above = Path(os.path.commonpath([base for base, _ in sets]))
+    folders = [os.path.relpath(base / "JPEGImages", above) for base, _ in sets]
+    return BoxedImages(
+        above, [os.path.join(folder, file) for folder, part in zip(folders, parts, strict=True) for file in part.files],
+        names, Boxes.joined([part.objects for part in parts]),
+        np.concatenate([part.image_index + start for part, start in zip(parts, starts, strict=False)]),
+        stated_hw=np.concatenate([part.stated_hw for part in parts]),
+        limit=max_train_images if split == "train" else None,
+    )  # fmt: skip
+
+
+class _Part(NamedTuple):
+    """One list's pictures and their objects."""
+
+    files: list[str]
+    objects: Boxes
+    image_index: np.ndarray
+    stated_hw: np.ndarray
+
+
+def _part(base: Path, name: str, parsed: "_Parsed", names: list[str], one_based: bool) -> _Part:
+    stems = _listed(base, name)
     chosen = np.array([parsed.position[stem] for stem in stems], np.int64)
     new_index = np.full(len(parsed.position), -1)
     new_index[chosen] = np.arange(len(chosen))
@@ -70,10 +97,19 @@ def voc(
     # VOC's own evaluation counts a difficult object neither as missed nor as found, and none of its baselines learnt
     # them; that is what a crowd is here.
     objects = Boxes(xyxy, labels, parsed.difficult[kept], box_areas(xyxy))
-    return BoxedImages(
-        base / "JPEGImages", _pictures(base, stems, parsed), names, objects, image_index, stated_hw=parsed.stated_hw[chosen],
-        limit=max_train_images if split == "train" else None,
-    )  # fmt: skip
+    return _Part(_pictures(base, stems, parsed), objects, image_index, parsed.stated_hw[chosen])
+
+
+def _place(root: Path, name: str) -> tuple[Path, str]:
+    """Return the data set's folder and the list's name of `trainval`, or of `2007/trainval`. Raises DataError."""
+    year, _, name = name.rpartition("/")
+    if not year:
+        return _base(root), name
+    year = year.removeprefix("VOC")
+    for base in (root / f"VOC{year}", root / f"VOCdevkit/VOC{year}", root):
+        if base.name == f"VOC{year}" and (base / "ImageSets/Main").is_dir():
+            return _base(base), name
+    raise DataError(f"{root}: no VOC{year}/ImageSets/Main in it, or below VOCdevkit ({year}/{name} is asked for)")
 
 
 def _base(root: Path) -> Path:
@@ -84,7 +120,9 @@ def _base(root: Path) -> Path:
     if not found:
         raise DataError(f"{root}: no ImageSets/Main in it, or below VOCdevkit/VOC20xx")
     if len(found) > 1:
-        raise DataError(f"{root}: more than one data set; give --data {' or '.join(map(str, found))}")
+        raise DataError(
+            f"{root}: more than one data set; give --data {' or '.join(map(str, found))}, or data.train_set=[2007/trainval, ...]"
+        )
     for name in ("Annotations", "JPEGImages"):
         if not (found[0] / name).is_dir():
             raise DataError(f"{found[0]}: no folder {name}")
@@ -154,7 +192,7 @@ def _parsed(base: Path) -> _Parsed:
     return _parse_all(base, tuple((stem, *stamps[stem]) for stem in sorted(stems)))
 
 
-@functools.lru_cache(maxsize=1)  # train and val are built one after the other from the same files
+@functools.lru_cache(maxsize=2)  # train and val are built one after the other from the same files
 def _parse_all(base: Path, stamps: tuple[tuple[str, int, int], ...]) -> _Parsed:
     stems = [stem for stem, *_ in stamps]
     pictures = [_parse(_xml(base, stem)) for stem in stems]
