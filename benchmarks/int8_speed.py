@@ -1,0 +1,67 @@
+"""How many times as fast as float32 a network is in INT8, in the same runtime, batch 1, three alternating rounds.
+
+    OMP_NUM_THREADS=1 python benchmarks/int8_speed.py --calibration PICTURES [--format openvino] [RECIPE ...]
+
+Weights are random: this is about speed alone. `convzoo quantize` measures trained networks, speed and accuracy.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import torch
+
+from convzoo import evaluate, registry
+from convzoo import recipe as recipes
+from convzoo.checkpoint import ModelInfo, save_model
+from convzoo.deploy import export, int8, quantize
+from convzoo.deploy.calibration import find_calibration
+from convzoo.deploy.exported import open_exported
+from convzoo.deploy.metadata import UNSEALED
+
+NETWORKS = ["tinydarknet-imagenet", "densenet121-imagenet", "vgg16-imagenet", "darknet53-imagenet", "yolov3-coco"]
+
+
+def measure(recipe_name: str, format: str, pictures: Path, folder: Path) -> dict[str, float]:
+    """Return the median seconds of a picture by variant."""
+    torch.manual_seed(0)
+    recipe = recipes.load(recipe_name)
+    model = registry.bind("model", recipe.model)()
+    path = folder / f"{recipe_name}.safetensors"
+    save_model(
+        path, model.state_dict(), ModelInfo(recipe.plain(), [str(i) for i in range(recipe.model["num_classes"])])
+    )
+    # Random weights without the statistics that fit them: rounding errors grow beyond what trained networks have.
+    before = open_exported(export.export(path, export.Wanted(format, tolerance=1.0)).path)
+    opened = evaluate.open_model(path, torch.device("cpu"))
+    calibration = find_calibration(opened, None, pictures, 4, before.info.size)
+    network = int8.quantised(before.path, format, int8.WAYS[format][0], calibration)
+    quantised = folder / f"int8{before.path.suffix}"
+    int8.write(network, format, before.info.model_copy(update={"seal": UNSEALED}), quantised)
+    return quantize.measure_speed(before, open_exported(quantised), next(iter(calibration)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", default=NETWORKS)
+    parser.add_argument("--calibration", type=Path, required=True)
+    parser.add_argument("--format", choices=list(int8.WAYS), default="openvino")
+    arguments = parser.parse_args()
+    print(
+        "| network | input | float32 ms | bfloat16 ms | INT8 ms | times float32 |\n|---|---|---|---|---|---|",
+        flush=True,
+    )
+    for name in arguments.recipes:
+        with tempfile.TemporaryDirectory() as folder:
+            found = measure(name, arguments.format, arguments.calibration, Path(folder))
+        shown = [f"{1e3 * found[key]:.1f}" if key in found else "-" for key in ("float32", "bfloat16", "int8")]
+        size = (
+            next(iter(recipes.load(name).transform.eval[-1].values()))["size_px"]
+            if recipes.load(name).transform.eval
+            else "-"
+        )
+        print(f"| {name} | {size} | {' | '.join(shown)} | {found['float32'] / found['int8']:.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
