@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -247,6 +248,7 @@ def doctor(json_: Json = False) -> None:
         "computes_bfloat16": dist.computes_bfloat16(device),
         "devices": torch.accelerator.device_count(),
         **optional_packages(),
+        **{tool: shutil.which(tool) for tool in ("atc", "amct_onnx")},  # Ascend's, of CANN
     }
     print(
         json.dumps(found)

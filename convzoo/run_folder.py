@@ -23,7 +23,7 @@ from convzoo.checkpoint import RunCheckpoints
 from convzoo.errors import UsageError
 from convzoo.recipe import Recipe
 
-OPTIONAL = ("timm", "torch_npu")
+OPTIONAL = ("timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "mindspore", "torch_npu")
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic")
 
 

@@ -1,6 +1,7 @@
 """The command line: its options are frozen, help is quick, and every mistake is one line with the right exit code."""
 
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_version_and_list_and_doctor(run):
     assert "vgg16" in listed["models"] and listed["recipe_schema"]["properties"]["seed"]["type"] == "integer"
     code, out, _ = run("doctor")
     assert code == 0 and "torchvision" in out and "computes_bfloat16" in out
+    assert re.search(r"^atc +(no|/.*)$", out, re.M) and re.search(r"^onnxruntime +[\d.]+$", out, re.M)
 
 
 @pytest.mark.parametrize(
