@@ -29,6 +29,7 @@ def predict(
         Path | None,
         Folder("--dump-inputs", help="Only write the network's inputs and index.json, for another machine."),
     ] = None,
+    npy: Annotated[bool, typer.Option("--npy", help="With --dump-inputs: .npy files instead of plain .bin.")] = False,
     data: Annotated[Path | None, Folder("--data", help="With --dump-inputs: the data set's pictures.")] = None,
     device: Device = "auto",
     provider: Annotated[
@@ -49,7 +50,8 @@ def predict(
     if dump_inputs:
         from convzoo.deploy import device_flow
 
-        print(f"{device_flow.dump_inputs(opened, dump_inputs, sources or (), data)} inputs in {dump_inputs}")
+        count = device_flow.dump_inputs(opened, dump_inputs, sources or (), data, "npy" if npy else "bin")
+        print(f"{count} inputs in {dump_inputs}")
         return
     if not sources:
         raise UsageError("predict needs picture files, folders or globs")
