@@ -129,11 +129,15 @@ class Worker:
         command = [python, mindir_worker.__file__, action, *arguments]
         try:
             said = None if os.environ.get("CONVZOO_DEBUG") else subprocess.DEVNULL
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said)
+            scratch = tempfile.TemporaryDirectory(prefix="convzoo-mindspore-")
+            environment = {**os.environ, "MS_OM_PATH": scratch.name}  # where it describes graphs that fail
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment
+            )
         except OSError as error:
             raise MissingPackageError(f"{PYTHON}={python}: {(error.strerror or '').lower()}; {INSTALL}") from None
         self.lock = threading.Lock()
-        self.end = weakref.finalize(self, _end, self.process, os.getpid())
+        self.end = weakref.finalize(self, _end, self.process, scratch, os.getpid())
         try:
             self._answers()
         except ConvzooError as error:
@@ -166,7 +170,7 @@ class Worker:
         return [np.load(io.BytesIO(frame), allow_pickle=False) for frame in frames]
 
 
-def _end(process: subprocess.Popen, owner: int) -> None:
+def _end(process: subprocess.Popen, scratch: tempfile.TemporaryDirectory, owner: int) -> None:
     """Tell a process to end and wait until it has; a forked child, which holds the same pipes, leaves it alone."""
     if os.getpid() != owner:
         return
@@ -179,3 +183,4 @@ def _end(process: subprocess.Popen, owner: int) -> None:
         process.kill()
         process.wait()
     process.stdout.close()  # type: ignore[union-attr]
+    scratch.cleanup()
