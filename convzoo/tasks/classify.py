@@ -146,8 +146,8 @@ class Classify:
         return base_batch(samples, torch.tensor([sample.target for sample in samples]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean loss and the share of right answers of logits [B, K]."""
-        logits = outputs.float()
+        """Return the mean loss and the share of right answers of logits [B, K]; half precision is computed in float32."""
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
         return {"loss": loss, "train_top1": (logits.detach().argmax(1) == batch.targets).float().mean()}
 
