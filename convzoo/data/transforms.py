@@ -33,10 +33,10 @@ def keyed_rng(seed: int, stream: int, epoch: int, index: int) -> np.random.Gener
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn [B, 3, H, W] uint8 into float32 (value / 255 - mean) / std."""
+    """Turn [B, 3, H, W] uint8 into float32, torch's default type, (value / 255 - mean) / std."""
     mean_255 = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * 255
     std_255 = torch.tensor(std, device=images.device).view(1, 3, 1, 1) * 255
-    return (images.float() - mean_255) / std_255
+    return (images.to(torch.get_default_dtype()) - mean_255) / std_255
 
 
 class Pipeline:
