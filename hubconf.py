@@ -39,7 +39,7 @@ def densenet121(weights: str | Path = "torchvision:DenseNet121_Weights.IMAGENET1
 
 
 def tinydarknet(weights: str | Path = "darknet:tiny.weights", **options) -> "convzoo.Model":
-    """Tiny-DarkNet; its published weights have no class names in them, `classes` takes a file of them."""
+    """Tiny-DarkNet."""
     return convzoo.load("tinydarknet", weights, **options)
 
 

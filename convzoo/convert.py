@@ -14,6 +14,7 @@ from convzoo import evaluate, registry
 from convzoo import recipe as recipes
 from convzoo.checkpoint import ModelInfo, file_sha256, save_model, tensors_sha256, written_whole
 from convzoo.data.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
+from convzoo.data.imagenet import wnids
 from convzoo.errors import ToleranceError, UsageError
 from convzoo.weights import darknet, known, mindspore, zoo_keys, zoo_yaml
 from convzoo.weights.check import checks
@@ -167,7 +168,7 @@ def _attach_cifar10(converted: Converted) -> None:
     resize = {"resize": {"size_px": 227, "mode": "stretch", "antialias": False}}
     converted.transform = known.transform([resize], tuple(zoo_yaml.CIFAR10_MEAN), tuple(zoo_yaml.CIFAR10_STD))
     unused = converted.model["num_classes"] - len(CIFAR10_CLASSES)
-    if converted.class_names in (None, known.imagenet_wnids()) and unused >= 0:
+    if converted.class_names in (None, wnids()) and unused >= 0:
         converted.class_names = CIFAR10_CLASSES + [f"unused {number}" for number in range(unused)]
     converted.notes = ["preprocessing and classes: the zoo's for CIFAR-10, stretched to 227x227"]
 

@@ -159,8 +159,6 @@ def _from_torchvision(name: str, wanted: Wanted) -> Source:
     converted.transform = known.crop_transform(
         {**resize, "antialias": True}, preset.crop_size[0], tuple(preset.mean), tuple(preset.std)
     )
-    if converted.class_names is None:
-        converted.class_names = list(weights.meta["categories"])
     entry = published.find(source)
     return Source(
         source, None, tensors_sha256(converted.state_dict), converted, entry.licence if entry else published.TORCHVISION
