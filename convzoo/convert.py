@@ -20,10 +20,11 @@ from convzoo.weights import darknet, known, mindspore, zoo_keys, zoo_yaml
 from convzoo.weights.check import checks
 from convzoo.weights.converted import Converted, full_model, network
 from convzoo.weights.report import Report, describe, describe_checks
-from convzoo.weights.sources import ANY, Source, Wanted, is_own, is_remote, open_source
+from convzoo.weights.sources import ANY, WEIGHT_SUFFIXES, Source, Wanted, is_own, is_remote, open_source
 
 DETECTORS = {"yolov3"}
-WRITERS = ("darknet", "mindspore")
+FOREIGN_SUFFIXES = {"darknet": ".weights", "mindspore": ".ckpt"}
+WRITERS = tuple(FOREIGN_SUFFIXES)
 RECIPE_SUFFIXES = (".yaml", ".yml")
 # For training on from the weights; a recipe that somebody trains with is a file of its own.
 TRAINING = {
@@ -73,6 +74,29 @@ def convert(
     if to:
         return _write_foreign(opened, out, to)
     return _write_model(opened, out, check, data_name)
+
+
+def targets(folder: Path, out: Path, to: str | None = None) -> dict[Path, Path]:
+    """Return the files to convert in a folder with the file that each becomes in the folder `out`, which is made.
+
+    Raises:
+        UsageError: no such file in the folder, or `out` is no folder and cannot become one.
+    """
+    suffix = FOREIGN_SUFFIXES.get(to or "", ".safetensors")
+    named = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.endswith(".state.pt")]
+    if to:
+        files = [file for file in named if file.suffix == ".safetensors" and is_own(file)]
+    else:
+        files = [file for file in named if file.name.lower().endswith((".safetensors", *WEIGHT_SUFFIXES))]
+        files = [file for file in files if not is_own(file)]
+    if not files:
+        kinds = "model files (.safetensors)" if to else f"weights of another program ({', '.join(WEIGHT_SUFFIXES)})"
+        raise UsageError(f"{folder}: no {kinds} in it")
+    if out.is_file() or not out.parent.is_dir():
+        raise UsageError(f"--out {out}: {'a file' if out.is_file() else 'no such folder'}; a folder becomes a folder")
+    out.mkdir(exist_ok=True)
+    unique = len({file.stem for file in files}) == len(files) and not out.samefile(folder)
+    return {file: out / f"{file.stem if unique else file.name}{suffix}" for file in files}
 
 
 def _check_out(out: Path, source: str) -> None:

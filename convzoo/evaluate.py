@@ -243,19 +243,6 @@ def evaluate_open(
     return evaluate(runner, opened.task(), seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample)
 
 
-def model_files(path: Path) -> list[Path]:
-    """Return the model file itself, or all in a folder or in a run's checkpoints folder, each content once."""
-    if not path.is_dir():
-        return [path]
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    files = sorted(folder.glob("*.safetensors"))
-    steps = [file for file in files if file.stem.startswith("step-")]
-    chosen = steps or files
-    if not chosen:
-        raise UsageError(f"{path}: no model files (*.safetensors) in it")
-    return chosen
-
-
 def summary(result: dict[str, Any]) -> str:
     """Return a result as one line in percent: `top-1 93.12 %  top-5 99.80 %  10000 of 10000 images`."""
     names = {"top1": "top-1", "top5": "top-5", "AP": "AP", "AP50": "AP50", "AP75": "AP75"}

@@ -330,11 +330,12 @@ def test_a_wrong_option_is_one_line(run, options, code, message, tmp_path, monke
 
 def test_sources_that_are_none(run, ours, tmp_path):
     out = tmp_path / "x.safetensors"
+    (tmp_path / "empty").mkdir()
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(flipped(ours.read_bytes(), ours.stat().st_size - 100))
     for argv, code, message in (
         ([tmp_path / "none.weights"], 2, "no such weight file"),
-        ([tmp_path], 2, "a folder"),
+        ([tmp_path / "empty"], 2, "no weights of another program"),
         ([ours], 2, "a model file of convzoo already"),
         ([damaged, "--to", "darknet"], 1, "damaged: its SHA-256"),
         ([ours, "--to", "darknet", "--model", "darknet53"], 1, "holds tinydarknet, not darknet53"),

@@ -22,6 +22,7 @@ from convzoo.weights import darknet, kind_of, known, published, read, torch_zoos
 from convzoo.weights.converted import Converted, describe, require_asked_for
 
 LIBRARIES = ("torchvision", "timm", "darknet")
+WEIGHT_SUFFIXES = (".weights", ".ckpt", ".pth", ".pt", ".pth.tar")  # of other programs; content tells them apart
 TORCHVISION_ENUMS = ("VGG16_Weights", "VGG16_BN_Weights", "DenseNet121_Weights")
 TIMM_NETWORKS = ("vgg16", "vgg16_bn", "densenet121", "darknet53")
 
