@@ -160,7 +160,8 @@ def model_info(opened: Source, data_name: str | None = None) -> ModelInfo:
     }
     if converted.class_names is None:
         provenance["class_names"] = "numbers"
-    return ModelInfo(recipe.plain(), names, {}, provenance, opened.licence)
+    as_they_are = names == CIFAR10_CLASSES and not recipe.transform.eval
+    return ModelInfo(recipe.plain(), names, {}, provenance, opened.licence, input_hw=(32, 32) if as_they_are else None)
 
 
 def recipe_of(converted: Converted, data_name: str) -> dict[str, Any]:

@@ -127,7 +127,7 @@ class OpenExport:
         return evaluate.build_task(self.recipe, self.class_names)
 
     def pipeline(self) -> Pipeline:
-        return evaluate.build_pipeline(self.recipe, "eval")
+        return evaluate.eval_pipeline(self.recipe, self.info, self.info.size)
 
     def runner(self, precision: str = "fp32") -> ExportRunner:
         """Start the file in its runtime. Raises UsageError, ConvzooError, MissingPackageError."""
@@ -195,9 +195,16 @@ def open_any(
         raise UsageError(f"--provider {provider}: only ONNX Runtime has those; {path.name} is not an .onnx file")
     if path.suffix.lower() in SUFFIXES.values():
         return open_exported(path, Place(str(device), provider), overrides)
-    if path.is_file() and not is_own(path):
+    if _is_foreign(path):
         return open_converted(open_source(path), device).changed(overrides)
     return evaluate.open_model(path, device, overrides)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Tell weights of another program from a model file, damaged or mistaken ones included."""
+    if not path.is_file() or is_own(path):
+        return False
+    return path.suffix != ".safetensors" or path.open("rb").read(9)[8:] == b"{"
 
 
 def model_files(path: Path) -> list[Path]:
