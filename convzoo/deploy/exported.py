@@ -195,14 +195,14 @@ def open_any(
         raise UsageError(f"--provider {provider}: only ONNX Runtime has those; {path.name} is not an .onnx file")
     if path.suffix.lower() in SUFFIXES.values():
         return open_exported(path, Place(str(device), provider), overrides)
-    if _is_foreign(path):
+    if is_foreign(path):
         return open_converted(open_source(path), device).changed(overrides)
     return evaluate.open_model(path, device, overrides)
 
 
-def _is_foreign(path: Path) -> bool:
-    """Tell weights of another program from a model file, damaged or mistaken ones included."""
-    if not path.is_file() or is_own(path):
+def is_foreign(path: Path) -> bool:
+    """Tell weights of another program from a model file or an exported one, damaged or mistaken ones included."""
+    if not path.is_file() or path.suffix.lower() in SUFFIXES.values() or is_own(path):
         return False
     return path.suffix != ".safetensors" or path.open("rb").read(9)[8:] == b"{"
 
