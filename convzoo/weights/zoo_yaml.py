@@ -39,7 +39,7 @@ def convert(path: Path) -> ZooRecipe:
 
     Raises:
         UsageError: a key with a value that has no equivalent, with file and line.
-        ConvzooError: not YAML, or not the configuration of one of the zoo's networks.
+        ConvzooError: neither YAML nor, where it is called .py, plain Python values, or not the configuration of one of the zoo's networks.
     """
     keys = Keys(path)
     keys.notes.append(
