@@ -210,7 +210,10 @@ app.command()(bench)
 @app.command()
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Weight file, folder of them, LIBRARY:NAME, or MindSpore zoo YAML or config.py.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="Weight file, folder of them, LIBRARY:NAME, or MindSpore zoo YAML or config.py."
+        ),
     ],
     out: Annotated[
         Path, typer.Option("--out", help="Model file (or recipe, or foreign file) to write; of a folder, a folder.")

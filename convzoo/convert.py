@@ -257,11 +257,12 @@ def _convert_configuration(path: Path, out: Path) -> Report:
     sha256 = file_sha256(path)
     report.plain.update(recipe=recipe.plain(), dropped=zoo.dropped, notes=zoo.notes, source_sha256=sha256)
     header = [
-        f"Converted by convzoo {convzoo.__version__} from {path.name} of the MindSpore zoo (SHA-256 {sha256[:12]}...)."
+        f"Converted by convzoo {convzoo.__version__} from {path.name}, a configuration of the MindSpore zoo's {recipe.model['name']} (SHA-256 {sha256[:12]}...)."
     ]
     header += [f"Note: {note}." for note in zoo.notes]
     header += [f"Left out: {key} ({why})" for key, why in zoo.dropped.items()]
-    header.append(f"Run: convzoo train {out.name}" + (" --data DIR" if recipe.data["name"] != "digits" else ""))
+    weights = " --weights FILE" if recipe.train.freeze else ""  # what is frozen must come from somewhere
+    header.append(f"Run: convzoo train {out.name} --data DIR{weights}")
     with written_whole(out) as temporary:
         temporary.write_text("".join(f"# {line}\n" for line in header) + recipe.to_yaml(), encoding="utf-8")
     report.add("written", str(out), out=str(out))

@@ -72,7 +72,10 @@ def test_the_configuration_becomes_a_recipe(run, tmp_path, way):
     assert recipe.schedule.milestones == [70, 140, 210, 280] and recipe.schedule.gamma == 0.3
     assert recipe.train.loss_scale == 1024 and recipe.loss.label_smoothing == pytest.approx(0.1 * 1000 / 999)
     assert {"data_path", "pre_trained", "onnx_filename", "device_target"} <= set(json.loads(out)["dropped"])
-    assert "from config.py of the MindSpore zoo" in (tmp_path / "mine.yaml").read_text().splitlines()[0]
+    assert (
+        "from config.py, a configuration of the MindSpore zoo's tinydarknet"
+        in (tmp_path / "mine.yaml").read_text().splitlines()[0]
+    )
 
 
 def test_the_document_prints_the_same(shared):

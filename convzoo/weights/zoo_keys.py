@@ -12,7 +12,7 @@ from convzoo.errors import ConvzooError, UsageError
 from convzoo.weights import zoo_config
 
 MAX_BYTES = 1 << 20
-NOT_YET = "not there yet"
+NOT_YET = "not here yet"
 CLOUD = f"cloud (ModelArts): {NOT_YET}"
 EXPORT = "convzoo export MODEL --format F --out FILE --stage raw|decoded|nms"
 DEVICE_RESULTS = "eval --raw-outputs DIR, whose index.json and --data have the labels"
