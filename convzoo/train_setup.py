@@ -16,7 +16,7 @@ from convzoo.checkpoint import ModelInfo, StateDict, first_mismatch, load_into
 from convzoo.data.loader import OnBadSample, Transformed, build_loader, check_same_classes, checked, default_workers
 from convzoo.data.sampler import TrainBatches, check_batch_size
 from convzoo.errors import ConvzooError, DataError, UsageError
-from convzoo.evaluate import build_dataset, build_pipeline, build_task, check_recipe
+from convzoo.evaluate import build_dataset, build_pipeline, build_task, check_recipe, size_seen
 from convzoo.logs import log
 from convzoo.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 from convzoo.recipe import Recipe
@@ -154,7 +154,8 @@ class Setup:
             "data": self.data_account["root"],
             "step": self.progress.step,
         }
-        return ModelInfo(self.recipe.plain(), self.class_names, metrics, provenance)
+        input_hw = size_seen(self.val_data)
+        return ModelInfo(self.recipe.plain(), self.class_names, metrics, provenance, input_hw=input_hw)
 
     def state(self) -> dict[str, Any]:
         return {
