@@ -1,15 +1,18 @@
 # Two commands for a newcomer: `make quickstart` and `make test`. Each sets up .venv itself, again only when pyproject.toml changed.
 PYTHON ?= python3
 BIN := .venv/bin
-STAMP := .venv/.installed
+CORE := .venv/.core
+ALL := .venv/.all
+OLDEST := .venv-oldest/.all
 RUN := runs/quickstart
+PIP := -m pip install --quiet --disable-pip-version-check
 
 # Two threads where one process trains; tests take one, because two of them run at a time.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow test-portable verify claims lint clean
 
-quickstart: $(STAMP)
+quickstart: $(CORE)
 	rm -rf $(RUN) $(RUN)-detect
 	$(BIN)/convzoo train tinydarknet-digits --out $(RUN)
 	$(BIN)/convzoo eval $(RUN)/checkpoints/last.safetensors --out $(RUN)/eval-last
@@ -25,21 +28,42 @@ quickstart: $(STAMP)
 	@echo "          $(RUN)/annotated/overview.png    the predictions just made"
 	@echo "          $(RUN)-detect/...                the same of a detector; its predictions in annotated/overview.png"
 
-test: $(STAMP)
+test: $(ALL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(STAMP)
+test-slow: $(ALL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)
-	$(BIN)/ruff check .
-	$(BIN)/pyright
+# The suite as other machines compute it: older instructions, two threads, the oldest PyTorch. A setting that passed is not run again.
+test-portable: $(ALL) $(OLDEST)
+	$(BIN)/python tests/portable.py
 
-$(STAMP): pyproject.toml
+# Measure the published numbers again; `make claims` writes the documents' tables from what was recorded.
+verify: $(ALL)
+	$(BIN)/python -m claims
+
+claims: $(ALL)
+	$(BIN)/python -m claims --write
+
+lint: $(ALL)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+$(CORE): pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"convzoo needs Python 3.11 or newer, {sys.executable} is {v[0]}.{v[1]}: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
+	$(BIN)/python $(PIP) -e .
+	touch $@
+
+$(ALL): $(CORE)
+	$(BIN)/python $(PIP) -e '.[all]'
+	touch $@
+
+$(OLDEST): pyproject.toml
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python $(PIP) 'torch==2.10.*' 'torchvision==0.25.*' -e '.[all]'
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-oldest runs build *.egg-info

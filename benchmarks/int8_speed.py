@@ -1,11 +1,12 @@
 """How many times as fast as float32 a network is in INT8, in the same runtime, batch 1, three alternating rounds.
 
-    OMP_NUM_THREADS=1 python benchmarks/int8_speed.py --calibration PICTURES [--format openvino] [RECIPE ...]
+    OMP_NUM_THREADS=1 python benchmarks/int8_speed.py --calibration PICTURES [--format openvino] [--json] [RECIPE ...]
 
 Weights are random: this is about speed alone. `convzoo quantize` measures trained networks, speed and accuracy.
 """
 
 import argparse
+import json
 import tempfile
 from pathlib import Path
 
@@ -46,21 +47,31 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", default=NETWORKS)
     parser.add_argument("--calibration", type=Path, required=True)
     parser.add_argument("--format", choices=list(int8.WAYS), default="openvino")
-    arguments = parser.parse_args()
-    print(
-        "| network | input | float32 ms | bfloat16 ms | INT8 ms | times float32 |\n|---|---|---|---|---|---|",
-        flush=True,
+    parser.add_argument(
+        "--json", action="store_true", help="one object at the end: median milliseconds by network and precision"
     )
+    arguments = parser.parse_args()
+    if not arguments.json:
+        print("| network | input | float32 ms | bfloat16 ms | INT8 ms | times float32 | times the fastest float |")
+        print("|---|---|---|---|---|---|---|", flush=True)
+    measured = {}
     for name in arguments.recipes:
         with tempfile.TemporaryDirectory() as folder:
-            found = measure(name, arguments.format, arguments.calibration, Path(folder))
-        shown = [f"{1e3 * found[key]:.1f}" if key in found else "-" for key in ("float32", "bfloat16", "int8")]
-        size = (
-            next(iter(recipes.load(name).transform.eval[-1].values()))["size_px"]
-            if recipes.load(name).transform.eval
-            else "-"
-        )
-        print(f"| {name} | {size} | {' | '.join(shown)} | {found['float32'] / found['int8']:.2f} |", flush=True)
+            seconds = measure(name, arguments.format, arguments.calibration, Path(folder))
+        measured[name] = {key: 1e3 * value for key, value in seconds.items()}
+        if not arguments.json:
+            print(row(name, measured[name]), flush=True)
+    if arguments.json:
+        print(json.dumps(measured))
+
+
+def row(name: str, milliseconds: dict[str, float]) -> str:
+    operations = recipes.load(name).transform.eval
+    size = next(iter(operations[-1].values()))["size_px"] if operations else "-"
+    shown = [f"{milliseconds[key]:.1f}" if key in milliseconds else "-" for key in ("float32", "bfloat16", "int8")]
+    int8_ms, floats = milliseconds["int8"], [value for key, value in milliseconds.items() if key != "int8"]
+    ratios = f"{milliseconds['float32'] / int8_ms:.2f} | {min(floats) / int8_ms:.2f}"
+    return f"| {name} | {size} | {' | '.join(shown)} | {ratios} |"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,117 @@
+"""Measure the published numbers again: `python -m claims [--quick] [ID ...]`.
+
+For each claim: expected, got, and whether that is within what the claim allows; what cannot run here says why. Exit 0
+when all that ran is within, else 4. Measured again is only what changed; interrupted, the same command goes on.
+
+    python -m claims --list                 what there is
+    python -m claims --record [ID ...]      measure every seed and setting and write claims/measurements.json
+    python -m claims --write                write the documents' tables from it
+"""
+
+import argparse
+import json
+import sys
+
+from claims.claim import Measurement, claims, expected, is_within, measured, record, shown
+from claims.run import RUNS, MeasurementError, measure, missing
+from claims.tables import NOT_MEASURED, documents, rendered
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m claims", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ids", nargs="*", metavar="ID", help="claims; all by default")
+    parser.add_argument("--quick", action="store_true", help="those that take seconds, under five minutes in all")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--record", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args(argv)
+    unknown = [name for name in arguments.ids if name not in claims()]
+    if unknown:
+        print(f"claims: no claim '{unknown[0]}'; --list shows all", file=sys.stderr)
+        return 2
+    names = arguments.ids or [name for name, claim in claims().items() if claim.quick or not arguments.quick]
+    if arguments.list:
+        show_list(names)
+    elif arguments.write:
+        for path in documents():
+            path.write_text(rendered(path), encoding="utf-8")
+            print(path)
+    elif arguments.record:
+        return record_all(names)
+    else:
+        return verify(names)
+    return 0
+
+
+def show_list(names: list[str]) -> None:
+    for name in names:
+        claim = claims()[name]
+        state = f"{len(measured(name))} measured" if measured(name) else NOT_MEASURED
+        print(f"{name:32} {claim.minutes:>5g} min  {state:14} {missing(claim) or ''}  {claim.title}")
+
+
+def verify(names: list[str]) -> int:
+    """Measure each claim once and print the comparison as a table."""
+    worst, rows = 0, []
+    print("| claim | value | expected | got | |\n|---|---|---|---|---|", flush=True)
+    for name in names:
+        new = check(name)
+        for row in new:
+            print(f"| {' | '.join(row)} |", flush=True)
+        rows += new
+        worst = max(worst, *(4 if row[-1] in ("NOT WITHIN", "FAILED") else 0 for row in new))
+    ran = [row for row in rows if not row[-1].startswith("not run")]
+    within = sum(row[-1] == "within" for row in ran)
+    print(f"\n{within} of {len(ran)} values within, {len(rows) - len(ran)} claims not run here; logs in {RUNS}")
+    return worst
+
+
+def check(name: str) -> list[tuple[str, ...]]:
+    """Return a row for each value of a claim: name, value, expected, got, verdict."""
+    claim = claims()[name]
+    reason = missing(claim)
+    if reason:
+        return [(name, "", "", "", f"not run: {reason}")]
+    try:
+        got = measure(name, claim.seeds[0], claim.settings[0])
+    except MeasurementError as error:
+        print(f"claims: {name}: {error}", file=sys.stderr)
+        return [(name, "", "", "", "FAILED")]
+    rows = []
+    for key, value in claim.values.items():
+        seen = expected(name, key)
+        text = NOT_MEASURED
+        if seen is not None:
+            span = "" if seen.low == seen.high else f", {shown(value, seen.low)} to {shown(value, seen.high)}"
+            text = f"{shown(value, seen.mean)}{span}"
+        verdict = "within" if is_within(value, seen, got.values[key]) else "NOT WITHIN"
+        rows.append((name, key, text, shown(value, got.values[key]), verdict))
+    return rows
+
+
+def record_all(names: list[str]) -> int:
+    """Measure every seed and setting of each claim that this machine can, and keep the results."""
+    worst = 0
+    for name in names:
+        claim = claims()[name]
+        reason = missing(claim)
+        if reason:
+            print(f"{name}: not run: {reason}")
+            continue
+        for setting in claim.settings:
+            for seed in claim.seeds:
+                try:
+                    got: Measurement = measure(name, seed, setting)
+                except MeasurementError as error:
+                    print(f"claims: {name}: {error}", file=sys.stderr)
+                    worst = 1
+                    continue
+                record([got])
+                print(f"{name}, seed {seed}, {setting} ({got.cpu}): {json.dumps(got.values)}", flush=True)
+    return worst
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""The documents' tables, written from the claims: `<!-- claims: NAME -->` to `<!-- end -->` holds the table NAME."""
+
+import re
+from pathlib import Path
+
+import yaml
+
+from claims.claim import HERE, ROOT, claims, expected, measured, shown
+
+BLOCK = re.compile(r"(<!-- claims: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+CELL = re.compile(r"\{([\w-]+)\.(\w+)(?::(\w+))?\}")
+NOT_MEASURED = "not measured"
+
+
+def table(name: str) -> str:
+    """Return a table in Markdown. Raises KeyError for a table, a claim or a value that does not exist."""
+    spec = yaml.safe_load((HERE / "tables.yaml").read_text(encoding="utf-8"))[name]
+    rows = [spec["columns"], ["---"] * len(spec["columns"])]
+    rows += [[CELL.sub(lambda match: cell(*match.groups()), str(text)) for text in row] for row in spec["rows"]]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def cell(name: str, what: str, form: str | None = None) -> str:
+    """Return a value with its range, or what belongs to a claim: command, commit, date, cpu, torch, runs.
+
+    Args:
+        form: "mean" leaves the range out, "each" gives every run's number.
+    """
+    claim, seen = claims()[name], measured(name)
+    if what in claim.values:
+        return _number(name, what, form)
+    if what == "command":
+        return "; ".join(f"`{command.format_map(_Placeholders())}`" for command in claim.commands).replace("|", "\\|")
+    if what == "runs":
+        return ", ".join(f"{one.setting} {one.seed}" for one in seen) if len(seen) > 1 else str(len(seen))
+    if what not in ("commit", "date", "cpu", "torch"):
+        raise KeyError(f"{name}.{what}")
+    return "; ".join(dict.fromkeys(getattr(one, what) for one in seen)) or NOT_MEASURED
+
+
+def _number(name: str, what: str, form: str | None) -> str:
+    value, seen = claims()[name].values[what], expected(name, what)
+    if seen is None:
+        return NOT_MEASURED
+    if form == "each":
+        return ", ".join(shown(value, one.values[what]).removesuffix(" %") for one in measured(name))
+    mean, low, high = (shown(value, number) for number in (seen.mean, seen.low, seen.high))
+    if form == "mean" or low == high:
+        return mean
+    return f"{mean} ({low.removesuffix(' %')} to {high.removesuffix(' %')})"
+
+
+class _Placeholders(dict):
+    """What stands for a path in a printed command."""
+
+    def __missing__(self, key: str) -> str:
+        return {"out": "OUT", "seed": "SEED", "shared": "shared"}.get(key, f"{key.upper()}")
+
+
+def documents() -> list[Path]:
+    return [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if BLOCK.search(_text(path))]
+
+
+def rendered(path: Path) -> str:
+    """Return a document with its tables as the claims have them now."""
+    return BLOCK.sub(lambda match: f"{match[1]}{table(match[2])}{match[3]}", _text(path))
+
+
+def prose(path: Path) -> str:
+    """Return a document without its tables, code and comments."""
+    text = re.sub(r"```.*?```", "", BLOCK.sub("", _text(path)), flags=re.DOTALL)
+    return re.sub(r"`[^`\n]*`|^ {4}.*$", "", text, flags=re.MULTILINE)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")

@@ -1,0 +1,90 @@
+"""Published numbers: the documents show what was recorded and nothing else, and some are measured again here."""
+
+import re
+
+import pytest
+import yaml
+from conftest import SHARED
+
+from claims import __main__ as program
+from claims import claim, run, tables
+
+DOCUMENTS = [tables.ROOT / "README.md", tables.ROOT / "docs/results.md", tables.ROOT / "docs/deploy.md"]
+NAMES = list(yaml.safe_load((tables.HERE / "tables.yaml").read_text(encoding="utf-8")))
+MEASURED_HERE = ["fresh-exports", "tiny-darknet-converted", "original-outputs"]
+
+
+@pytest.mark.parametrize("path", tables.documents(), ids=lambda path: path.name)
+def test_a_document_shows_what_the_claims_say(path):
+    assert path.read_text(encoding="utf-8") == tables.rendered(path), "run `make claims`"
+
+
+def test_every_table_stands_in_a_document():
+    shown = {
+        match[2] for path in tables.documents() for match in tables.BLOCK.finditer(path.read_text(encoding="utf-8"))
+    }
+    assert shown == set(NAMES)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_prose_publishes_no_number_of_its_own(path):
+    assert path in tables.documents()
+    number = re.compile(r"(?<![\w.])\d[\d,.]*(?:\s?%| (?:ms|img/s|images/s|pictures/s|times (?:as|float|faster))\b)")
+    assert number.findall(tables.prose(path)) == []
+
+
+def test_measurements_are_of_claims_that_exist():
+    for one in claim.measurements():
+        assert one.values.keys() <= claim.claims()[one.claim].values.keys()
+        assert re.fullmatch(r"[0-9a-f]{7}\+?", one.commit) and re.fullmatch(r"\d{4}-\d\d-\d\d", one.date)
+
+
+def test_every_claim_that_was_measured_has_all_its_values():
+    for one in claim.measurements():
+        assert one.values.keys() == claim.claims()[one.claim].values.keys(), one.claim
+
+
+def test_a_range_and_what_is_within_it():
+    value = claim.Value(read="stdout x", margin=0.01, at_least=0.9)
+    seen = claim.Range(mean=0.93, low=0.905, high=0.95, count=3)
+    inside = [0.9, 0.93, 0.96]
+    assert all(claim.is_within(value, seen, got) for got in inside)
+    assert not any(claim.is_within(value, seen, got) for got in (0.899, 0.9601, float("nan")))
+    assert claim.is_within(value, None, 0.91) and not claim.is_within(value, None, 0.5)  # never measured before
+
+
+def test_values_are_read_from_json(tmp_path):
+    (tmp_path / "bench.json").write_text('{"rows": [{"form": "a", "ms": 4.0}, {"form": "b", "ms": 2.0}]}')
+    ratio = "bench.json rows[form=a].ms / bench.json rows[form=b].ms"
+    assert run._read(ratio, tmp_path, "") == 2.0
+    assert run._read("stdout top.1", tmp_path, 'a line\n{"top": {"1": 3}}\n') == 3.0
+    for broken in ("none.json x", "bench.json rows[form=c].ms", "stdout top", "bench.json rows"):
+        with pytest.raises(run.MeasurementError, match=re.escape(broken)):
+            run._read(broken, tmp_path, "not JSON")
+
+
+def test_a_few_claims_hold_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run, "RUNS", tmp_path)
+    code = program.main(MEASURED_HERE)
+    out, err = capsys.readouterr()
+    assert code == 0, out + err
+    rows = [line for line in out.splitlines() if line.endswith("| within |")]
+    skipped = [line for line in out.splitlines() if "not run: no " in line]
+    assert {row.split(" | ")[0].lstrip("| ") for row in rows} == set(MEASURED_HERE[: 3 if SHARED.is_dir() else 1])
+    assert len(skipped) == (0 if SHARED.is_dir() else 2)
+
+
+def test_a_claim_that_does_not_hold_is_exit_code_4(tmp_path, monkeypatch, capsys):
+    """The same commands, held to what they cannot reach."""
+    name = "fresh-exports"
+    honest = claim.claims()[name]
+    values = {"onnx": honest.values["onnx"].model_copy(update={"at_most": 0.0})}
+    commands = ['python -c "print(\'{{\\"largest_difference\\": 1e-7}}\')"']
+    monkeypatch.setattr(run, "RUNS", tmp_path)
+    monkeypatch.setitem(claim.claims(), name, honest.model_copy(update={"commands": commands, "values": values}))
+    assert program.main([name]) == 4 and "NOT WITHIN" in capsys.readouterr().out
+    monkeypatch.setitem(claim.claims(), name, honest.model_copy(update={"commands": ["convzoo eval none.onnx"]}))
+    assert program.main([name]) == 4
+    out, err = capsys.readouterr()
+    assert "FAILED" in out and "exit 2: convzoo: none.onnx" in err
+    assert program.main(["no-such-claim"]) == 2 and "no-such-claim" in capsys.readouterr().err
