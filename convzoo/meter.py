@@ -23,7 +23,6 @@ class Meter:
         self.setup, self.run = setup, run
         self.is_main = dist.rank() == 0
         self.bar = logs.bar(setup.total_steps if self.is_main else 0, setup.progress.step, setup.recipe.name)
-        self.row_every = max(1, setup.total_steps // 2000)  # keeps metrics.jsonl and the curves readable
         self._restart()
         self.last_line = time.perf_counter()
 
@@ -43,8 +42,7 @@ class Meter:
         if not self.is_main:
             return
         step = self.setup.progress.step
-        if step % self.row_every == 0 or step == 1:
-            self.run.add_metrics({"kind": "step", "step": step, "lr": lr, **logged, "grad_norm": grad_norm})
+        self.run.add_metrics({"kind": "step", "step": step, "lr": lr, **logged, "grad_norm": grad_norm})
         images_per_s, waiting = self._speed()
         self.bar.update()
         self.bar.set_postfix_str(

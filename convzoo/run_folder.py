@@ -4,6 +4,7 @@ A second run never writes into a first one's folder; only the continuation of th
 processes apart. Only rank 0 writes.
 """
 
+import contextlib
 import csv
 import fcntl
 import importlib.metadata
@@ -19,7 +20,7 @@ import torch
 import yaml
 
 import convzoo
-from convzoo.checkpoint import RunCheckpoints
+from convzoo.checkpoint import RunCheckpoints, written_whole
 from convzoo.errors import UsageError
 from convzoo.recipe import Recipe
 
@@ -35,6 +36,7 @@ class RunFolder:
         self.recipe = recipe
         self.checkpoints = RunCheckpoints(path / "checkpoints", recipe.train.keep_checkpoint_max)
         self._lock = lock  # held until the process ends
+        self._metrics_file: TextIO | None = None
 
     @property
     def interrupted(self) -> Path:
@@ -49,29 +51,39 @@ class RunFolder:
         _write_json(self.path / "data.json", data)
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        """Append a row to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append a row to metrics.jsonl; the file stays open, and each row is in it at once."""
+        if self._metrics_file is None:
+            self._metrics_file = open(self.path / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._metrics_file.write(json.dumps(row) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Return the whole rows of metrics.jsonl; a line cut by a crash is left out."""
+    def metrics(self, kind: str = "") -> list[dict[str, Any]]:
+        """Return the whole rows of metrics.jsonl, or those of one kind; a line cut by a crash is left out."""
+        if not (self.path / "metrics.jsonl").is_file():
+            return []
+        start = f'{{"kind": "{kind}"' if kind else ""
         rows = []
-        if (self.path / "metrics.jsonl").is_file():
-            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                try:
+        for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            if line.startswith(start):  # of a hundred thousand steps only the few epochs are parsed
+                with contextlib.suppress(json.JSONDecodeError):
                     rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    continue
         return rows
 
     def forget_after(self, step: int) -> None:
         """Drop rows that a continued run will measure again."""
         kept = [row for row in self.metrics() if row["step"] <= step]
-        (self.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self.close()
+        with written_whole(self.path / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def close(self) -> None:
+        """Close metrics.jsonl; another row opens it again."""
+        if self._metrics_file is not None:
+            self._metrics_file.close()
+            self._metrics_file = None
 
     def write_results(self) -> list[dict[str, Any]]:
         """Write one row an epoch to results.csv and return them."""
-        rows = [row for row in self.metrics() if row["kind"] == "epoch"]
+        rows = self.metrics("epoch")
         if rows:
             names = list(dict.fromkeys(key for row in rows for key in row if key != "kind"))
             with open(self.path / "results.csv", "w", newline="", encoding="utf-8") as file:

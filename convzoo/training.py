@@ -115,7 +115,7 @@ def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder
     device = dist.resolve_device(machine.device)
     joined = dist.start(device)
     logs.setup(dist.rank())
-    log_file = None
+    run, log_file = None, None
     try:
         setup = Setup(with_weights_hash(recipe, machine.weights, machine.download), machine, device)
         run, continued = _open_on_rank_0(machine, setup.recipe)
@@ -129,6 +129,8 @@ def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder
         with StopRequest() as stop, profiled(machine.profile, run.path / "profile") as profiler_step:
             yield setup, run, stop, profiler_step
     finally:
+        if run:
+            run.close()
         if log_file:
             log.removeHandler(log_file)
             log_file.close()

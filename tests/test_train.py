@@ -82,6 +82,23 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(run, tmp_path, monkeypatch
         ]
 
 
+def test_every_step_of_a_long_run_has_its_row_at_once(run, tmp_path, monkeypatch):
+    """8000 steps; what lies on disk is looked at while the run goes, as a kill would find it."""
+    inner, on_disk = train_module._forward_backward, []
+
+    def step(*args):
+        path = tmp_path / "run/metrics.jsonl"
+        on_disk.append(len(rows(tmp_path / "run", "step")) if path.exists() else 0)
+        return inner(*args)
+
+    monkeypatch.setattr(train_module, "_forward_backward", step)
+    stop_after(monkeypatch, 6)
+    long = ["train.epochs=1000", "train.eval_every_epochs=1000"]
+    assert run("train", "tinydarknet-digits", *QUICK, *long, "--out", tmp_path / "run")[0] == 75
+    assert [row["step"] for row in rows(tmp_path / "run", "step")] == [1, 2, 3, 4, 5, 6]
+    assert on_disk == [0, 1, 2, 3, 4, 5]
+
+
 def test_a_second_signal_and_ctrl_c(run, tmp_path, monkeypatch):
     stop_after(monkeypatch, 3, signal.SIGINT)
     code, _, _ = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")
