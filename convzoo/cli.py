@@ -68,6 +68,10 @@ def train(
     save_every_steps: Annotated[
         int | None, typer.Option("--save-every-steps", min=1, help="Save within epochs too.", show_default=False)
     ] = None,
+    log_every_steps: Annotated[
+        int | None,
+        typer.Option("--log-every-steps", min=1, help="Log loss, rate and speed so often.", show_default="by time"),
+    ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     profile: Annotated[
         bool, typer.Option("--profile", help="Write a torch.profiler trace and table of three steps.")
@@ -91,7 +95,7 @@ def train(
         loaded,
         Machine(
             data=data, out=out, device=device, weights=weights, workers=workers, accumulate=accumulate, save_every_steps=save_every_steps,
-            compile=compile, profile=profile, resume=resume, download=download, on_bad_sample=on_bad_sample.value, command=command_line(_argv),
+            log_every_steps=log_every_steps, compile=compile, profile=profile, resume=resume, download=download, on_bad_sample=on_bad_sample.value, command=command_line(_argv),
         ),
     )  # fmt: skip
     from convzoo import dist
@@ -155,9 +159,11 @@ def _show(file: Path, evaluation: Any, json_: bool) -> None:
     from convzoo.evaluate import summary
 
     if json_:
-        print(json.dumps({"model": str(file), **evaluation.result}))
+        speed = {"seconds": round(evaluation.seconds, 3), "images_per_s": round(evaluation.images_per_s, 1)}
+        print(json.dumps({"model": str(file), **evaluation.result, **speed}))
         return
-    print(f"{file}  {summary(evaluation.result)}")
+    speed = f"{evaluation.seconds:.1f} s, {evaluation.images_per_s:.0f} img/s"
+    print(f"{file}  {summary(evaluation.result)}  {speed}")
     if evaluation.metric.text():
         print(evaluation.metric.text())
 

@@ -92,12 +92,17 @@ class OpenModel:
 
 @dataclass
 class Evaluation:
-    """What was measured: `result` holds fractions, `images` counted and `images_expected`."""
+    """What was measured: `result` holds fractions, `images` counted and `images_expected`; seconds with the loading."""
 
     metric: Metric
     result: dict[str, Any]
     unreadable: list[str]
     seconds: float
+
+    @property
+    def images_per_s(self) -> float:
+        """Images counted over all ranks in a second."""
+        return self.result["images"] / max(1e-9, self.seconds)
 
     def write(self, folder: Path, dataset: Any) -> None:
         """Write metrics.json and what the task has to show: tables, plots, the worst images."""

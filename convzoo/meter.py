@@ -17,7 +17,7 @@ LOG_EVERY_S = 20.0
 
 
 class Meter:
-    """A bar on a terminal, a line now and then elsewhere, rows of metrics."""
+    """A bar on a terminal, a line now and then elsewhere, or every so many steps where asked for, rows of metrics."""
 
     def __init__(self, setup: Setup, run: RunFolder):
         self.setup, self.run = setup, run
@@ -28,6 +28,7 @@ class Meter:
 
     def _restart(self) -> None:
         self.since, self.steps, self.waited_s = time.perf_counter(), 0, 0.0
+        self.line_since, self.line_steps = self.since, 0
 
     def _speed(self) -> tuple[float, float]:
         seconds = max(1e-9, time.perf_counter() - self.since)
@@ -35,10 +36,10 @@ class Meter:
 
     def end_training(self) -> None:
         """Take the epoch's speed before its evaluation begins."""
-        self.epoch_speed = self._speed()
+        self.epoch_speed, self.epoch_s = self._speed(), time.perf_counter() - self.since
 
     def step(self, logged: dict[str, float], lr: float, grad_norm: float, waited_s: float) -> None:
-        self.steps, self.waited_s = self.steps + 1, self.waited_s + waited_s
+        self.steps, self.line_steps, self.waited_s = self.steps + 1, self.line_steps + 1, self.waited_s + waited_s
         if not self.is_main:
             return
         step = self.setup.progress.step
@@ -49,12 +50,24 @@ class Meter:
             f"loss {logged['loss']:.3f}, {images_per_s:.0f} img/s, waiting for data {100 * waiting:.0f} %",
             refresh=False,
         )
-        if not logs.on_terminal() and time.perf_counter() - self.last_line > LOG_EVERY_S:
+        every = self.setup.machine.log_every_steps
+        if every is None and not logs.on_terminal() and time.perf_counter() - self.last_line > LOG_EVERY_S:
             self.last_line = time.perf_counter()
             left_s = (self.setup.total_steps - step) * self.setup.effective_batch / images_per_s
             log.info(
                 f"step {step}/{self.setup.total_steps}  loss {logged['loss']:.4f}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {left_s / 60:.1f} min left"
             )
+        elif every is not None and step % every == 0:
+            self._line(step, logged["loss"], lr)
+
+    def _line(self, step: int, loss: float, lr: float) -> None:
+        """Log a step, and the speed since the line before or the start of the epoch."""
+        now = time.perf_counter()
+        step_s = max(1e-9, now - self.line_since) / self.line_steps
+        self.line_since, self.line_steps = now, 0
+        log.info(
+            f"step {step}/{self.setup.total_steps}  loss {loss:.4f}  lr {lr:.6f}  {self.setup.effective_batch / step_s:.0f} img/s  {1000 * step_s:.1f} ms a step"
+        )
 
     def close_epoch(self, epoch: int, means: dict[str, float], evaluation: Evaluation | None) -> None:
         if self.is_main:
@@ -74,8 +87,11 @@ class Meter:
                 }
             )
             measured = f"  {summary(result)}" if result else ""
+            seconds = f"trained {self.epoch_s:.1f} s" + (
+                f", evaluated {evaluation.seconds:.1f} s" if evaluation else ""
+            )
             log.info(
-                f"epoch {epoch}/{epochs}  loss {means['loss']:.4f}{measured}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %"
+                f"epoch {epoch}/{epochs}  loss {means['loss']:.4f}{measured}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {seconds}"
             )
         self._restart()
         self.last_line = time.perf_counter()

@@ -34,6 +34,7 @@ class Machine:
         workers: loader processes, None for what suits the machine.
         accumulate: micro-batches per global batch and rank.
         save_every_steps: besides the end of every epoch.
+        log_every_steps: a line of the log every so many steps; None for one now and then where there is no terminal.
         download: whether weights by LIBRARY:NAME may use the network.
         command: what to write down as the command of this run.
     """
@@ -45,6 +46,7 @@ class Machine:
     workers: int | None = None
     accumulate: int = 1
     save_every_steps: int | None = None
+    log_every_steps: int | None = None
     compile: bool = False
     profile: bool = False
     resume: bool = False

@@ -99,6 +99,22 @@ def test_every_step_of_a_long_run_has_its_row_at_once(run, tmp_path, monkeypatch
     assert on_disk == [0, 1, 2, 3, 4, 5]
 
 
+def test_log_lines_every_so_many_steps_and_the_epochs_seconds(run, tmp_path):
+    command = ["train", "tinydarknet-digits", *QUICK, "train.eval_every_epochs=2", "--log-every-steps", 3]
+    code, _, err = run(*command, "--out", tmp_path / "run")
+    assert code == 0
+    lines = re.findall(r"^step (\d+)/8  loss (\S+)  lr (\S+)  (\d+) img/s  (\S+) ms a step$", err, re.MULTILINE)
+    by_step = {row["step"]: row for row in rows(tmp_path / "run", "step")}
+    assert [int(line[0]) for line in lines] == [3, 6]
+    for step, loss, lr, images_per_s, step_ms in lines:
+        assert loss == f"{by_step[int(step)]['loss']:.4f}" and lr == f"{by_step[int(step)]['lr']:.6f}"
+        assert int(images_per_s) == pytest.approx(64_000 / float(step_ms), rel=0.05)
+    first, second = re.findall(r"^epoch \d/2 .*  trained (\d+\.\d s.*)$", err, re.MULTILINE)
+    assert "evaluated" not in first and re.fullmatch(r"\d+\.\d s, evaluated \d+\.\d s", second)
+    log = (tmp_path / "run/train.log").read_text()
+    assert all(f"step {step}/8  loss " in log for step in (3, 6)) and log.count("  trained ") == 2
+
+
 def test_a_second_signal_and_ctrl_c(run, tmp_path, monkeypatch):
     stop_after(monkeypatch, 3, signal.SIGINT)
     code, _, _ = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")

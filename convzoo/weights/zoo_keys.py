@@ -36,7 +36,7 @@ ELSEWHERE = {
     OUT: "ckpt_path ckpt_save_dir save_ckpt_path save_file log_path",
     "every epoch's end, and --save-every-steps N": "ckpt_interval",
     "always so: rank 0 writes": "is_save_on_master",
-    "the log and metrics.jsonl have every step": "log_interval",
+    "--log-every-steps N; metrics.jsonl has every step": "log_interval",
     "--profile": "need_profiler enable_profiling",
     "the whole set is shuffled": "buffer_size",
     EXPORT: "file_name file_format onnx_filename air_filename keep_detect",
