@@ -25,6 +25,7 @@ from convzoo.errors import UsageError
 from convzoo.recipe import Recipe
 
 OPTIONAL = ("timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "mindspore", "torch_npu")
+FREE_KEYS = {"train.keep_checkpoint_max", "train.save_every_epochs"}  # may change between two parts of a run
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic")
 
 
@@ -173,7 +174,7 @@ def _plain_recipe(path: Path) -> Any:
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:
     earlier, now = _flat(_plain_recipe(path)), _flat(recipe.plain())
     for key in sorted(earlier.keys() | now.keys()):
-        if key != "train.keep_checkpoint_max" and earlier.get(key) != now.get(key):
+        if key not in FREE_KEYS and earlier.get(key) != now.get(key):
             raise UsageError(
                 f"{path} is a run with {key}={earlier.get(key)}, not {now.get(key)}: a run is continued with its own recipe, or a new one started elsewhere"
             )

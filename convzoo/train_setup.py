@@ -33,7 +33,7 @@ class Machine:
         weights: a model file, a foreign one or LIBRARY:NAME to start from; the SHA-256 goes into the recipe.
         workers: loader processes, None for what suits the machine.
         accumulate: micro-batches per global batch and rank.
-        save_every_steps: besides the end of every epoch.
+        save_every_steps: besides the ends of epochs that the recipe's save_every_epochs says.
         log_every_steps: a line of the log every so many steps; None for one now and then where there is no terminal.
         download: whether weights by LIBRARY:NAME may use the network.
         command: what to write down as the command of this run.

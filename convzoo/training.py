@@ -169,7 +169,7 @@ def _forward_backward(setup: Setup, batches: Iterator[Batch]) -> tuple[dict[str,
 
 
 def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest") -> tuple[Evaluation | None, bool]:
-    """Evaluate if it is due, write the epoch's row, save; return the evaluation and whether a stop was asked for meanwhile."""
+    """Evaluate if it is due, write the epoch's row, save if it is due or the best so far; return the evaluation and whether a stop was asked for meanwhile."""
     progress, train_recipe = setup.progress, setup.recipe.train
     epoch = progress.step // setup.steps_per_epoch
     evaluation = None
@@ -186,7 +186,8 @@ def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest"
     means = {name: value / setup.steps_per_epoch for name, value in progress.sums.items()}
     progress.sums = {}
     meter.close_epoch(epoch, means, evaluation)
-    _save(setup, run, result, is_best)
+    if is_best or epoch % train_recipe.save_every_epochs == 0 or epoch == train_recipe.epochs:
+        _save(setup, run, result, is_best)
     return evaluation, False
 
 

@@ -115,6 +115,39 @@ def test_log_lines_every_so_many_steps_and_the_epochs_seconds(run, tmp_path):
     assert all(f"step {step}/8  loss " in log for step in (3, 6)) and log.count("  trained ") == 2
 
 
+def test_epochs_are_saved_as_often_as_asked_the_last_and_the_best_always(run, tmp_path, monkeypatch):
+    command = [
+        "train",
+        "tinydarknet-digits",
+        *QUICK,
+        "train.epochs=8",
+        "train.eval_every_epochs=1",
+        "train.save_every_epochs=3",
+    ]
+
+    def steps(name):
+        return {int(path.stem[5:]) for path in (tmp_path / name / "checkpoints").glob("step-*.safetensors")}
+
+    assert run(*command, "--out", tmp_path / "run")[0] == 0
+    best, bests = -1.0, set()
+    for row in rows(tmp_path / "run", "epoch"):
+        if row["top1"] > best:
+            best, bests = row["top1"], bests | {row["step"]}
+    assert steps("run") == {12, 24, 32} | bests and len(bests) < 8
+    assert load_model(tmp_path / "run/checkpoints/best.safetensors")[1].metrics["top1"] == best
+    command = [*command, "train.eval_every_epochs=8"]
+    assert run(*command, "--out", tmp_path / "seldom")[0] == 0
+    assert steps("seldom") == {12, 24, 32}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 18)
+        assert run(*command, "--out", tmp_path / "parts")[0] == 75
+    assert steps("parts") == {12, 18}
+    # How often is no part of the numbers: it may change between two parts of a run.
+    assert run(*command, "train.save_every_epochs=1", "--out", tmp_path / "parts")[0] == 0
+    assert steps("parts") == {12, 18, 20, 24, 28, 32}
+    assert same(weights(tmp_path / "seldom"), weights(tmp_path / "parts"))
+
+
 def test_a_second_signal_and_ctrl_c(run, tmp_path, monkeypatch):
     stop_after(monkeypatch, 3, signal.SIGINT)
     code, _, _ = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")

@@ -117,6 +117,9 @@ def test_every_table_of_the_documents_becomes_a_recipe(run, shared, column, tmp_
         assert (
             recipe.transform.train[0]["random_place"]["jitter"] == 0.3 and recipe.postprocess["box_rule"] == "mindspore"
         )
+    assert recipe.train.save_every_epochs == (
+        values.get("ckpt_interval", 1) if "of vgg16" in column or column == "imagenet2012_config" else 1
+    )
     dropped = found["dropped"]
     assert [key for key, why in dropped.items() if why == "nothing here answers to it"] == []
     assert set(dropped) < set(values)

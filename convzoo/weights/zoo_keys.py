@@ -34,7 +34,7 @@ ELSEWHERE = {
     MODEL: "ckpt_file ckpt_files pretrained",
     f"{MODEL}, which may be a folder": "graph_ckpt",
     OUT: "ckpt_path ckpt_save_dir save_ckpt_path save_file log_path",
-    "every epoch's end, and --save-every-steps N": "ckpt_interval",
+    "counted in steps: --save-every-steps N; 0 or less is every epoch's end, as here": "ckpt_interval",
     "always so: rank 0 writes": "is_save_on_master",
     "--log-every-steps N; metrics.jsonl has every step": "log_interval",
     "--profile": "need_profiler enable_profiling",
