@@ -21,7 +21,14 @@ from convzoo.logs import log
 from convzoo.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 from convzoo.recipe import Recipe
 from convzoo.types import Batch
-from convzoo.weights.converted import BACKBONE, TRAINING_KEYS, full_model, load_backbone, meta_network
+from convzoo.weights.converted import (
+    BACKBONE,
+    TRAINING_KEYS,
+    backbone_numerics,
+    full_model,
+    load_backbone,
+    meta_network,
+)
 from convzoo.weights.sources import open_source, source_sha256
 
 
@@ -225,6 +232,12 @@ def start_from(
             raise ConvzooError(f"--weights {source}: it holds a {theirs['name']}, the recipe's is a {ours['name']}")
         count = load_backbone(model, converted)
         log.info(f"backbone of {count} convolutions from {source}; all else is new")
+        numerics = backbone_numerics(recipe.model)
+        for key, value in backbone_numerics(converted.model).items():
+            if numerics[key] != value:
+                log.warning(
+                    f"--weights {source}: its backbone was trained with {key} {value}, this recipe has {numerics[key]}"
+                )
         return
     weights, own = converted.state_dict, model.state_dict()
     if converted.class_names != class_names:
