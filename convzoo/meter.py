@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -98,11 +99,20 @@ class Meter:
 
 
 @contextlib.contextmanager
-def profiled(wanted: bool, folder: Path) -> Iterator[Callable[[], None]]:
-    """Profile three steps after two of warm-up into trace.json and operators.txt."""
+def profiled(wanted: bool, folder: Path, steps_left: int) -> Iterator[Callable[[], None]]:
+    """Profile three steps after two that do not count, or what a shorter run has, into trace.json and operators.txt.
+
+    Args:
+        steps_left: how many the run still has; with fewer than five the profiled ones are fewer, then the others.
+    Yields:
+        what to call after every step.
+    """
     if not wanted or dist.rank() != 0:
         yield lambda: None
         return
+    active = max(1, min(3, steps_left - 2))
+    before = min(2, max(0, steps_left - active))  # the last of them with the profiler on, whose start costs time
+    done = 0
 
     def write(profiler: torch.profiler.profile) -> None:
         folder.mkdir(exist_ok=True)
@@ -110,9 +120,20 @@ def profiled(wanted: bool, folder: Path) -> Iterator[Callable[[], None]]:
         by = "self_device_time_total" if torch.accelerator.is_available() else "self_cpu_time_total"
         table = profiler.key_averages().table(sort_by=by, row_limit=30)
         (folder / "operators.txt").write_text(table)
-        log.info(f"profile of three steps: {folder}/trace.json and operators.txt")
+        few = f", all that the run of {steps_left} has" if steps_left < 5 else ""
+        log.info(f"steps profiled: {done - before}, after {before}{few}: {folder}/trace.json and operators.txt")
 
-    with torch.profiler.profile(
-        schedule=torch.profiler.schedule(wait=1, warmup=1, active=3, repeat=1), on_trace_ready=write
-    ) as profiler:
-        yield profiler.step
+    def step() -> None:
+        nonlocal done
+        done += 1
+        profiler.step()
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Profiler won't be using warmup")  # a run of one step has none
+        schedule = torch.profiler.schedule(wait=max(0, before - 1), warmup=min(1, before), active=active, repeat=1)
+    try:
+        with torch.profiler.profile(schedule=schedule, on_trace_ready=write) as profiler:
+            yield step
+    finally:
+        if done <= before:
+            log.info(f"no profile: steps made: {done}, of which the first {before} do not count")

@@ -126,7 +126,8 @@ def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder
         if dist.rank() == 0:
             run.describe(machine.command, device, setup.data_account)
             _log_start(setup, run)
-        with StopRequest() as stop, profiled(machine.profile, run.path / "profile") as profiler_step:
+        steps_left = setup.total_steps - setup.progress.step
+        with StopRequest() as stop, profiled(machine.profile, run.path / "profile", steps_left) as profiler_step:
             yield setup, run, stop, profiler_step
     finally:
         if run:

@@ -377,6 +377,25 @@ def test_profile_writes_a_trace_and_a_table(run, tmp_path):
     assert json.loads((tmp_path / "run/profile/trace.json").read_text())["traceEvents"]
 
 
+@pytest.mark.parametrize(("steps", "profiled", "before"), [(1, 1, 0), (2, 1, 1), (3, 1, 2), (4, 2, 2), (8, 3, 2)])
+def test_a_short_run_profiles_what_there_is_and_says_what(run, tmp_path, steps, profiled, before):
+    short = [f"data.max_train_images={32 * steps}", "train.batch_size=32", "train.epochs=1"]
+    code, _, err = run("train", "tinydarknet-digits", *QUICK, *short, "--profile", "--out", tmp_path / "run")
+    few = f", all that the run of {steps} has" if steps < 5 else ""
+    assert code == 0 and f"steps profiled: {profiled}, after {before}{few}: " in err
+    table = (tmp_path / "run/profile/operators.txt").read_text()
+    (backward,) = [line.split() for line in table.splitlines() if "aten::convolution_backward " in line]
+    assert int(backward[-1]) == 16 * profiled  # tinydarknet has sixteen convolutions
+    assert json.loads((tmp_path / "run/profile/trace.json").read_text())["traceEvents"]
+
+
+def test_a_run_that_is_stopped_before_its_profile_says_so(run, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 1)
+    code, _, err = run("train", "tinydarknet-digits", *QUICK, "--profile", "--out", tmp_path / "run")
+    assert code == 75 and "no profile: steps made: 1, of which the first 2 do not count" in err
+    assert not (tmp_path / "run/profile").exists()
+
+
 def test_the_python_api_does_the_same(tmp_path, digits_run):
     import convzoo
 
