@@ -1,6 +1,7 @@
 """The log goes to stderr, results go to stdout; a progress bar only where a terminal shows it."""
 
 import logging
+import logging.handlers
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -26,12 +27,25 @@ def setup(rank: int = 0) -> None:
     log.propagate = False
 
 
-def to_file(path: Path) -> logging.Handler:
-    """Copy the log with times into a file too; the caller removes the handler when the run ends."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    return handler
+class Copy:
+    """The log with times in a file too: what comes before the file is open is held back, then written first."""
+
+    def __init__(self) -> None:
+        self._handler: logging.Handler = logging.handlers.MemoryHandler(1 << 20, flushLevel=logging.CRITICAL + 1)
+        log.addHandler(self._handler)
+
+    def open(self, path: Path) -> None:
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        log.addHandler(file)
+        log.removeHandler(self._handler)
+        self._handler.setTarget(file)
+        self._handler.close()  # writes what it held
+        self._handler = file
+
+    def close(self) -> None:
+        log.removeHandler(self._handler)
+        self._handler.close()
 
 
 def on_terminal() -> bool:

@@ -115,12 +115,14 @@ def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder
     device = dist.resolve_device(machine.device)
     joined = dist.start(device)
     logs.setup(dist.rank())
-    run, log_file = None, None
+    run, log_copy = None, logs.Copy()
     try:
         setup = Setup(with_weights_hash(recipe, machine.weights, machine.download), machine, device)
         run, continued = _open_on_rank_0(machine, setup.recipe)
         if dist.rank() == 0:
-            log_file = logs.to_file(run.path / "train.log")
+            log_copy.open(run.path / "train.log")
+        else:
+            log_copy.close()
         if continued:
             _restore(setup, run)
         if dist.rank() == 0:
@@ -132,9 +134,7 @@ def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder
     finally:
         if run:
             run.close()
-        if log_file:
-            log.removeHandler(log_file)
-            log_file.close()
+        log_copy.close()
         if joined:
             dist.stop()
 

@@ -352,6 +352,9 @@ def test_weights_to_start_from_and_a_new_head(run, tmp_path, digits_run):
         tmp_path / "two",
     )
     assert code == 0 and "new head head.weight, head.bias for 2 classes" in err
+    first, second = (tmp_path / "two/train.log").read_text().splitlines()[:2]
+    assert re.match(r"[\d-]+ [\d:,]+ weights from .*; new head head.weight, head.bias for 2 classes$", first)
+    assert "batch 8 = 1 ranks x 1 micro-batches x 8" in second
     code, _, err = run("train", "vgg16-digits", *QUICK, "--weights", last, "--out", tmp_path / "other")
     assert code == 1 and "it holds a tinydarknet" in one_line(err)
 
