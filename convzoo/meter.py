@@ -1,6 +1,8 @@
 """What a run shows and writes while it goes."""
 
 import contextlib
+import json
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -9,12 +11,16 @@ from pathlib import Path
 import torch
 
 from convzoo import dist, logs
+from convzoo.checkpoint import written_whole
 from convzoo.evaluate import Evaluation, summary
 from convzoo.logs import log
+from convzoo.report.card import write_card
+from convzoo.report.plots import plot_curves
 from convzoo.run_folder import RunFolder
 from convzoo.train_setup import Setup
 
 LOG_EVERY_S = 20.0
+DRAW_EVERY_S = 30.0  # drawing takes half a second, which epochs may be shorter than
 
 
 class Meter:
@@ -24,11 +30,13 @@ class Meter:
         self.setup, self.run = setup, run
         self.is_main = dist.rank() == 0
         self.bar = logs.bar(setup.total_steps if self.is_main else 0, setup.progress.step, setup.recipe.name)
-        self._restart()
-        self.last_line = time.perf_counter()
+        self.restart()
+        self.drawn = -math.inf
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Measure speed from now on."""
         self.since, self.steps, self.waited_s = time.perf_counter(), 0, 0.0
+        self.last_line = self.since
         self.line_since, self.line_steps = self.since, 0
 
     def _speed(self) -> tuple[float, float]:
@@ -94,8 +102,29 @@ class Meter:
             log.info(
                 f"epoch {epoch}/{epochs}  loss {means['loss']:.4f}{measured}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {seconds}"
             )
-        self._restart()
-        self.last_line = time.perf_counter()
+
+    def report(self, evaluation: Evaluation | None, draw: bool = True) -> None:
+        """Bring results.csv, the curves and README.md up to date.
+
+        Args:
+            evaluation: the final one; None while the run is unfinished.
+            draw: the curves too, whenever they were drawn last.
+        """
+        if not self.is_main:
+            return
+        setup, run, progress = self.setup, self.run, self.setup.progress
+        rows = run.write_results()
+        if draw or time.perf_counter() - self.drawn > DRAW_EVERY_S:
+            plot_curves(run.metrics(), run.path / "plots", setup.recipe.name)
+            self.drawn = time.perf_counter()
+        facts = {
+            "command": setup.machine.command, "recipe": setup.recipe.plain(), "env": json.loads((run.path / "env.json").read_text()),
+            "data": setup.data_account, "best": progress.best, "model_file": run.path / "checkpoints" / "last.safetensors",
+            "skipped": {"unreadable training images were left out": progress.images_left_out, "updates were left out (overflow)": progress.updates_left_out},
+            "unfinished": None if evaluation else f"step {progress.step} of {setup.total_steps}",
+        }  # fmt: skip
+        with written_whole(run.path / "README.md") as temporary:
+            write_card(temporary, setup.recipe.name, facts, evaluation.result if evaluation else {}, rows)
 
 
 @contextlib.contextmanager

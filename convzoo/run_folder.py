@@ -43,6 +43,11 @@ class RunFolder:
     def interrupted(self) -> Path:
         return self.path / "interrupted"
 
+    @property
+    def finished(self) -> Path:
+        """The file that is there once everything of the run is."""
+        return self.path / "finished"
+
     def describe(self, command: str, device: torch.device, data: dict[str, Any]) -> None:
         """Write the resolved recipe, the command, the environment and the data's account."""
         header = f"# {self.recipe.name}, every key written out. convzoo {convzoo.__version__}\n"
@@ -87,7 +92,10 @@ class RunFolder:
         rows = self.metrics("epoch")
         if rows:
             names = list(dict.fromkeys(key for row in rows for key in row if key != "kind"))
-            with open(self.path / "results.csv", "w", newline="", encoding="utf-8") as file:
+            with (
+                written_whole(self.path / "results.csv") as temporary,
+                open(temporary, "w", newline="", encoding="utf-8") as file,
+            ):
                 writer = csv.DictWriter(file, names, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)

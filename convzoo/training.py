@@ -1,7 +1,6 @@
 """The training loop: one, visible, in the order in which data runs."""
 
 import contextlib
-import json
 import math
 import signal
 import time
@@ -18,8 +17,6 @@ from convzoo.evaluate import Evaluation, TorchRunner, evaluate, summary
 from convzoo.logs import log
 from convzoo.meter import Meter, profiled
 from convzoo.recipe import Recipe
-from convzoo.report.card import write_card
-from convzoo.report.plots import plot_curves
 from convzoo.run_folder import RunFolder, environment, open_run
 from convzoo.train_setup import Machine, Setup, with_weights_hash
 from convzoo.types import Batch
@@ -48,6 +45,7 @@ def train(recipe: Recipe, machine: Machine) -> Path:
                 evaluation, stopping = _close_epoch(setup, run, meter, stop)
             if stopping:
                 _save(setup, run, {}, is_best=False)
+                meter.report(None)
                 run.interrupted.touch()
                 raise InterruptedRun(
                     f"stopped at step {progress.step} of {setup.total_steps} and saved; the same command continues it ({run.path})"
@@ -105,7 +103,7 @@ def train(recipe: Recipe, machine: Machine) -> Path:
             profiler_step()
             stopping = asked_to_stop > 0
 
-        _finish(setup, run, evaluation or _evaluate(setup, lambda: False))
+        _finish(setup, run, meter, evaluation or _evaluate(setup, lambda: False))
     return run.path
 
 
@@ -189,6 +187,9 @@ def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest"
     meter.close_epoch(epoch, means, evaluation)
     if is_best or epoch % train_recipe.save_every_epochs == 0 or epoch == train_recipe.epochs:
         _save(setup, run, result, is_best)
+    if progress.step < setup.total_steps:
+        meter.report(None, draw=False)
+    meter.restart()
     return evaluation, False
 
 
@@ -247,7 +248,8 @@ def _restore(setup: Setup, run: RunFolder) -> None:
         log.warning(f"{run.path}: stopped before its first checkpoint, so it begins again")
     if dist.rank() == 0:
         run.forget_after(setup.progress.step)
-        run.interrupted.unlink(missing_ok=True)
+        for mark in (run.interrupted, run.finished):
+            mark.unlink(missing_ok=True)
 
 
 def _log_start(setup: Setup, run: RunFolder) -> None:
@@ -260,20 +262,13 @@ def _log_start(setup: Setup, run: RunFolder) -> None:
         log.info(f"continued at step {setup.progress.step} of {setup.total_steps}")
 
 
-def _finish(setup: Setup, run: RunFolder, evaluation: Evaluation) -> None:
+def _finish(setup: Setup, run: RunFolder, meter: Meter, evaluation: Evaluation) -> None:
     """Write what a finished run leaves: curves, tables, worst images and its README."""
     if dist.rank() != 0:
         return
-    rows = run.write_results()
-    plot_curves(run.metrics(), run.path / "plots", setup.recipe.name)
     evaluation.write(run.path / "eval", setup.val_data.dataset)
-    progress = setup.progress
-    facts = {
-        "command": setup.machine.command, "recipe": setup.recipe.plain(), "env": json.loads((run.path / "env.json").read_text()),
-        "data": setup.data_account, "best": progress.best, "model_file": run.path / "checkpoints" / "last.safetensors",
-        "skipped": {"unreadable training images were left out": progress.images_left_out, "updates were left out (overflow)": progress.updates_left_out},
-    }  # fmt: skip
-    write_card(run.path / "README.md", setup.recipe.name, facts, evaluation.result, rows)
+    meter.report(evaluation)
+    run.finished.touch()
     log.info(f"done: {summary(evaluation.result)}; see {run.path}/README.md")
 
 

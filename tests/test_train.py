@@ -148,6 +148,46 @@ def test_epochs_are_saved_as_often_as_asked_the_last_and_the_best_always(run, tm
     assert same(weights(tmp_path / "seldom"), weights(tmp_path / "parts"))
 
 
+def test_a_run_reports_while_it_goes_and_when_it_is_stopped(run, tmp_path, monkeypatch):
+    """What lies in the folder in the middle of the second epoch, after a stop there, and at the end."""
+    command = ["train", "tinydarknet-digits", *QUICK, "train.epochs=3", "train.eval_every_epochs=1"]
+    folder, inner, between = tmp_path / "run", train_module._forward_backward, {}
+
+    def step(setup, batches):
+        if setup.progress.step == 5:
+            between.update({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+            between["plots"] = {path.name for path in (folder / "plots").iterdir()}
+        return inner(setup, batches)
+
+    curves = {"loss.png", "accuracy.png", "learning_rate.png"}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_forward_backward", step)
+        stop_after(patch, 6)
+        assert run(*command, "--out", folder)[0] == 75
+    (row,) = rows(folder, "epoch")
+    assert b"**Unfinished: step 4 of 12.**" in between["README.md"] and between["plots"] == curves
+    assert len(between["results.csv"].splitlines()) == 2 and "finished" not in between
+    for text in (between["README.md"].decode(), (folder / "README.md").read_text()):
+        assert f"{100 * row['top1']:.2f} %" in text and "The last weights" not in text
+        assert all(f"(plots/{name})" in text for name in curves)
+    assert "**Unfinished: step 6 of 12.**" in (folder / "README.md").read_text() and not (folder / "finished").exists()
+    drawn = {name: (folder / "plots" / name).read_bytes() for name in curves}
+    assert run(*command, "--out", folder)[0] == 0
+    readme = (folder / "README.md").read_text()
+    assert "nfinished" not in readme and "The last weights on the validation images" in readme
+    assert len((folder / "results.csv").read_text().splitlines()) == 4 and (folder / "finished").exists()
+    assert {path.name for path in (folder / "plots").iterdir()} == curves
+    assert all((folder / "plots" / name).read_bytes() != content for name, content in drawn.items())
+
+
+def test_a_run_that_is_stopped_in_its_first_epoch_has_curves_and_a_readme(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")[0] == 75
+    assert "**Unfinished: step 2 of 8.**" in (tmp_path / "run/README.md").read_text()
+    assert (tmp_path / "run/plots/loss.png").stat().st_size > 1000
+
+
 def test_a_second_signal_and_ctrl_c(run, tmp_path, monkeypatch):
     stop_after(monkeypatch, 3, signal.SIGINT)
     code, _, _ = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")

@@ -1,6 +1,7 @@
 """Curves and matrices as PNG."""
 
 import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,9 @@ def _curve(path: Path, title: str, label: str, lines: list[tuple], scale: float 
         axes.set_yscale("log")
     if axes.lines and sum(bool(name) for name, *_ in lines) > 1:
         axes.legend(frameon=False, **({} if len(lines) <= 3 else BESIDE))
-    figure.savefig(path)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary)
+    os.replace(temporary, path)  # a run that is killed leaves the picture before, not half of one
     plt.close(figure)
 
 
