@@ -49,6 +49,10 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name (`convzoo list`) or a YAML file.")],
     overrides: Overrides = None,
     data: Data = None,
+    val_data: Annotated[
+        Path | None,
+        typer.Option("--val-data", help="The validation pictures', where another.", show_default="--data's"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder; a new one.", show_default="runs/RECIPE")
     ] = None,
@@ -94,7 +98,7 @@ def train(
     path = run_training(
         loaded,
         Machine(
-            data=data, out=out, device=device, weights=weights, workers=workers, accumulate=accumulate, save_every_steps=save_every_steps,
+            data=data, val_data=val_data, out=out, device=device, weights=weights, workers=workers, accumulate=accumulate, save_every_steps=save_every_steps,
             log_every_steps=log_every_steps, compile=compile, profile=profile, resume=resume, download=download, on_bad_sample=on_bad_sample.value, command=command_line(_argv),
         ),
     )  # fmt: skip

@@ -16,7 +16,15 @@ from convzoo import dist, registry
 from convzoo import recipe as recipes
 from convzoo.checkpoint import ModelInfo, StateDict, load_into, load_model
 from convzoo.data.box_transforms import IN_EVAL, IN_TRAIN
-from convzoo.data.loader import OnBadSample, Transformed, build_loader, checked, default_workers, label_map
+from convzoo.data.loader import (
+    OnBadSample,
+    Transformed,
+    build_loader,
+    check_own_split,
+    checked,
+    default_workers,
+    label_map,
+)
 from convzoo.data.sampler import EvalBatches
 from convzoo.data.transforms import Pipeline, normalize
 from convzoo.errors import DataError, UsageError
@@ -180,8 +188,16 @@ def build_pipeline(recipe: Recipe, which: str) -> Pipeline:
     return Pipeline(operations, recipe.seed)
 
 
-def build_dataset(recipe: Recipe, root: Path | None, split: str) -> Any:
-    return registry.bind("dataset", recipe.data, recipe.at("data"))(root, split)
+def build_dataset(recipe: Recipe, root: Path | None, split: str, alone: bool = False) -> Any:
+    """Build a split of the recipe's data set; `alone` where no other split is taken from the same root.
+
+    Raises:
+        UsageError, DataError: as the data set's builder says, or class folders that may be either split.
+    """
+    dataset = registry.bind("dataset", recipe.data, recipe.at("data"))(root, split)
+    if not alone:
+        check_own_split(dataset, split)
+    return dataset
 
 
 def evaluate(

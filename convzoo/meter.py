@@ -103,11 +103,11 @@ class Meter:
                 f"epoch {epoch}/{epochs}  loss {means['loss']:.4f}{measured}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {seconds}"
             )
 
-    def report(self, evaluation: Evaluation | None, draw: bool = True) -> None:
+    def report(self, evaluation: Evaluation | None = None, finished: bool = False, draw: bool = True) -> None:
         """Bring results.csv, the curves and README.md up to date.
 
         Args:
-            evaluation: the final one; None while the run is unfinished.
+            evaluation: the final one of a finished run that evaluates.
             draw: the curves too, whenever they were drawn last.
         """
         if not self.is_main:
@@ -121,7 +121,7 @@ class Meter:
             "command": setup.machine.command, "recipe": setup.recipe.plain(), "env": json.loads((run.path / "env.json").read_text()),
             "data": setup.data_account, "best": progress.best, "model_file": run.path / "checkpoints" / "last.safetensors",
             "skipped": {"unreadable training images were left out": progress.images_left_out, "updates were left out (overflow)": progress.updates_left_out},
-            "unfinished": None if evaluation else f"step {progress.step} of {setup.total_steps}",
+            "unfinished": None if finished else f"step {progress.step} of {setup.total_steps}",
         }  # fmt: skip
         with written_whole(run.path / "README.md") as temporary:
             write_card(temporary, setup.recipe.name, facts, evaluation.result if evaluation else {}, rows)

@@ -45,7 +45,7 @@ def train(recipe: Recipe, machine: Machine) -> Path:
                 evaluation, stopping = _close_epoch(setup, run, meter, stop)
             if stopping:
                 _save(setup, run, {}, is_best=False)
-                meter.report(None)
+                meter.report()
                 run.interrupted.touch()
                 raise InterruptedRun(
                     f"stopped at step {progress.step} of {setup.total_steps} and saved; the same command continues it ({run.path})"
@@ -103,7 +103,9 @@ def train(recipe: Recipe, machine: Machine) -> Path:
             profiler_step()
             stopping = asked_to_stop > 0
 
-        _finish(setup, run, meter, evaluation or _evaluate(setup, lambda: False))
+        if setup.val_data is not None and evaluation is None:
+            evaluation = _evaluate(setup, lambda: False)
+        _finish(setup, run, meter, evaluation)
     return run.path
 
 
@@ -173,7 +175,8 @@ def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest"
     epoch = progress.step // setup.steps_per_epoch
     evaluation = None
     meter.end_training()
-    if epoch % train_recipe.eval_every_epochs == 0 or epoch == train_recipe.epochs:
+    every = train_recipe.eval_every_epochs
+    if every and (epoch % every == 0 or epoch == train_recipe.epochs):
         evaluation = _evaluate(setup, lambda: stop.requested)
         if any(dist.gather_objects(stop.requested)):
             return None, True
@@ -188,13 +191,14 @@ def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest"
     if is_best or epoch % train_recipe.save_every_epochs == 0 or epoch == train_recipe.epochs:
         _save(setup, run, result, is_best)
     if progress.step < setup.total_steps:
-        meter.report(None, draw=False)
+        meter.report(draw=False)
     meter.restart()
     return evaluation, False
 
 
 def _evaluate(setup: Setup, stop: Callable[[], bool]) -> Evaluation:
     """Evaluate the weights that would be published, in float32, exactly as `convzoo eval` does."""
+    assert setup.val_data is not None
     dist.broadcast_buffers(setup.model)
     trained = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()} if setup.average else None
     if setup.average:
@@ -258,18 +262,22 @@ def _log_start(setup: Setup, run: RunFolder) -> None:
     log.info(
         f"{recipe.model['name']} with {count:,} parameters on {setup.device} in {setup.precision}; {len(setup.class_names)} classes; {recipe.train.epochs} epochs into {run.path}"
     )
+    if setup.val_data is None:
+        log.info("no validation (train.eval_every_epochs=0): the last weights count, and there are no best ones")
     if setup.progress.step:
         log.info(f"continued at step {setup.progress.step} of {setup.total_steps}")
 
 
-def _finish(setup: Setup, run: RunFolder, meter: Meter, evaluation: Evaluation) -> None:
+def _finish(setup: Setup, run: RunFolder, meter: Meter, evaluation: Evaluation | None) -> None:
     """Write what a finished run leaves: curves, tables, worst images and its README."""
     if dist.rank() != 0:
         return
-    evaluation.write(run.path / "eval", setup.val_data.dataset)
-    meter.report(evaluation)
+    if evaluation and setup.val_data is not None:
+        evaluation.write(run.path / "eval", setup.val_data.dataset)
+    meter.report(evaluation, finished=True)
     run.finished.touch()
-    log.info(f"done: {summary(evaluation.result)}; see {run.path}/README.md")
+    measured = summary(evaluation.result) if evaluation else "nothing was evaluated (train.eval_every_epochs=0)"
+    log.info(f"done: {measured}; see {run.path}/README.md")
 
 
 class StopRequest:

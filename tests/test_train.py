@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -412,6 +413,79 @@ def test_fp16_with_a_dynamic_loss_scale(run, tmp_path):
     )
     assert code == 0 and " in fp16" in err
     assert load_state(tmp_path / "run/checkpoints/last.state.pt")["loss_scale"]["value"] <= 65536
+
+
+@pytest.fixture
+def trees(run, tmp_path):
+    """Digits as class folders, even and odd: flat/TRAINING and flat/VALIDATION, each with the classes right inside."""
+    for split, name in (("train", "TRAINING"), ("val", "VALIDATION")):
+        assert run("data", "save", "digits", "--out", tmp_path / split, "--count", 40, "--split", split)[0] == 0
+        for file in (tmp_path / split).iterdir():
+            folder = tmp_path / "flat" / name / ("even" if int(file.name[0]) % 2 == 0 else "odd")
+            folder.mkdir(parents=True, exist_ok=True)
+            file.rename(folder / file.name)
+    return tmp_path / "flat"
+
+
+TWO = [
+    "train", "tinydarknet-digits", "transform.train=[]", "transform.eval=[]", "train.precision=fp32", "train.epochs=2",
+    "data={name: image_folder}", "model.num_classes=2", "train.batch_size=8", "train.eval_every_epochs=1",
+]  # fmt: skip
+
+
+def test_training_and_validation_data_in_two_places(run, tmp_path, trees):
+    train, val = trees / "TRAINING", trees / "VALIDATION"
+    code, _, err = run(*TWO, "--data", train, "--val-data", val, "--out", tmp_path / "run")
+    assert code == 0 and "40 of 40 images" in err
+    account = json.loads((tmp_path / "run/data.json").read_text())
+    assert (account["root"], account["val_root"]) == (str(train), str(val))
+    assert (account["train_images"], account["val_images"]) == (40, 40)
+    again = f"`convzoo eval {tmp_path}/run/checkpoints/last.safetensors --data {val}`"
+    assert again in (tmp_path / "run/README.md").read_text()
+    measured = json.loads((tmp_path / "run/eval/metrics.json").read_text())
+    code, out, _ = run("eval", tmp_path / "run/checkpoints/last.safetensors", "--data", val, "--json")
+    assert code == 0 and json.loads(out)["top1"] == measured["top1"]
+    # The same numbers as from one folder with both, and from two that have train/ and val/ in them.
+    for place, split, source in (("one", "train", train), ("one", "val", val), ("two", "val", val)):
+        shutil.copytree(source, tmp_path / place / split)
+    one, two = tmp_path / "one", tmp_path / "two"
+    for name, places in (("a", ["--data", one]), ("b", ["--data", one, "--val-data", two])):
+        assert run(*TWO, *places, "--out", tmp_path / name)[0] == 0
+        assert same(weights(tmp_path / name), weights(tmp_path / "run"))
+        assert json.loads((tmp_path / name / "eval/metrics.json").read_text())["top1"] == measured["top1"]
+
+
+def test_class_folders_alone_are_not_both_training_and_validation_data(run, tmp_path, trees):
+    for argv in ([*TWO, "--out", tmp_path / "run"], ["data", "check", "image_folder"]):
+        code, _, err = run(*argv, "--data", trees / "TRAINING")
+        assert code == 3 and "no folder train or ilsvrc in it; class folders alone" in one_line(err)
+    (trees / "VALIDATION/even").rename(trees / "VALIDATION/straight")
+    two = ["--data", trees / "TRAINING", "--val-data", trees / "VALIDATION"]
+    code, _, err = run(*TWO, *two, "--out", tmp_path / "run")
+    assert code == 3 and "missing in val: even; only in val: straight" in one_line(err)
+    code, _, err = run(*TWO, *two, "train.eval_every_epochs=0", "--out", tmp_path / "run")
+    assert code == 2 and "train.eval_every_epochs: 0, nothing is evaluated" in one_line(err)
+    code, _, err = run(*TWO, "--data", trees / "TRAINING", "--val-data", tmp_path / "none", "--out", tmp_path / "run")
+    assert code == 2 and str(tmp_path / "none") in one_line(err)
+
+
+def test_training_without_validation_data(run, tmp_path, trees, monkeypatch):
+    shutil.rmtree(trees / "VALIDATION")
+    command = [*TWO, "train.eval_every_epochs=0", "--data", trees / "TRAINING"]
+    code, _, err = run(*command, "--out", tmp_path / "run")
+    assert code == 0 and "no validation (train.eval_every_epochs=0)" in err and "nothing was evaluated" in err
+    checkpoints = {path.name for path in (tmp_path / "run/checkpoints").glob("*.safetensors")}
+    assert checkpoints == {"last.safetensors", "step-00000005.safetensors", "step-00000010.safetensors"}
+    readme = (tmp_path / "run/README.md").read_text()
+    assert "40 training and no validation images" in readme and "Not measured: there was no validation" in readme
+    assert not (tmp_path / "run/eval").exists() and (tmp_path / "run/finished").exists()
+    assert all("top1" not in row and row["train_top1"] > 0 for row in rows(tmp_path / "run", "epoch"))
+    assert load_model(tmp_path / "run/checkpoints/last.safetensors")[1].metrics == {}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        assert run(*command, "--out", tmp_path / "parts")[0] == 75
+    assert run(*command, "--out", tmp_path / "parts")[0] == 0
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "parts"))
 
 
 def test_profile_writes_a_trace_and_a_table(run, tmp_path):

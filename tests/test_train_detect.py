@@ -5,13 +5,15 @@ import json
 import pytest
 import torch
 from conftest import difference, momenta, one_line
+from PIL import Image
 from test_train import rows, same, stop_after, weights
 
 from convzoo import logs
 from convzoo import recipe as recipes
 from convzoo.checkpoint import ModelInfo, save_model
 from convzoo.data.sampler import TrainBatches
-from convzoo.train_setup import start_from
+from convzoo.train_setup import Machine, Setup, start_from
+from convzoo.types import Key
 from convzoo.weights import mindspore
 from convzoo.weights.converted import meta_network
 from convzoo.weights.mindspore_ckpt import write_records
@@ -110,6 +112,20 @@ def test_classes_that_the_model_does_not_know_are_no_silent_zero(run, small_run,
         "eval", small_run / "checkpoints/last.safetensors", "data={name: coco}", "--data", shared / "data/tiny-coco"
     )
     assert code == 3 and out == "" and "classes that the model does not know" in one_line(err)
+
+
+def test_validation_data_with_the_classes_in_another_order_are_the_same_classes(tmp_path):
+    for name, split, classes in (("one", "train", "cat\ndog\n"), ("two", "val", "dog\ncat\n")):
+        for folder in ("images", "labels"):
+            (tmp_path / name / folder / split).mkdir(parents=True)
+        (tmp_path / name / "classes.txt").write_text(classes)
+        Image.new("RGB", (64, 64)).save(tmp_path / name / "images" / split / "1.png")
+        (tmp_path / name / "labels" / split / "1.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    small = ["data={name: yolo_txt}", "model.num_classes=2", "model.width=0.03125", "train.batch_size=1"]
+    machine = Machine(data=tmp_path / "one", val_data=tmp_path / "two")
+    setup = Setup(recipes.load("yolov3-digits", small), machine, torch.device("cpu"))
+    assert setup.train_data[Key(0, 0)].target.labels.tolist() == [0] and setup.class_names == ["cat", "dog"]
+    assert setup.val_data[Key(0, 0)].target.labels.tolist() == [1]
 
 
 def test_a_wrong_number_of_classes_is_named(run, shared, tmp_path):

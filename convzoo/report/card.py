@@ -22,13 +22,13 @@ def write_card(
     Args:
         facts: command, recipe (plain), env, data, best (highest value seen in training, or None), skipped counts, the
             model file, and how far an unfinished run is, such as "step 3 of 8"; None of a finished one.
-        result: the final evaluation of the last weights; empty while the run is unfinished.
+        result: the final evaluation of the last weights; empty while the run is unfinished, or where it does not evaluate.
         rows: one per epoch, as in results.csv.
     """
     data, recipe = facts["data"], facts["recipe"]
     text = f"""# {name}
 
-{recipe["model"]["name"]} on {recipe["data"]["name"]}: {data["train_images"]:,} training and {data["val_images"]:,} validation images, \
+{recipe["model"]["name"]} on {recipe["data"]["name"]}: {data["train_images"]:,} training and {_count(data["val_images"])} validation images, \
 {len(data["class_names"])} classes, {recipe["train"]["epochs"]} epochs, seed {recipe["seed"]}.
 
 ## Result
@@ -54,13 +54,20 @@ def write_card(
     path.write_text(text, encoding="utf-8")
 
 
+def _count(number: int) -> str:
+    return f"{number:,}" if number else "no"
+
+
 def _result(facts: dict[str, Any], result: dict[str, Any]) -> str:
     data, recipe = facts["data"], facts["recipe"]
     notes = " ".join(f"{count} {what}." for what, count in facts["skipped"].items() if count)
     if facts["unfinished"]:
         again = "The same command continues a run that was interrupted, `--resume` one that was killed."
         return f"**Unfinished: {facts['unfinished']}.** {again} {notes}".rstrip()
-    root = "" if data["root"] == "None" else f" --data {data['root']}"
+    if not result:
+        return f"Not measured: there was no validation (`train.eval_every_epochs: 0`). The last weights: `{facts['model_file']}`. {notes}".rstrip()
+    where = data.get("val_root", data["root"])
+    root = "" if where == "None" else f" --data {where}"
     averaged = ", averaged (EMA)," if recipe["train"]["ema_decay"] is not None else ""
     best = f"the best epoch had {percent(facts['best'])}"
     return f"""The last weights{averaged} on the validation images, in float32:

@@ -55,7 +55,8 @@ def plot_curves(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
                 ("validation images", epochs, "top1", ORANGE, 2),
             ]
             name, label = "top-1 accuracy", "top-1 in %"
-        _curve(folder / "accuracy.png", f"{title}: {name}", label, shares, scale=100)
+        if any(row.get(key) is not None for _, _, key, *_ in shares for row in epochs):
+            _curve(folder / "accuracy.png", f"{title}: {name}", label, shares, scale=100)
         _curve(folder / "learning_rate.png", f"{title}: learning rate", "learning rate", [("", steps, "lr", BLUE, 2)])
 
 
