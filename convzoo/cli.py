@@ -51,7 +51,7 @@ def train(
     data: Data = None,
     val_data: Annotated[
         Path | None,
-        typer.Option("--val-data", help="The validation pictures', where another.", show_default="--data's"),
+        typer.Option("--val-data", help="Folder or zip with the validation pictures.", show_default="--data's"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder; a new one.", show_default="runs/RECIPE")

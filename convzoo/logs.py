@@ -31,21 +31,21 @@ class Copy:
     """The log with times in a file too: what comes before the file is open is held back, then written first."""
 
     def __init__(self) -> None:
-        self._handler: logging.Handler = logging.handlers.MemoryHandler(1 << 20, flushLevel=logging.CRITICAL + 1)
-        log.addHandler(self._handler)
+        self._held = logging.handlers.MemoryHandler(1 << 20, flushLevel=logging.CRITICAL + 1)
+        self._current: logging.Handler = self._held
+        log.addHandler(self._held)
 
     def open(self, path: Path) -> None:
         file = logging.FileHandler(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._held.setTarget(file)
+        self.close()  # writes what was held
+        self._current = file
         log.addHandler(file)
-        log.removeHandler(self._handler)
-        self._handler.setTarget(file)
-        self._handler.close()  # writes what it held
-        self._handler = file
 
     def close(self) -> None:
-        log.removeHandler(self._handler)
-        self._handler.close()
+        log.removeHandler(self._current)
+        self._current.close()
 
 
 def on_terminal() -> bool:

@@ -36,7 +36,7 @@ class RunFolder:
         self.path = path
         self.recipe = recipe
         self.checkpoints = RunCheckpoints(path / "checkpoints", recipe.train.keep_checkpoint_max)
-        self._lock = lock  # held until the process ends
+        self._lock = lock  # held until it is closed, at the latest when the process ends
         self._metrics_file: TextIO | None = None
 
     @property
@@ -77,12 +77,17 @@ class RunFolder:
     def forget_after(self, step: int) -> None:
         """Drop rows that a continued run will measure again."""
         kept = [row for row in self.metrics() if row["step"] <= step]
-        self.close()
+        self._close_metrics()
         with written_whole(self.path / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
     def close(self) -> None:
-        """Close metrics.jsonl; another row opens it again."""
+        """Close what is open and give the folder free for another process."""
+        self._close_metrics()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _close_metrics(self) -> None:
         if self._metrics_file is not None:
             self._metrics_file.close()
             self._metrics_file = None
@@ -167,7 +172,7 @@ def _next_default(recipe: Recipe, resume: bool) -> Path:
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     for earlier in reversed(taken):
-        same = (earlier / "recipe.yaml").is_file() and _plain_recipe(earlier) == recipe.plain()
+        same = (earlier / "recipe.yaml").is_file() and not _differences(earlier, recipe)
         if same and (resume or (earlier / "interrupted").is_file()):
             return earlier
     if resume:
@@ -179,13 +184,18 @@ def _plain_recipe(path: Path) -> Any:
     return yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
 
 
-def _check_same_recipe(path: Path, recipe: Recipe) -> None:
+def _differences(path: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    """Return (key, value there, value now) of what keeps a run from being continued with a recipe."""
     earlier, now = _flat(_plain_recipe(path)), _flat(recipe.plain())
-    for key in sorted(earlier.keys() | now.keys()):
-        if key not in FREE_KEYS and earlier.get(key) != now.get(key):
-            raise UsageError(
-                f"{path} is a run with {key}={earlier.get(key)}, not {now.get(key)}: a run is continued with its own recipe, or a new one started elsewhere"
-            )
+    keys = sorted((earlier.keys() | now.keys()) - FREE_KEYS)
+    return [(key, earlier.get(key), now.get(key)) for key in keys if earlier.get(key) != now.get(key)]
+
+
+def _check_same_recipe(path: Path, recipe: Recipe) -> None:
+    for key, earlier, now in _differences(path, recipe)[:1]:
+        raise UsageError(
+            f"{path} is a run with {key}={earlier}, not {now}: a run is continued with its own recipe, or a new one started elsewhere"
+        )
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -195,7 +205,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _take_lock(path: Path) -> TextIO:
-    lock = open(path / ".lock", "w")  # noqa: SIM115 (held until the process ends)
+    lock = open(path / ".lock", "w")  # noqa: SIM115 (held until the run ends)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

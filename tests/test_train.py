@@ -16,6 +16,7 @@ from convzoo import cli, errors
 from convzoo import recipe as recipes
 from convzoo import training as train_module
 from convzoo.checkpoint import load_model, load_state
+from convzoo.run_folder import open_run
 from convzoo.train_setup import Machine, Setup
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -243,6 +244,33 @@ def test_a_run_is_continued_with_its_own_recipe_only(run, tmp_path, monkeypatch)
     assert run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run", "--resume")[0] == 0
     code, _, err = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")
     assert code == 2 and "not empty" in one_line(err)
+
+
+def test_a_folder_is_free_once_its_run_is_closed(tmp_path):
+    """Not when Python happens to collect the run's objects: one process may train again and again."""
+    recipe = recipes.load("tinydarknet-digits")
+    first, _ = open_run(tmp_path / "run", recipe, resume=False)
+    first.describe("command", torch.device("cpu"), {})
+    with pytest.raises(errors.UsageError, match="another process is training there"):
+        open_run(tmp_path / "run", recipe, resume=True)
+    first.close()
+    again, continued = open_run(tmp_path / "run", recipe, resume=True)
+    again.close()
+    assert continued
+
+
+def test_how_often_is_saved_does_not_make_it_another_run(run, tmp_path, monkeypatch):
+    """Without --out too; and a run that was begun before there was such a key is continued."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert run("train", "tinydarknet-digits", *QUICK)[0] == 75
+    path = tmp_path / "runs/tinydarknet-digits/recipe.yaml"
+    earlier = path.read_text()
+    path.write_text("".join(line for line in earlier.splitlines(True) if "save_every_epochs" not in line))
+    assert path.read_text() != earlier
+    code, out, err = run("train", "tinydarknet-digits", *QUICK, "train.keep_checkpoint_max=3")
+    assert code == 0 and out == "runs/tinydarknet-digits\n" and "continued at step 2 of 8" in err
 
 
 def test_what_a_run_leaves(digits_run):
