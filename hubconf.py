@@ -1,8 +1,9 @@
-"""torch.hub: `model = torch.hub.load(REPO, "densenet121", weights="timm:densenet121.ra_in1k", download=True)`.
+"""torch.hub: `model = torch.hub.load(REPO, "densenet121", weights="timm:densenet121.ra_in1k", download=True, source="local")`.
 
 Every entry point returns a `convzoo.Model`: `model.predict("pictures/")`, `model.evaluate(data)`, `model.network` (the
 module) and `model(images)` for normalised tensors. `weights` is a model file of convzoo, a Darknet, MindSpore or
 PyTorch weight file, or a name from `convzoo list --weights`, which uses the network only with `download=True`.
+`pretrained=False, num_classes=10` gives the network with initial weights, to be trained by a loop of your own.
 """
 
 from pathlib import Path
@@ -21,33 +22,46 @@ dependencies = [
     "matplotlib",
     "tqdm",
 ]
+PUBLISHED = {
+    "vgg16": "torchvision:VGG16_Weights.IMAGENET1K_V1",
+    "densenet121": "torchvision:DenseNet121_Weights.IMAGENET1K_V1",
+    "tinydarknet": "darknet:tiny.weights",
+    "darknet53": "timm:darknet53.c2ns_in1k",
+    "yolov3": "darknet:yolov3.weights",
+}
 
 
-def vgg16(weights: str | Path = "torchvision:VGG16_Weights.IMAGENET1K_V1", **options) -> "convzoo.Model":
+def _load(name: str, weights: str | Path | None, pretrained: bool, options: dict) -> "convzoo.Model":
+    if pretrained and weights is None:
+        weights = PUBLISHED.get(name)
+    return convzoo.load(name, weights, pretrained=pretrained, **options)
+
+
+def vgg16(weights: str | Path | None = None, *, pretrained: bool = True, **options) -> "convzoo.Model":
     """VGG-16, with or without batch norm as the weights have it; options as of `convzoo.load`."""
-    return convzoo.load("vgg16", weights, **options)
+    return _load("vgg16", weights, pretrained, options)
 
 
-def densenet100(weights: str | Path, **options) -> "convzoo.Model":
+def densenet100(weights: str | Path | None = None, *, pretrained: bool = True, **options) -> "convzoo.Model":
     """DenseNet-BC with 100 layers for 32x32 pictures; nobody publishes weights, name your own."""
-    return convzoo.load("densenet100", weights, **options)
+    return _load("densenet100", weights, pretrained, options)
 
 
-def densenet121(weights: str | Path = "torchvision:DenseNet121_Weights.IMAGENET1K_V1", **options) -> "convzoo.Model":
+def densenet121(weights: str | Path | None = None, *, pretrained: bool = True, **options) -> "convzoo.Model":
     """DenseNet-121."""
-    return convzoo.load("densenet121", weights, **options)
+    return _load("densenet121", weights, pretrained, options)
 
 
-def tinydarknet(weights: str | Path = "darknet:tiny.weights", **options) -> "convzoo.Model":
-    """Tiny-DarkNet; its published weights have no class names in them, `classes` takes a file of them."""
-    return convzoo.load("tinydarknet", weights, **options)
+def tinydarknet(weights: str | Path | None = None, *, pretrained: bool = True, **options) -> "convzoo.Model":
+    """Tiny-DarkNet."""
+    return _load("tinydarknet", weights, pretrained, options)
 
 
-def darknet53(weights: str | Path = "timm:darknet53.c2ns_in1k", **options) -> "convzoo.Model":
+def darknet53(weights: str | Path | None = None, *, pretrained: bool = True, **options) -> "convzoo.Model":
     """DarkNet-53 as a classifier."""
-    return convzoo.load("darknet53", weights, **options)
+    return _load("darknet53", weights, pretrained, options)
 
 
-def yolov3(weights: str | Path = "darknet:yolov3.weights", **options) -> "convzoo.Model":
+def yolov3(weights: str | Path | None = None, *, pretrained: bool = True, **options) -> "convzoo.Model":
     """YOLOv3 on DarkNet-53: `model(images)` gives the raw head maps."""
-    return convzoo.load("yolov3", weights, **options)
+    return _load("yolov3", weights, pretrained, options)

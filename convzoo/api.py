@@ -15,16 +15,19 @@ from torch import nn
 
 from convzoo import dist, evaluate, registry
 from convzoo import recipe as recipes
+from convzoo.checkpoint import ModelInfo, tensors_sha256
 from convzoo.convert import open_converted
-from convzoo.deploy import SUFFIXES
-from convzoo.deploy.exported import OpenExport, Place, open_exported
-from convzoo.errors import ConvzooError, UsageError
+from convzoo.deploy.exported import OpenExport, is_foreign, open_any
+from convzoo.errors import UsageError
 from convzoo.predict import MIN_SCORE, predict
 from convzoo.predict_files import Answer, save_annotated
 from convzoo.recipe import Recipe
 from convzoo.train_setup import Machine
 from convzoo.training import train as run_training
 from convzoo.weights import sources
+from convzoo.weights.converted import full_model, read_class_names, require_asked_for
+
+LARGEST_FIRST = ("imagenet", "coco", "cifar10")  # data sets in recipes' names
 
 
 class Model:
@@ -117,6 +120,8 @@ def load(
     weights: str | Path | None = None,
     download: bool = False,
     *,
+    pretrained: bool = True,
+    num_classes: int | None = None,
     classes: str | Path | None = None,
     device: str = "auto",
 ) -> Model:
@@ -126,27 +131,50 @@ def load(
         name_or_path: a model file, an exported file, a foreign weight file, LIBRARY:NAME, or with `weights` the name of a network.
         weights: what `name_or_path` may be; they must be of that network.
         download: let LIBRARY:NAME use the network.
-        classes: a file of class names in output order, for foreign weights.
+        pretrained: False for a network by its name with initial weights, drawn by torch's generator, and the recipe that
+            is shipped for it on the largest data set.
+        num_classes: refuse weights of any other number; of an untrained network, how many it has.
+        classes: a file of class names in output order, for foreign weights and untrained networks.
     Raises:
         UsageError: no such file or name, or LIBRARY:NAME without `download`.
         ConvzooError: an unreadable, damaged or mismatching file, or the network does not answer.
         MissingPackageError: the library is not installed.
     """
     target = dist.resolve_device(device)
+    names = Path(classes) if classes else None
+    if not pretrained:
+        if weights is not None:
+            raise UsageError(f"{name_or_path}: pretrained=False has no weights, and {weights} are some")
+        return Model(_untrained(str(name_or_path), num_classes, names, target))
     source, model_name = (name_or_path, None) if weights is None else (weights, str(name_or_path))
     if model_name is not None:
         registry.builder("model", model_name)
     elif str(source) in registry.names("model") and not Path(source).exists():
-        raise UsageError(f"{source}: a network without weights; weights= takes a file or a name of `list --weights`")
-    if model_name is None and Path(source).suffix.lower() in SUFFIXES.values():
-        return Model(open_exported(source, Place(str(target))))
-    if sources.is_remote(source) or (Path(source).is_file() and not sources.is_own(Path(source))):
-        wanted = sources.Wanted(model_name, None, Path(classes) if classes else None)
+        raise UsageError(
+            f"{source}: a network without weights; weights= takes a file or a name of `list --weights`, pretrained=False none"
+        )
+    wanted = sources.Wanted(model_name, num_classes, names)
+    if sources.is_remote(source) or (Path(source).is_file() and is_foreign(Path(source))):
         return Model(open_converted(sources.open_source(source, wanted, download), target))
-    opened = evaluate.open_model(source, target)
-    if model_name not in (None, opened.recipe.model["name"]):
-        raise ConvzooError(f"{source}: holds {opened.recipe.model['name']}, not {model_name}")
+    opened = open_any(source, target)
+    require_asked_for(str(source), opened.recipe.model, model_name, num_classes)
     return Model(opened)
+
+
+def _untrained(name: str, num_classes: int | None, classes: Path | None, device: torch.device) -> evaluate.OpenModel:
+    """Build a network with initial weights. Raises UsageError for an unknown one, or class names that do not fit."""
+    registry.builder("model", name)
+    shipped = next((f"{name}-{data}" for data in LARGEST_FIRST if f"{name}-{data}" in recipes.shipped()), None)
+    if shipped is None:
+        raise UsageError(f"{name}: no recipe is shipped for it; train one of your own")
+    recipe = recipes.load(shipped, [] if num_classes is None else [f"model.num_classes={num_classes}"])
+    model = registry.bind("model", recipe.model, recipe.at("model"))()
+    count = full_model(recipe.model)["num_classes"]
+    names = read_class_names(classes, count) if classes else [str(number) for number in range(count)]
+    provenance = {"initial_weights": shipped, **({} if classes else {"class_names": "numbers"})}
+    info = ModelInfo(recipe.plain(), names, {}, provenance)
+    model = model.eval().to(device, memory_format=torch.channels_last)
+    return evaluate.OpenModel(model, recipe, info, Path(name), tensors_sha256(model.state_dict()))
 
 
 def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:

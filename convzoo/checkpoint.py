@@ -41,6 +41,7 @@ class ModelInfo:
         metrics: what was measured on these weights, with the number of images.
         provenance: where the weights come from: versions, data, command, or a converted file and its hash.
         licence: of the weights, where known.
+        input_hw: (height, width) of the pictures that the network was trained for; None in files of before it was kept.
     """
 
     recipe: dict[str, Any]
@@ -50,6 +51,7 @@ class ModelInfo:
     licence: str | None = None
     format: int = FORMAT
     convzoo: str = convzoo.__version__
+    input_hw: tuple[int, int] | None = None
 
     @property
     def preprocessing(self) -> dict[str, Any]:
@@ -96,6 +98,8 @@ def load_model(path: Path) -> tuple[StateDict, ModelInfo, str]:
             f"{path}: model file format {document.get('format')}, this version reads {FORMAT}: update convzoo"
         )
     document.pop("preprocessing")
+    if document.get("input_hw"):
+        document["input_hw"] = tuple(document["input_hw"])  # JSON has lists only
     return tensors, ModelInfo(**document), metadata["sha256"]
 
 

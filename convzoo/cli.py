@@ -4,6 +4,7 @@ import functools
 import json
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -111,7 +112,7 @@ def train(
 @app.command(name="eval")
 def eval_(
     model: Annotated[
-        Path, typer.Argument(help="A model file, an exported file, or a folder of model files: one row each.")
+        Path, typer.Argument(help="A model file, an exported file, another program's weights, or a folder: a row each.")
     ],
     overrides: Overrides = None,
     data: Data = None,
@@ -136,27 +137,62 @@ def eval_(
     """Measure a model on the validation images: every image once, n of N stated. `val` is the same."""
     from convzoo import dist, evaluate
     from convzoo.deploy.device_flow import score_raw_outputs
-    from convzoo.deploy.exported import open_any
+    from convzoo.deploy.exported import model_files, open_any
 
     measure = functools.partial(score_raw_outputs, folder=raw_outputs) if raw_outputs else evaluate.evaluate_open
-    files = evaluate.model_files(model)
+    files = model_files(model)
     joined = dist.start(dist.resolve_device(device))
     logs.setup(dist.rank())
+
+    def row(file: Path) -> None:
+        opened = open_any(file, dist.resolve_device(device), provider, tuple(overrides or ()))
+        fetch(download, opened.recipe.data, data)
+        evaluation = measure(
+            opened, data=data, batch_size=batch_size, workers=workers, precision=precision.value, on_bad_sample=on_bad_sample.value
+        )  # fmt: skip
+        if dist.rank() == 0:
+            _show(file, evaluation, json_)
+            if out:
+                evaluation.write(_folder_of(file, files, out), evaluate.build_dataset(opened.recipe, data, "val"))
+
     try:
-        for file in files:
-            opened = open_any(file, dist.resolve_device(device), provider, tuple(overrides or ()))
-            fetch(download, opened.recipe.data, data)
-            evaluation = measure(
-                opened, data=data, batch_size=batch_size, workers=workers, precision=precision.value, on_bad_sample=on_bad_sample.value
-            )  # fmt: skip
-            if dist.rank() == 0:
-                _show(file, evaluation, json_)
-                if out:
-                    folder = out / file.stem if len(files) > 1 else out
-                    evaluation.write(folder, evaluate.build_dataset(opened.recipe, data, "val"))
+        _each(files, row, model, stop=dist.world_size() > 1)
     finally:
         if joined:
             dist.stop()
+
+
+def _each(files: list[Path], work: Callable[[Path], None], where: Path | str, stop: bool = False) -> None:
+    """Do the work for every file; one that fails is named, and the others go on.
+
+    Args:
+        stop: at the first failure, because other ranks wait.
+    Raises:
+        ConvzooError: the failure itself where it is the only file or all failed, else how many failed.
+    """
+    failures = []
+    for file in files:
+        try:
+            work(file)
+        except errors.InterruptedRun:
+            raise
+        except ConvzooError as error:
+            if stop or len(files) == 1:
+                raise
+            failures.append((file, error))
+            if len(failures) < len(files):
+                logs.log.warning(f"failed: {error}")
+    if len(failures) == len(files):
+        raise failures[-1][1]
+    if failures:
+        names = ", ".join(file.name for file, _ in failures)
+        raise ConvzooError(f"{where}: {len(failures)} of {len(files)} files failed: {names}")
+
+
+def _folder_of(file: Path, files: list[Path], out: Path) -> Path:
+    if len(files) == 1:
+        return out
+    return out / (file.stem if len({other.stem for other in files}) == len(files) else file.name)
 
 
 def _show(file: Path, evaluation: Any, json_: bool) -> None:
@@ -183,8 +219,15 @@ app.command()(bench)
 
 @app.command()
 def convert(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="Weight file, LIBRARY:NAME, or MindSpore zoo YAML.")],
-    out: Annotated[Path, typer.Option("--out", help="Model file (or recipe, or foreign file) to write.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="Weight file, folder of them, LIBRARY:NAME, or MindSpore zoo YAML or config.py."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", help="Model file (or recipe, or foreign file) to write; of a folder, a folder.")
+    ],
     model: Annotated[str | None, typer.Option("--model", help="Refuse any other network.", show_default=False)] = None,
     num_classes: Annotated[
         int | None, typer.Option("--num-classes", help="Refuse any other number of classes.", show_default=False)
@@ -205,14 +248,25 @@ def convert(
 
     SRC is a Darknet .weights, a MindSpore .ckpt, a .pth, .pt or .safetensors, recognised by content; or timm:NAME,
     torchvision:NAME or darknet:FILE (`convzoo list --weights`); or a MindSpore zoo configuration, which becomes a
-    recipe; or, with --to, a model file.
+    recipe; or, with --to, a model file; or a folder of such weights.
     """
     from convzoo.convert import convert as run_conversion
+    from convzoo.convert import targets
     from convzoo.weights.sources import Wanted
 
     wanted = Wanted(model, num_classes, classes)
-    report = run_conversion(source, out, wanted, to=to, check=check, data_name=data_name, download=download)
-    print(json.dumps(report.plain, ensure_ascii=False) if json_ else report.text())
+    options: dict[str, Any] = {"to": to, "check": check, "data_name": data_name}
+    if not Path(source).is_dir():
+        report = run_conversion(source, out, wanted, download=download, **options)
+        print(json.dumps(report.plain, ensure_ascii=False) if json_ else report.text())
+        return
+    target_of = targets(Path(source), out, to)
+
+    def row(file: Path) -> None:
+        report = run_conversion(str(file), target_of[file], wanted, **options)
+        print(json.dumps(report.plain, ensure_ascii=False) if json_ else f"{file}  ->  {target_of[file]}")
+
+    _each(list(target_of), row, source)
 
 
 @app.command(name="list")

@@ -14,7 +14,7 @@ Folder = partial(typer.Option, file_okay=False, show_default=False)
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="A model file or an exported file.")],
+    model: Annotated[Path, typer.Argument(help="A model file, an exported file, or another program's weights.")],
     sources: Annotated[list[str] | None, typer.Argument(help="Picture files, folders or globs.")] = None,
     save: Annotated[Path | None, Folder("--save", help="Folder for annotated copies.")] = None,
     min_score: Annotated[

@@ -14,15 +14,17 @@ from convzoo import evaluate, registry
 from convzoo import recipe as recipes
 from convzoo.checkpoint import ModelInfo, file_sha256, save_model, tensors_sha256, written_whole
 from convzoo.data.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
+from convzoo.data.imagenet import wnids
 from convzoo.errors import ToleranceError, UsageError
 from convzoo.weights import darknet, known, mindspore, zoo_keys, zoo_yaml
 from convzoo.weights.check import checks
 from convzoo.weights.converted import Converted, full_model, network
 from convzoo.weights.report import Report, describe, describe_checks
-from convzoo.weights.sources import ANY, Source, Wanted, is_own, is_remote, open_source
+from convzoo.weights.sources import ANY, WEIGHT_SUFFIXES, Source, Wanted, is_own, is_remote, open_source
 
 DETECTORS = {"yolov3"}
-WRITERS = ("darknet", "mindspore")
+FOREIGN_SUFFIXES = {"darknet": ".weights", "mindspore": ".ckpt"}
+WRITERS = tuple(FOREIGN_SUFFIXES)
 RECIPE_SUFFIXES = (".yaml", ".yml")
 # For training on from the weights; a recipe that somebody trains with is a file of its own.
 TRAINING = {
@@ -72,6 +74,29 @@ def convert(
     if to:
         return _write_foreign(opened, out, to)
     return _write_model(opened, out, check, data_name)
+
+
+def targets(folder: Path, out: Path, to: str | None = None) -> dict[Path, Path]:
+    """Return the files to convert in a folder with the file that each becomes in the folder `out`, which is made.
+
+    Raises:
+        UsageError: no such file in the folder, or `out` is no folder and cannot become one.
+    """
+    suffix = FOREIGN_SUFFIXES.get(to or "", ".safetensors")
+    named = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.endswith(".state.pt")]
+    if to:
+        files = [file for file in named if file.suffix == ".safetensors" and is_own(file)]
+    else:
+        files = [file for file in named if file.name.lower().endswith((".safetensors", *WEIGHT_SUFFIXES))]
+        files = [file for file in files if not is_own(file)]
+    if not files:
+        kinds = "model files (.safetensors)" if to else f"weights of another program ({', '.join(WEIGHT_SUFFIXES)})"
+        raise UsageError(f"{folder}: no {kinds} in it")
+    if out.is_file() or not out.parent.is_dir():
+        raise UsageError(f"--out {out}: {'a file' if out.is_file() else 'no such folder'}; a folder becomes a folder")
+    out.mkdir(exist_ok=True)
+    unique = len({file.stem for file in files}) == len(files) and not out.samefile(folder)
+    return {file: out / f"{file.stem if unique else file.name}{suffix}" for file in files}
 
 
 def _check_out(out: Path, source: str) -> None:
@@ -135,7 +160,8 @@ def model_info(opened: Source, data_name: str | None = None) -> ModelInfo:
     }
     if converted.class_names is None:
         provenance["class_names"] = "numbers"
-    return ModelInfo(recipe.plain(), names, {}, provenance, opened.licence)
+    as_they_are = names == CIFAR10_CLASSES and not recipe.transform.eval
+    return ModelInfo(recipe.plain(), names, {}, provenance, opened.licence, input_hw=(32, 32) if as_they_are else None)
 
 
 def recipe_of(converted: Converted, data_name: str) -> dict[str, Any]:
@@ -167,7 +193,7 @@ def _attach_cifar10(converted: Converted) -> None:
     resize = {"resize": {"size_px": 227, "mode": "stretch", "antialias": False}}
     converted.transform = known.transform([resize], tuple(zoo_yaml.CIFAR10_MEAN), tuple(zoo_yaml.CIFAR10_STD))
     unused = converted.model["num_classes"] - len(CIFAR10_CLASSES)
-    if converted.class_names in (None, known.imagenet_wnids()) and unused >= 0:
+    if converted.class_names in (None, wnids()) and unused >= 0:
         converted.class_names = CIFAR10_CLASSES + [f"unused {number}" for number in range(unused)]
     converted.notes = ["preprocessing and classes: the zoo's for CIFAR-10, stretched to 227x227"]
 
@@ -231,11 +257,12 @@ def _convert_configuration(path: Path, out: Path) -> Report:
     sha256 = file_sha256(path)
     report.plain.update(recipe=recipe.plain(), dropped=zoo.dropped, notes=zoo.notes, source_sha256=sha256)
     header = [
-        f"Converted by convzoo {convzoo.__version__} from {path.name} of the MindSpore zoo (SHA-256 {sha256[:12]}...)."
+        f"Converted by convzoo {convzoo.__version__} from {path.name}, a configuration of the MindSpore zoo's {recipe.model['name']} (SHA-256 {sha256[:12]}...)."
     ]
     header += [f"Note: {note}." for note in zoo.notes]
     header += [f"Left out: {key} ({why})" for key, why in zoo.dropped.items()]
-    header.append(f"Run: convzoo train {out.name}" + (" --data DIR" if recipe.data["name"] != "digits" else ""))
+    weights = " --weights FILE" if recipe.train.freeze else ""  # what is frozen must come from somewhere
+    header.append(f"Run: convzoo train {out.name} --data DIR{weights}")
     with written_whole(out) as temporary:
         temporary.write_text("".join(f"# {line}\n" for line in header) + recipe.to_yaml(), encoding="utf-8")
     report.add("written", str(out), out=str(out))

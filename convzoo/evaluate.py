@@ -26,11 +26,11 @@ from convzoo.data.loader import (
     label_map,
 )
 from convzoo.data.sampler import EvalBatches
-from convzoo.data.transforms import Pipeline, normalize
+from convzoo.data.transforms import Pipeline, Stretch, normalize
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import progress
 from convzoo.recipe import Recipe
-from convzoo.types import Metric, Task
+from convzoo.types import Key, Metric, Sample, Task
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,7 +83,7 @@ class OpenModel:
         return build_task(self.recipe, self.class_names)
 
     def pipeline(self) -> Pipeline:
-        return build_pipeline(self.recipe, "eval")
+        return eval_pipeline(self.recipe, self.info, self.info.input_hw)
 
     def runner(self, precision: str = "fp32") -> TorchRunner:
         return TorchRunner(self.model, self.recipe, next(self.model.parameters()).device, precision)
@@ -188,6 +188,35 @@ def build_pipeline(recipe: Recipe, which: str) -> Pipeline:
     return Pipeline(operations, recipe.seed)
 
 
+def eval_pipeline(recipe: Recipe, info: Any, trained_hw: tuple[int, int] | None) -> Pipeline:
+    """Return `transform.eval`; where it keeps the size of pictures, they are stretched to what the model was trained on.
+
+    Args:
+        info: what the file says of itself; an evaluation transform that was overridden is taken as it is.
+        trained_hw: (height, width), None where it is not known.
+    """
+    pipeline = build_pipeline(recipe, "eval")
+    if trained_hw is None or given_size(pipeline) or recipe.plain()["transform"]["eval"] != info.preprocessing["eval"]:
+        return pipeline
+    return Pipeline([*(operation for operation, _ in pipeline.operations), Stretch(trained_hw)], recipe.seed)
+
+
+def given_size(pipeline: Pipeline) -> tuple[int, int] | None:
+    """Return the (height, width) that a pipeline gives pictures of any size, or None where it depends on theirs."""
+    found = set()
+    for hw in ((300, 400), (401, 301)):
+        image = pipeline(Sample(torch.zeros(3, *hw, dtype=torch.uint8), 0, 0, "", hw), Key(0, 0)).image
+        found.add((image.shape[1], image.shape[2]))
+    return found.pop() if len(found) == 1 else None
+
+
+def size_seen(data: Transformed) -> tuple[int, int] | None:
+    """Return the (height, width) of the first readable picture as the network gets it, or None of none."""
+    samples = (data[Key(0, index)] for index in range(len(data)))
+    first = next((sample for sample in samples if isinstance(sample, Sample)), None)
+    return None if first is None else (first.image.shape[1], first.image.shape[2])
+
+
 def build_dataset(recipe: Recipe, root: Path | None, split: str, alone: bool = False) -> Any:
     """Build a split of the recipe's data set; `alone` where no other split is taken from the same root.
 
@@ -262,19 +291,6 @@ def evaluate_open(
     seen = Transformed(dataset, opened.pipeline(), mapping)
     batch_size = batch_size or min(256, opened.recipe.train.batch_size)
     return evaluate(runner, opened.task(), seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample)
-
-
-def model_files(path: Path) -> list[Path]:
-    """Return the model file itself, or all in a folder or in a run's checkpoints folder, each content once."""
-    if not path.is_dir():
-        return [path]
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
-    files = sorted(folder.glob("*.safetensors"))
-    steps = [file for file in files if file.stem.startswith("step-")]
-    chosen = steps or files
-    if not chosen:
-        raise UsageError(f"{path}: no model files (*.safetensors) in it")
-    return chosen
 
 
 def summary(result: dict[str, Any]) -> str:

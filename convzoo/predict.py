@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from convzoo.data.decode import EXTENSIONS, decode_rgb
+from convzoo.data.imagenet import titles
 from convzoo.data.loader import OnBadSample
 from convzoo.data.transforms import Pipeline
 from convzoo.errors import DataError, UsageError
@@ -108,7 +109,7 @@ def _answers(
     if not samples:
         return
     batch = task.collate([pipeline(sample, Key(0, sample.index)) for _, sample in samples])
-    outputs = runner(batch.images)
+    outputs, class_titles = runner(batch.images), titles(class_names)
     predictions: list[Prediction] = task.postprocess(outputs[0] if len(outputs) == 1 else outputs, batch)
     for (path, sample), prediction in zip(samples, predictions, strict=True):
         labels, scores, boxes = prediction.labels, prediction.scores, prediction.boxes_xyxy
@@ -116,5 +117,6 @@ def _answers(
             kept = scores >= min_score
             labels, scores, boxes = labels[kept], scores[kept], boxes[kept]
         names = [class_names[label] for label in labels]
+        readable = [class_titles[label] for label in labels] if class_titles else None
         image = sample.image.permute(1, 2, 0).numpy()
-        yield Answer(path, names, scores.astype(float).tolist(), image, labels.tolist(), boxes)
+        yield Answer(path, names, scores.astype(float).tolist(), image, labels.tolist(), boxes, readable)

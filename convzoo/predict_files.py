@@ -27,6 +27,7 @@ class Answer:
         image: the picture as decoded, upright, [H, W, 3] uint8.
         labels: class indices of the names.
         boxes_xyxy: [N, 4] pixels of `image`, or None from a classifier.
+        titles: what people call the classes where the names are ids, or None.
     """
 
     path: str
@@ -35,14 +36,17 @@ class Answer:
     image: np.ndarray
     labels: list[int]
     boxes_xyxy: np.ndarray | None = None
+    titles: list[str] | None = None
 
     def row(self) -> dict[str, Any]:
         """Return plain values for JSON lines."""
-        classes = [
-            {"class": name, "score": round(score, 6)} for name, score in zip(self.names, self.scores, strict=True)
+        titles = [{"title": title} for title in self.titles] if self.titles else [{}] * len(self.names)
+        classes: list[dict[str, Any]] = [
+            {"class": name, **title, "score": round(score, 6)}
+            for name, title, score in zip(self.names, titles, self.scores, strict=True)
         ]
         if self.boxes_xyxy is None:
-            return {"path": self.path, "class": self.names[0], "score": round(self.scores[0], 6), "classes": classes}
+            return {"path": self.path, **classes[0], "classes": classes}
         height, width = self.image.shape[:2]
         boxes = [[round(value, 2) for value in box] for box in self.boxes_xyxy.tolist()]
         detections = [{**one, "box_xyxy": box} for one, box in zip(classes, boxes, strict=True)]
@@ -51,7 +55,7 @@ class Answer:
     def text(self) -> str:
         """Return one line for people: the best three classes, or how many of each class and the best score among them."""
         if self.boxes_xyxy is None:
-            best = zip(self.names[:3], self.scores[:3], strict=True)
+            best = zip(self._captions()[:3], self.scores[:3], strict=True)
             return "  ".join([self.path, *(f"{name} {100 * score:5.1f} %" for name, score in best)])
         found = [
             f"{count} x {name} ({'up to ' * (count > 1)}{100 * score:.1f} %)" for name, count, score in self._counts()
@@ -61,8 +65,9 @@ class Answer:
     def drawn(self, fit_px: int | None = None) -> Image.Image:
         """Return the picture with the answer on it; a detector's may be scaled to a longer side."""
         if self.boxes_xyxy is None:
-            return classified(self.image, self.names[:3], self.scores[:3])
-        captions = [f"{name}  {score:.0%}" for name, score in zip(self.names, self.scores, strict=True)]
+            short = self.titles[:3] if self.titles else None
+            return classified(self.image, self._captions()[:3], self.scores[:3], short)
+        captions = [f"{name}  {score:.0%}" for name, score in zip(self.titles or self.names, self.scores, strict=True)]
         return boxed(self.image, self.boxes_xyxy, self.labels, captions, fit_px)
 
     def thumbnail(self) -> tuple[Image.Image, tuple[str, str]]:
@@ -73,7 +78,16 @@ class Answer:
             return self.drawn(DETECTION_PX), (found or "nothing", file)
         picture = Image.fromarray(self.image)
         picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-        return picture, (f"{self.names[0]}  {100 * self.scores[0]:.1f} %", file)
+        percent = f"{100 * self.scores[0]:.1f} %"
+        if self.titles:  # a line to itself: some are as long as the picture is wide
+            return picture, (self.titles[0], f"{percent}  {file}")
+        return picture, (f"{self.names[0]}  {percent}", file)
+
+    def _captions(self) -> list[str]:
+        """Return the classes for people, the id after the title where there are both."""
+        if not self.titles:
+            return self.names
+        return [f"{title} ({name})" for title, name in zip(self.titles, self.names, strict=True)]
 
     def _counts(self) -> list[tuple[str, int, float]]:
         """Return each class with how often it was found and its best score, the best class first."""

@@ -24,7 +24,7 @@ from convzoo.data.loader import (
 )
 from convzoo.data.sampler import TrainBatches, check_batch_size
 from convzoo.errors import ConvzooError, DataError, UsageError
-from convzoo.evaluate import build_dataset, build_pipeline, build_task, check_recipe
+from convzoo.evaluate import build_dataset, build_pipeline, build_task, check_recipe, size_seen
 from convzoo.logs import log
 from convzoo.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 from convzoo.recipe import Recipe
@@ -185,7 +185,10 @@ class Setup:
             "data": self.data_account["root"],
             "step": self.progress.step,
         }
-        return ModelInfo(self.recipe.plain(), self.class_names, metrics, provenance)
+        eval_pipeline = build_pipeline(self.recipe, "eval")
+        seen = Transformed(self.train_data.dataset, eval_pipeline) if self.val_data is None else self.val_data
+        input_hw = size_seen(seen)
+        return ModelInfo(self.recipe.plain(), self.class_names, metrics, provenance, input_hw=input_hw)
 
     def state(self) -> dict[str, Any]:
         return {

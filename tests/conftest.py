@@ -1,5 +1,6 @@
 """What several tests share: where the reference data lies, and the command line run in-process."""
 
+import functools
 import os
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from convzoo import cli
 from convzoo.checkpoint import load_state
 
 SHARED = Path(os.environ.get("CONVZOO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-THREADS = 1  # as fast for small networks, and much faster beside another process
+THREADS = int(os.environ.get("CONVZOO_TEST_THREADS", "1"))  # one: as fast for small networks, much faster beside others
 # A run of seconds: 8x8 digits straight into the network.
 QUICK = [
     "transform.train=[]",
@@ -63,6 +64,36 @@ def digits_run(tmp_path_factory) -> Path:
         == 0
     )
     return out
+
+
+@functools.cache
+def openvino_runs() -> bool:
+    """Tell whether OpenVINO runs a pool and an upsampling here; held to SSE4.1 it has no kernels for them."""
+    from convzoo.deploy import library
+
+    openvino = library("openvino", "this test")
+    net = torch.nn.Sequential(torch.nn.MaxPool2d(2), torch.nn.Upsample(scale_factor=2.0, mode="nearest"))
+    model = openvino.convert_model(net, example_input=torch.rand(2, 3, 4, 4))
+    try:
+        outputs = openvino.Core().compile_model(model, "CPU")(torch.rand(2, 3, 4, 4).numpy())
+    except RuntimeError as error:
+        assert "Exception from src/" in str(error)  # its own words
+        return False
+    return outputs[0].shape == (2, 3, 4, 4)
+
+
+def skip_without_openvino(format: str = "openvino") -> None:
+    """Skip a test of that format where OpenVINO itself runs nothing."""
+    if format == "openvino" and not openvino_runs():
+        pytest.skip("OpenVINO has no kernels for the instructions that it is held to")
+
+
+@pytest.fixture
+def in_float64():
+    """Compute in float64, where rounding is too small to move a ReLU or a maximum to the other side."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def one_line(stderr: str) -> str:

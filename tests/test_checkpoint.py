@@ -60,6 +60,8 @@ def test_what_is_no_model_file_is_named(run, tmp_path, digits_run):
         assert (code, out) == (1, "") and message in one_line(err) and str(path) in err
     save_file(WEIGHTS, path)
     code, _, err = run("eval", path)
+    assert code == 1 and "not the names of" in one_line(err)  # it may be another program's
+    code, _, err = run("export", path, "--format", "onnx")
     assert code == 1 and "not one that convzoo wrote" in one_line(err)
 
 

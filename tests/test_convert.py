@@ -101,7 +101,7 @@ def test_what_was_consumed_is_printed(run, shared, tmp_path):
     for line in (
         "bytes          4,185,968 used, 0 left",
         "header         major 0, minor 1, revision 0, seen 204800000, num_bytes 16",
-        "class names    1000: 0, 1, 2, ... 999",
+        "class names    1000: n02119789, n02100735, n02110185, ... n03255030",
         "tensors        77, 1,046,488 values",
     ):
         assert line in text.splitlines()
@@ -112,11 +112,13 @@ def test_what_was_consumed_is_printed(run, shared, tmp_path):
     assert any("--classes" in note for note in found["notes"])
 
 
-def test_classes_without_names_are_numbers_and_evaluation_says_what_to_do(run, shared, tmp_path):
-    out = tmp_path / "tiny.safetensors"
-    assert run("convert", shared / "data/weights/tiny.weights", "--out", out)[0] == 0
-    assert load_model(out)[1].class_names == [str(number) for number in range(1000)]
-    code, text, err = run("eval", out, "--data", shared / "data/imagenet-sample")
+def test_classes_without_names_are_numbers_and_evaluation_says_what_to_do(run, tree, tmp_path):
+    model, out = {**TINY, "num_classes": 7}, tmp_path / "tiny.safetensors"
+    (tmp_path / "tiny.weights").write_bytes(darknet.write(random_state_dict(model), model))
+    code, text, _ = run("convert", tmp_path / "tiny.weights", "--num-classes", 7, "--out", out)
+    assert code == 0 and "--classes FILE" in text
+    assert load_model(out)[1].class_names == [str(number) for number in range(7)]
+    code, text, err = run("eval", out, "--data", tree)
     assert code == 3 and text == "" and "convert them again with --classes FILE" in one_line(err)
 
 
@@ -329,11 +331,12 @@ def test_a_wrong_option_is_one_line(run, options, code, message, tmp_path, monke
 
 def test_sources_that_are_none(run, ours, tmp_path):
     out = tmp_path / "x.safetensors"
+    (tmp_path / "empty").mkdir()
     damaged = tmp_path / "damaged.safetensors"
     damaged.write_bytes(flipped(ours.read_bytes(), ours.stat().st_size - 100))
     for argv, code, message in (
         ([tmp_path / "none.weights"], 2, "no such weight file"),
-        ([tmp_path], 2, "a folder"),
+        ([tmp_path / "empty"], 2, "no weights of another program"),
         ([ours], 2, "a model file of convzoo already"),
         ([damaged, "--to", "darknet"], 1, "damaged: its SHA-256"),
         ([ours, "--to", "darknet", "--model", "darknet53"], 1, "holds tinydarknet, not darknet53"),

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import one_line
+from conftest import one_line, skip_without_openvino
 from torch import nn
 
 import convzoo
@@ -113,15 +113,15 @@ def _traced_once():
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory):
     """Export a recipe's network, once for each set of options; return the model file, the exported file, the report."""
-    folder, models, reports = tmp_path_factory.mktemp("exports"), {}, {}
+    folder, models, reports = tmp_path_factory.mktemp("models"), {}, {}
 
     def run(recipe_name: str, format: str, **options):
         if recipe_name not in models:
             models[recipe_name] = write_model(folder, recipe_name)
         key = (recipe_name, format, *sorted(options.items()))
+        skip_without_openvino(format)
         if key not in reports:
-            out = folder / str(len(reports))
-            out.mkdir()
+            out = tmp_path_factory.mktemp("exports")
             reports[key] = export.export(models[recipe_name], Wanted(format, out=out, **options))
         return models[recipe_name], reports[key].path, reports[key]
 

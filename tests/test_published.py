@@ -231,7 +231,7 @@ def test_load_takes_foreign_files(shared, ours, tmp_path):
     (answer,) = model.predict(shared / "fixtures/darknet/decoded/dog.jpg")
     # dogsled, malamute, Eskimo dog
     assert set(answer.names[:3]) == {"n03218198", "n02110063", "n02109961"}
-    assert convzoo.load(file, device="cpu").class_names[999] == "999"
+    assert convzoo.load(file, device="cpu").class_names == model.class_names and answer.titles[0] == "dogsled"
     with pytest.raises(ConvzooError, match="holds tinydarknet, not yolov3"):
         convzoo.load("yolov3", weights=file)
     with pytest.raises(UsageError, match="unknown model 'resnet50'"):
@@ -240,6 +240,35 @@ def test_load_takes_foreign_files(shared, ours, tmp_path):
         convzoo.load("vgg16")
     with pytest.raises(UsageError, match="no such model file"):
         convzoo.load("densenet121", weights=tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_an_untrained_network_is_its_recipes_with_other_classes(name):
+    torch.manual_seed(3)
+    model = torch.hub.load(str(REPO), name, source="local", pretrained=False, num_classes=7, device="cpu")
+    torch.manual_seed(3)
+    wanted = registry.bind("model", model.recipe.model)()
+    assert all(torch.equal(a, b) for a, b in zip(model.network.parameters(), wanted.parameters(), strict=True))
+    assert model.recipe.model["num_classes"] == 7 and model.class_names == [str(number) for number in range(7)]
+    assert model.recipe.name.startswith(f"{name}-") and model.network.training is False
+    if name != "yolov3":
+        assert model(torch.rand(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_an_untrained_network_may_have_class_names_and_no_weights(ours, tmp_path):
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    model = convzoo.load("tinydarknet", pretrained=False, num_classes=2, classes=tmp_path / "names.txt", device="cpu")
+    assert model.class_names == ["cat", "dog"] and model.metrics == {}
+    assert convzoo.load("tinydarknet", pretrained=False, device="cpu").recipe.model["num_classes"] == 1000
+    for options, message in (
+        ({"name_or_path": "tinydarknet", "weights": ours}, "pretrained=False has no weights"),
+        ({"name_or_path": "tinydarkent"}, "unknown model 'tinydarkent'"),
+        ({"name_or_path": "tinydarknet", "num_classes": 3, "classes": tmp_path / "names.txt"}, "2 class names"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            convzoo.load(**options, pretrained=False)
+    with pytest.raises(ConvzooError, match="tinydarknet with 10 classes, not 7"):
+        convzoo.load(ours, num_classes=7)
 
 
 def test_a_model_in_memory_evaluates_under_overrides(ours):

@@ -17,9 +17,6 @@ from convzoo import recipe as recipes
 from convzoo import training as train_module
 from convzoo.checkpoint import load_model, load_state
 from convzoo.run_folder import open_run
-from convzoo.train_setup import Machine, Setup
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -307,37 +304,11 @@ def test_what_a_run_leaves(digits_run):
     assert len((digits_run / "results.csv").read_text().splitlines()) == 4
 
 
-@pytest.mark.parametrize("recipe", ["tinydarknet-digits", "vgg16-digits", "densenet100-digits"])
-def test_losses_are_the_golden_ones(recipe):
-    loaded = recipes.load(recipe, ["train.precision=fp32", "train.batch_size=16", "data.max_train_images=64"])
-    setup = Setup(loaded, Machine(), torch.device("cpu"))
-    # In float64, because training amplifies rounding, which differs with the machine and its threads; and on pictures
-    # without flat areas, whose ties in a ReLU or a max pool any rounding decides.
-    setup.model.double()
-    grain = torch.Generator().manual_seed(0)
-    setup.network = lambda images: setup.model(images.double() + torch.rand(images.shape, generator=grain).double() / 4)
-    losses, batches = [], setup.batches()
-    for step in range(8):
-        torch.manual_seed(step)
-        setup.train_mode()
-        for group in setup.optimizer.param_groups:
-            group["lr"] = 0.01
-        setup.optimizer.zero_grad()
-        scalars, _, _ = train_module._forward_backward(setup, batches)
-        losses.append(scalars["loss"].item())
-        setup.optimizer.step()
-    path = GOLDEN / f"{recipe}.txt"
-    if os.environ.get("CONVZOO_WRITE_GOLDEN"):
-        path.write_text("".join(f"{loss:.6f}\n" for loss in losses))
-    expected = [float(line) for line in path.read_text().splitlines()]
-    assert losses == pytest.approx(expected, rel=1e-5)
-
-
-def test_accumulation_gives_the_same_weights_where_batch_norm_stands_still(run, tmp_path):
+def test_accumulation_gives_the_same_weights_where_batch_norm_stands_still(run, tmp_path, in_float64):
     for name, accumulate in (("one", 1), ("four", 4)):
         code, _, _ = run("train", "densenet100-digits", *STILL, "--accumulate", accumulate, "--out", tmp_path / name)
         assert code == 0
-    assert difference(momenta(tmp_path / "one"), momenta(tmp_path / "four")) < 1e-4
+    assert difference(momenta(tmp_path / "one"), momenta(tmp_path / "four")) < 1e-9
 
 
 def test_it_overfits_one_batch(run, tmp_path):
@@ -508,7 +479,8 @@ def test_training_without_validation_data(run, tmp_path, trees, monkeypatch):
     assert "40 training and no validation images" in readme and "Not measured: there was no validation" in readme
     assert not (tmp_path / "run/eval").exists() and (tmp_path / "run/finished").exists()
     assert all("top1" not in row and row["train_top1"] > 0 for row in rows(tmp_path / "run", "epoch"))
-    assert load_model(tmp_path / "run/checkpoints/last.safetensors")[1].metrics == {}
+    info = load_model(tmp_path / "run/checkpoints/last.safetensors")[1]
+    assert info.metrics == {} and tuple(info.input_hw) == (8, 8)
     with monkeypatch.context() as patch:
         stop_after(patch, 7)
         assert run(*command, "--out", tmp_path / "parts")[0] == 75

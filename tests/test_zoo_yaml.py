@@ -215,6 +215,25 @@ def test_the_fine_tuning_configuration_trains_the_last_layer_alone(run, shared, 
     assert left == ["classifier.6.weight", "classifier.6.bias"]
 
 
+def header(run, tmp_path, text: str) -> str:
+    converted(run, tmp_path, text)
+    return "".join(line for line in (tmp_path / "ours.yaml").read_text().splitlines(True) if line.startswith("#"))
+
+
+def test_a_header_says_what_is_true_of_this_configuration(run, shared, tmp_path):
+    told = header(run, tmp_path, VGG)
+    assert "from zoo.yaml, a configuration of the MindSpore zoo's vgg16" in told and told.count("Note: ") == 2
+    assert "on N devices multiply train.batch_size by N" in told and "--weights" not in told.splitlines()[-1]
+    grouped = header(run, tmp_path, VGG + "group_size: 8\n")
+    assert "times group_size 8" in grouped and "multiply" not in grouped
+    assert recipes.load(tmp_path / "ours.yaml").train.batch_size == 512
+    fine_tuning = header(run, tmp_path, yaml.safe_dump(tables(shared)["cpu_config (fine-tune)"]))
+    assert fine_tuning.splitlines()[-1] == "# Run: convzoo train ours.yaml --data DIR --weights FILE"
+    values = tables(shared)["2021 default_config"]
+    assert "GPU program" not in header(run, tmp_path, yaml.safe_dump(values))
+    assert "base rate 0.1 is for the zoo's GPU program" in header(run, tmp_path, yaml.safe_dump({**values, "lr": 0.1}))
+
+
 @pytest.mark.parametrize(
     ("change", "code", "message"),
     [

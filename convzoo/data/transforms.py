@@ -20,6 +20,7 @@ from torchvision.transforms.v2 import functional as F
 
 from convzoo.boxes import Placement
 from convzoo.errors import DataError
+from convzoo.logs import log
 from convzoo.registry import register
 from convzoo.types import Boxes, Key, Sample
 
@@ -33,10 +34,10 @@ def keyed_rng(seed: int, stream: int, epoch: int, index: int) -> np.random.Gener
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Turn [B, 3, H, W] uint8 into float32 (value / 255 - mean) / std."""
+    """Turn [B, 3, H, W] uint8 into float32, torch's default type, (value / 255 - mean) / std."""
     mean_255 = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * 255
     std_255 = torch.tensor(std, device=images.device).view(1, 3, 1, 1) * 255
-    return (images.float() - mean_255) / std_255
+    return (images.to(torch.get_default_dtype()) - mean_255) / std_255
 
 
 class Pipeline:
@@ -57,6 +58,25 @@ class Pipeline:
         for operation, mixes in self.operations:
             sample = operation(sample, rng, another) if mixes else operation(sample, rng)
         return sample
+
+
+class Stretch:
+    """Stretch pictures of another size to the one that a model was trained on, and say so once."""
+
+    def __init__(self, size_hw: tuple[int, int]):
+        self.size_hw, self.said = size_hw, False
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        height, width = sample.image.shape[-2:]
+        if (height, width) == self.size_hw:
+            return sample
+        worker = torch.utils.data.get_worker_info()
+        if not self.said and (worker is None or worker.id == 0):
+            to = "x".join(map(str, self.size_hw))
+            log.warning(f"{sample.path}: {height}x{width} pixels; such pictures are stretched to the model's {to}")
+        self.said = True
+        image = interpolated(sample.image, list(self.size_hw), "bilinear", antialias=True)
+        return moved(sample, image, Placement(self.size_hw[1] / width, self.size_hw[0] / height, 0, 0))
 
 
 def moved(sample: Sample, image: Tensor, step: Placement) -> Sample:

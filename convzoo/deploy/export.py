@@ -25,7 +25,7 @@ from convzoo.deploy.metadata import ExportInfo, first_line
 from convzoo.deploy.parity import Parity, compare, pictures
 from convzoo.errors import ConvzooError, ToleranceError, UsageError
 from convzoo.evaluate import OpenModel
-from convzoo.types import Key, Sample
+from convzoo.types import Key
 
 VERSIONED = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino")
 
@@ -187,23 +187,21 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _size_of(opened: OpenModel, sample: Sample) -> tuple[int, int]:
-    image = opened.pipeline()(sample, Key(0, 0)).image
-    return image.shape[1], image.shape[2]
-
-
 def input_size(opened: OpenModel, data: Path | None) -> tuple[int, int]:
-    """Return the size that the evaluation transform gives, which may depend on the data set's. Raises UsageError."""
-    sizes = [
-        _size_of(opened, Sample(torch.zeros(3, *hw, dtype=torch.uint8), 0, 0, "", hw))
-        for hw in ((300, 400), (401, 301))
-    ]
-    if sizes[0] == sizes[1]:
-        return sizes[0]
+    """Return the size that the evaluation transform gives, else the one that the model was trained on, else the data's.
+
+    Raises:
+        UsageError: none of them is known.
+    """
+    pipeline = evaluate.build_pipeline(opened.recipe, "eval")
+    known = evaluate.given_size(pipeline) or opened.info.input_hw
+    if known:
+        return known
     try:
-        return _size_of(opened, evaluate.build_dataset(opened.recipe, data, "val").load(0))
+        image = pipeline(evaluate.build_dataset(opened.recipe, data, "val").load(0), Key(0, 0)).image
     except UsageError:
         raise UsageError("the recipe keeps the size of its pictures: give --size HEIGHT,WIDTH, or --data") from None
+    return image.shape[1], image.shape[2]
 
 
 def resized(opened: OpenModel, size: tuple[int, int]) -> OpenModel:
@@ -211,6 +209,8 @@ def resized(opened: OpenModel, size: tuple[int, int]) -> OpenModel:
     plain = opened.recipe.plain()
     operations = [(name, keys) for one in plain["transform"]["eval"] for name, keys in one.items()]
     sized = [(name, keys) for name, keys in operations if "size_px" in keys]
+    if not sized and opened.info.input_hw not in (None, size):
+        return dataclasses.replace(opened, info=dataclasses.replace(opened.info, metrics={}, input_hw=size))
     if not sized or sized[-1][1]["size_px"] in (list(size), size[0] if size[0] == size[1] else None):
         return opened
     name, keys = sized[-1]

@@ -1,5 +1,6 @@
 """Open exported files and run them: every one takes the same pictures and answers in the same form."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,16 @@ from torch import Tensor
 
 from convzoo import evaluate
 from convzoo import recipe as recipes
+from convzoo.convert import open_converted
 from convzoo.data.transforms import Pipeline, normalize
 from convzoo.deploy import SUFFIXES, format_module
 from convzoo.deploy.metadata import ExportInfo, check_document, first_line
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.recipe import Recipe
 from convzoo.types import Task
+from convzoo.weights.sources import WEIGHT_SUFFIXES, is_own, open_source
 
+STEP = re.compile(r"step-\d+\.safetensors$")  # what a run saves
 Session = Callable[[Tensor], Sequence[Any]]  # pictures as the file takes them -> its outputs in order
 
 
@@ -123,7 +127,7 @@ class OpenExport:
         return evaluate.build_task(self.recipe, self.class_names)
 
     def pipeline(self) -> Pipeline:
-        return evaluate.build_pipeline(self.recipe, "eval")
+        return evaluate.eval_pipeline(self.recipe, self.info, self.info.size)
 
     def runner(self, precision: str = "fp32") -> ExportRunner:
         """Start the file in its runtime. Raises UsageError, ConvzooError, MissingPackageError."""
@@ -179,10 +183,44 @@ def open_exported(path: str | Path, place: Place | None = None, overrides: tuple
 def open_any(
     path: str | Path, device: torch.device, provider: str | None = None, overrides: tuple[str, ...] = ()
 ) -> evaluate.OpenModel | OpenExport:
-    """Open a model file or an exported one; both have recipe, class_names, info, task, pipeline and runner."""
+    """Open a model file, an exported one, or weights of another program, converted in memory.
+
+    All have recipe, class_names, info, task, pipeline and runner.
+
+    Raises:
+        UsageError, ConvzooError, MissingPackageError: as `open_exported`, `evaluate.open_model` and `open_source` say.
+    """
     path = Path(path)
     if provider and path.suffix.lower() != ".onnx":
         raise UsageError(f"--provider {provider}: only ONNX Runtime has those; {path.name} is not an .onnx file")
     if path.suffix.lower() in SUFFIXES.values():
         return open_exported(path, Place(str(device), provider), overrides)
+    if is_foreign(path):
+        return open_converted(open_source(path), device).changed(overrides)
     return evaluate.open_model(path, device, overrides)
+
+
+def is_foreign(path: Path) -> bool:
+    """Tell weights of another program from a model file or an exported one, damaged or mistaken ones included."""
+    if not path.is_file() or path.suffix.lower() in SUFFIXES.values() or is_own(path):
+        return False
+    return path.suffix != ".safetensors" or path.open("rb").read(9)[8:] == b"{"
+
+
+def model_files(path: Path) -> list[Path]:
+    """Return the file itself, a run's checkpoints, or every file in a folder that its name says opens.
+
+    Raises:
+        UsageError: no such file in the folder.
+    """
+    if not path.is_dir():
+        return [path]
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    suffixes = (".safetensors", *WEIGHT_SUFFIXES, *SUFFIXES.values())
+    files = [file for file in sorted(folder.iterdir()) if file.name.lower().endswith(suffixes) and file.is_file()]
+    files = [file for file in files if not file.name.endswith(".state.pt")]
+    if any(STEP.match(file.name) for file in files):  # `last` and `best` are two of these
+        files = [file for file in files if file.name not in ("last.safetensors", "best.safetensors")]
+    if not files:
+        raise UsageError(f"{path}: no model files in it ({', '.join(suffixes)})")
+    return files

@@ -16,7 +16,7 @@ from convzoo.deploy.exported import ExportRunner
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.deploy.same_detections import matched
 from convzoo.errors import DataError
-from convzoo.evaluate import OpenModel, build_dataset
+from convzoo.evaluate import OpenModel, build_dataset, build_pipeline
 from convzoo.models.yolov3 import STRIDES
 from convzoo.tasks.yolo_loss import decode
 from convzoo.types import Key, Sample
@@ -83,7 +83,7 @@ def pictures(opened: OpenModel, data: Path | None, size: tuple[int, int]) -> Ten
     chosen = np.linspace(0, len(dataset) - 1, min(len(dataset), REAL_PICTURES - len(photographs)))
     samples = [dataset.load(int(index)) for index in chosen.round()]
     samples += [Sample(image, 0, 0, "", (image.shape[1], image.shape[2])) for image in photographs]
-    pipeline = opened.pipeline()
+    pipeline = build_pipeline(opened.recipe, "eval")
     images = [pipeline(sample, Key(0, i)).image for i, sample in enumerate(samples)]
     return torch.stack([F.resize(image, list(size)) for image in images])
 

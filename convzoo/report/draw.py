@@ -13,8 +13,13 @@ MIN_SIDE_PX, LONGEST_PX = 240, 1600  # a shorter picture is enlarged, but not be
 ROW_PX = 26
 
 
-def classified(image: np.ndarray, names: Sequence[str], scores: Sequence[float]) -> Image.Image:
-    """Return a picture [H, W, 3] uint8 above bars for its best classes; a small one is enlarged in whole pixels."""
+def classified(
+    image: np.ndarray, names: Sequence[str], scores: Sequence[float], short: Sequence[str] | None = None
+) -> Image.Image:
+    """Return a picture [H, W, 3] uint8 above bars for its best classes; a small one is enlarged in whole pixels.
+
+    Where a name is too long, its short form stands there.
+    """
     picture = Image.fromarray(image)
     factor = max(1, min(math.ceil(MIN_SIDE_PX / min(picture.size)), LONGEST_PX // max(picture.size)))
     if factor > 1:
@@ -22,16 +27,18 @@ def classified(image: np.ndarray, names: Sequence[str], scores: Sequence[float])
     canvas = Image.new("RGB", (picture.width, picture.height + ROW_PX * len(names) + 8), PAPER)
     canvas.paste(picture, (0, 0))
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(15)
-    for row, (name, score) in enumerate(zip(names, scores, strict=True)):
+    for row, (name, shorter, score) in enumerate(zip(names, short or names, scores, strict=True)):
         top = picture.height + 4 + row * ROW_PX
         percent = f"{100 * score:.1f} %"
         room = picture.width - 16
+        text_px = room - draw.textlength(percent, font) - 16
+        text = name if draw.textlength(name, font) <= text_px else shorter
         draw.rectangle(
             (8, top + 3, 8 + room * float(score), top + ROW_PX - 3), fill=(206, 222, 235) if row else (168, 200, 225)
         )
         draw.text(
             (12, top + ROW_PX / 2),
-            _fitted(name, room - draw.textlength(percent, font) - 16, draw, font),
+            _fitted(text, text_px, draw, font),
             INK,
             font,
             anchor="lm",

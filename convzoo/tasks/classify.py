@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convzoo.data.imagenet import titles
 from convzoo.data.loader import base_batch
 from convzoo.recipe import Recipe
 from convzoo.registry import register
@@ -82,8 +83,11 @@ class ClassifyMetric:
         return ""
 
     def per_class(self) -> list[dict[str, Any]]:
-        """Return for each class its images, recall and precision (None where undefined) and the class it is most often taken for."""
-        rows = []
+        """Return for each class its images, recall and precision (None where undefined) and the class it is most often taken for.
+
+        ImageNet's classes have titles beside their ids.
+        """
+        rows, class_titles = [], titles(self.class_names)
         for i, name in enumerate(self.class_names):
             truth, predicted, hits = (
                 int(self.confusion[i].sum()),
@@ -92,10 +96,13 @@ class ClassifyMetric:
             )
             others = self.confusion[i].copy()
             others[i] = 0
-            row = {"class": name, "images": truth, "correct": hits}
+            row: dict[str, Any] = {"class": name, **({"title": class_titles[i]} if class_titles else {})}
+            row |= {"images": truth, "correct": hits}
             row["recall"] = hits / truth if truth else None
             row["precision"] = hits / predicted if predicted else None
             row["most_taken_for"] = self.class_names[int(others.argmax())] if others.any() else None
+            if class_titles:
+                row["most_taken_for_title"] = class_titles[int(others.argmax())] if others.any() else None
             rows.append(row)
         return rows
 
@@ -112,21 +119,19 @@ class ClassifyMetric:
         write_csv(folder / "worst.csv", worst)
         if worst:
             images = [dataset.load(row["id"]).image.permute(1, 2, 0).numpy() for row in worst]
-            captions = [
-                (
-                    f"{row['truth']}, not {row['predicted']}",
-                    f"{100 * row['score']:.0f} % sure; {row['path'].rpartition('/')[2]}",
-                )
-                for row in worst
-            ]
+            captions = [_caption(row) for row in worst]
             save_png(contact_sheet(images, captions, [WRONG] * len(images), columns=5), folder / "worst.png")
 
     def worst_rows(self) -> list[dict[str, Any]]:
-        """Return the worst pictures with class names."""
-        return [
-            {**asdict(w), "truth": self.class_names[w.truth], "predicted": self.class_names[w.predicted]}
-            for w in self.worst
-        ]
+        """Return the worst pictures with class names, and with titles where there are any."""
+        class_titles = titles(self.class_names)
+        rows = []
+        for w in self.worst:
+            row = {**asdict(w), "truth": self.class_names[w.truth], "predicted": self.class_names[w.predicted]}
+            if class_titles:
+                row |= {"truth_title": class_titles[w.truth], "predicted_title": class_titles[w.predicted]}
+            rows.append(row)
+        return rows
 
 
 class Classify:
@@ -146,8 +151,8 @@ class Classify:
         return base_batch(samples, torch.tensor([sample.target for sample in samples]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean loss and the share of right answers of logits [B, K]."""
-        logits = outputs.float()
+        """Return the mean loss and the share of right answers of logits [B, K]; half precision is computed in float32."""
+        logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
         return {"loss": loss, "train_top1": (logits.detach().argmax(1) == batch.targets).float().mean()}
 
@@ -162,6 +167,14 @@ class Classify:
 
     def new_metric(self) -> ClassifyMetric:
         return ClassifyMetric(self.class_names)
+
+
+def _caption(row: dict[str, Any]) -> tuple[str, str]:
+    """Return two lines about one of the worst pictures; titles are long, and take the place of the file's name."""
+    percent = f"{100 * row['score']:.0f} % sure"
+    if "truth_title" in row:
+        return row["truth_title"], f"{percent} of {row['predicted_title']}"
+    return f"{row['truth']}, not {row['predicted']}", f"{percent}; {row['path'].rpartition('/')[2]}"
 
 
 @register("task")

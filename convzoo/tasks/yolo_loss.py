@@ -109,7 +109,7 @@ def assign_targets(
     cells_LM2 = torch.stack([_cells(boxes_M4, stride, image_size) for stride in strides])
     fits_MO = centred_iou(boxes_M4[:, 2:], anchors_LA2.flatten(0, 1))
     chosen = _choose(fits_MO, _prediction_ids(image_index, cells_LM2, image_size, anchors_LA2.shape[1]))
-    class_probs = _smoothed(labels, num_classes, label_smoothing).to(boxes_M4)
+    class_probs = _smoothed(F.one_hot(labels, num_classes).to(boxes_M4), label_smoothing)
     weights = 2 - (boxes_M4[:, 2] / image_size[1]) * (boxes_M4[:, 3] / image_size[0])
     targets = []
     for level, (anchors_A2, stride) in enumerate(zip(anchors_LA2, strides, strict=True)):
@@ -241,10 +241,9 @@ def _prediction_ids(image_index: Tensor, cells_LM2: Tensor, image_size: tuple[in
     return cells_MO * cells_MO.shape[1] + torch.arange(cells_MO.shape[1], device=cells_MO.device)
 
 
-def _smoothed(labels: Tensor, num_classes: int, label_smoothing: float) -> Tensor:
+def _smoothed(one_hot: Tensor, label_smoothing: float) -> Tensor:
     """Return the class targets [M, K]."""
-    one_hot = F.one_hot(labels, num_classes).float()
-    return one_hot * (1 - label_smoothing) + (1 - one_hot) * (label_smoothing / max(1, num_classes - 1))
+    return one_hot * (1 - label_smoothing) + (1 - one_hot) * (label_smoothing / max(1, one_hot.shape[1] - 1))
 
 
 def _choose(fits: Tensor, predictions: Tensor) -> Tensor:

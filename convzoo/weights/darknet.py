@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from convzoo.data.imagenet import darknet_wnids
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.weights import known
 from convzoo.weights.converted import (
@@ -224,7 +225,9 @@ def _why_not(header_bytes: int, num_bytes: int, ends: dict[str, list[int]], num_
 def _class_names(model: dict[str, Any], classes: Path | None) -> list[str] | None:
     if classes is not None:
         return read_class_names(classes, model["num_classes"])
-    return known.coco_names() if model == {"name": "yolov3", "num_classes": 80} else None
+    if model["name"] != "yolov3":
+        return list(darknet_wnids()) if model["num_classes"] == 1000 else None
+    return known.coco_names() if model["num_classes"] == 80 else None
 
 
 # What Darknet's `detector valid` does with a detector's outputs.
@@ -243,9 +246,8 @@ def _transform(name: str) -> dict[str, Any]:
 
 
 def _notes(model: dict[str, Any], names: list[str] | None) -> list[str]:
-    notes = []
     if names is None:
-        is_imagenet = model["num_classes"] == 1000
-        why = "Darknet's ImageNet order is not sorted WordNet ids" if is_imagenet else "the file holds none"
-        notes.append(f"no class names: {why}; pass --classes FILE, one a line (Darknet's data/imagenet.labels.list)")
-    return notes
+        return ["no class names: the file holds none; pass --classes FILE, one name a line in output order"]
+    if names == list(darknet_wnids()):
+        return ["class names: ImageNet's WordNet ids in Darknet's order; --classes FILE where it was trained on others"]
+    return []

@@ -1,7 +1,5 @@
 """Preprocessing and class names that belong to well-known weights, attached on conversion."""
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -27,13 +25,3 @@ def coco_names() -> list[str]:
 
     categories = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]
     return [name for name in categories if name not in ("__background__", "N/A")]
-
-
-def imagenet_wnids() -> list[str] | None:
-    """Return ImageNet's 1000 WordNet ids in sorted order, from timm's files where it is installed, or None."""
-    spec = importlib.util.find_spec("timm")
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    path = Path(spec.submodule_search_locations[0], "data", "_info", "imagenet_synsets.txt")
-    wnids = path.read_text(encoding="utf-8").split() if path.is_file() else []
-    return wnids if len(wnids) == 1000 else None

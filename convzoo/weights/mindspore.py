@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convzoo.data.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
+from convzoo.data.imagenet import wnids
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.models.darknet import STAGES_53, TINY_PLAN
 from convzoo.models.yolov3 import STRIDES
@@ -253,7 +254,7 @@ def evaluation(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[str] | No
     """Return transform and class names with which the zoo evaluates this network, and notes."""
     name, num_classes = model["name"], model["num_classes"]
     resize = {"size_px": 256, "mode": "stretch", "antialias": False}
-    names = known.imagenet_wnids() if num_classes == 1000 else None
+    names = wnids() if num_classes == 1000 else None
     notes = []
     if name == "densenet100":
         transform = known.transform([], mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))

@@ -22,6 +22,7 @@ from convzoo.weights import darknet, kind_of, known, published, read, torch_zoos
 from convzoo.weights.converted import Converted, describe, require_asked_for
 
 LIBRARIES = ("torchvision", "timm", "darknet")
+WEIGHT_SUFFIXES = (".weights", ".ckpt", ".pth", ".pt", ".pth.tar")  # of other programs; content tells them apart
 TORCHVISION_ENUMS = ("VGG16_Weights", "VGG16_BN_Weights", "DenseNet121_Weights")
 TIMM_NETWORKS = ("vgg16", "vgg16_bn", "densenet121", "darknet53")
 
@@ -159,8 +160,6 @@ def _from_torchvision(name: str, wanted: Wanted) -> Source:
     converted.transform = known.crop_transform(
         {**resize, "antialias": True}, preset.crop_size[0], tuple(preset.mean), tuple(preset.std)
     )
-    if converted.class_names is None:
-        converted.class_names = list(weights.meta["categories"])
     entry = published.find(source)
     return Source(
         source, None, tensors_sha256(converted.state_dict), converted, entry.licence if entry else published.TORCHVISION

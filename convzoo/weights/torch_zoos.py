@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from convzoo.data.imagenet import wnids
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.weights import known, mindspore
 from convzoo.weights.converted import Converted, assemble, describe, meta_network, read_class_names, require_asked_for
@@ -78,7 +79,7 @@ def convert(
     }
     state_dict, table, _ = assemble(where, model, flat, names)
     is_imagenet = model["num_classes"] == 1000
-    class_names = known.imagenet_wnids() if is_imagenet else None
+    class_names = wnids() if is_imagenet else None
     if classes is not None:
         class_names = read_class_names(classes, model["num_classes"])
     notes = []

@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.weights import zoo_config
 
 MAX_BYTES = 1 << 20
-NOT_YET = "not there yet"
+NOT_YET = "not here yet"
 CLOUD = f"cloud (ModelArts): {NOT_YET}"
 EXPORT = "convzoo export MODEL --format F --out FILE --stage raw|decoded|nms"
 DEVICE_RESULTS = "eval --raw-outputs DIR, whose index.json and --data have the labels"
@@ -52,13 +53,13 @@ KEY = re.compile(rb"^[ ]*['\"]?[A-Za-z_]\w*['\"]?[ ]*:", re.MULTILINE)
 
 
 def is_text(path: Path) -> bool:
-    """Tell from the first bytes whether a file is text with `key: value` lines rather than weights."""
+    """Tell from the first bytes whether a file is text with `key: value` lines, or Python, rather than weights."""
     if not path.is_file():
         return False
     with open(path, "rb") as file:
         head = file.read(4096)
     printable = all(byte >= 32 or byte in b"\t\r\n" for byte in head)
-    return printable and bool(KEY.search(head)) and not head.lstrip().startswith((b"<", b"{"))
+    return printable and bool(path.suffix == ".py" or KEY.search(head)) and not head.lstrip().startswith((b"<", b"{"))
 
 
 class Keys:
@@ -165,6 +166,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise ConvzooError(f"{path}: {path.stat().st_size} bytes, more than a configuration has")
     try:
         text = path.read_text(encoding="utf-8-sig")
+        python = zoo_config.read(text, path) if path.suffix == ".py" else None
+        if python is not None:
+            return {key: value for key, (value, _) in python.items()}, {key: line for key, (_, line) in python.items()}
         node = next(iter(yaml.compose_all(text, Loader=yaml.SafeLoader)), None)
         values = next(iter(yaml.safe_load_all(text)), None)
     except UnicodeDecodeError:

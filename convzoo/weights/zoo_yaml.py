@@ -39,13 +39,17 @@ def convert(path: Path) -> ZooRecipe:
 
     Raises:
         UsageError: a key with a value that has no equivalent, with file and line.
-        ConvzooError: not YAML, or not the configuration of one of the zoo's networks.
+        ConvzooError: neither YAML nor, where it is called .py, plain Python values, or not the configuration of one of the zoo's networks.
     """
     keys = Keys(path)
-    keys.notes.append(
-        "the zoo's batch sizes are per device, ours is global: on N devices multiply train.batch_size by N"
-    )
     sections = _network(keys)(keys)
+    group = keys.whole("group_size", 1)
+    keys.notes.insert(
+        0,
+        f"train.batch_size is for all devices: the zoo's, which is per device, times group_size {group}"
+        if group > 1
+        else "the zoo's batch sizes are per device, ours is global: on N devices multiply train.batch_size by N",
+    )
     return ZooRecipe(sections, keys.notes, keys.dropped())
 
 
@@ -272,6 +276,14 @@ def _yolov3(keys: Keys) -> dict[str, Any]:
         "label_smoothing": smoothing if keys.flag("label_smooth", False) else 0.0,
         "ignore_threshold": keys.number("ignore_threshold", 0.7),
     }
+    keys.notes.append(
+        "without its program's faults: box centres are not rounded down, and boxes of all scales count for what is ignored"
+    )
+    if lr >= 0.1:
+        keys.notes.append(
+            f"base rate {lr:g} is for the zoo's GPU program, which divides gradients by 1024 without having scaled the loss; "
+            "0.001 is its rate elsewhere"
+        )
     parts = {"transform": transform, "model": model, "loss": loss, "optim": _optim(keys, lr)}
     train = _train(keys, epochs, keys.whole("per_batch_size"))
     keys.why["batch_size"] = EXPORT_BATCH
