@@ -37,7 +37,7 @@ def train(name: str, out: Path, arguments: argparse.Namespace) -> float:
     """Train or continue one recipe until it is done or its time is up; return the seconds spent now."""
     overrides = [*TINY, *TINY_MORE.get(name, [])] if arguments.check else []
     resume = ["--resume"] if (out / "recipe.yaml").exists() else []
-    if (out / "README.md").exists():
+    if (out / "finished").exists():
         return 0.0
     share = RUNS[name]
     workers = [] if arguments.workers is None else ["--workers", str(arguments.workers)]

@@ -187,6 +187,7 @@ def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:
         recipes.with_overrides(recipe, overrides) if isinstance(recipe, Recipe) else recipes.load(recipe, overrides)
     )
     paths: dict[str, Any] = {
-        key: Path(value) if key in ("data", "out") and value is not None else value for key, value in machine.items()
+        key: Path(value) if key in ("data", "val_data", "out") and value is not None else value
+        for key, value in machine.items()
     }
     return run_training(loaded, Machine(**paths))

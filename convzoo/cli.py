@@ -50,6 +50,10 @@ def train(
     recipe: Annotated[str, typer.Argument(help="A shipped recipe's name (`convzoo list`) or a YAML file.")],
     overrides: Overrides = None,
     data: Data = None,
+    val_data: Annotated[
+        Path | None,
+        typer.Option("--val-data", help="Folder or zip with the validation pictures.", show_default="--data's"),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder; a new one.", show_default="runs/RECIPE")
     ] = None,
@@ -68,6 +72,10 @@ def train(
     ] = 1,
     save_every_steps: Annotated[
         int | None, typer.Option("--save-every-steps", min=1, help="Save within epochs too.", show_default=False)
+    ] = None,
+    log_every_steps: Annotated[
+        int | None,
+        typer.Option("--log-every-steps", min=1, help="Log loss, rate and speed so often.", show_default="by time"),
     ] = None,
     compile: Annotated[bool, typer.Option("--compile", help="Use torch.compile.")] = False,
     profile: Annotated[
@@ -91,8 +99,8 @@ def train(
     path = run_training(
         loaded,
         Machine(
-            data=data, out=out, device=device, weights=weights, workers=workers, accumulate=accumulate, save_every_steps=save_every_steps,
-            compile=compile, profile=profile, resume=resume, download=download, on_bad_sample=on_bad_sample.value, command=command_line(_argv),
+            data=data, val_data=val_data, out=out, device=device, weights=weights, workers=workers, accumulate=accumulate, save_every_steps=save_every_steps,
+            log_every_steps=log_every_steps, compile=compile, profile=profile, resume=resume, download=download, on_bad_sample=on_bad_sample.value, command=command_line(_argv),
         ),
     )  # fmt: skip
     from convzoo import dist
@@ -191,9 +199,11 @@ def _show(file: Path, evaluation: Any, json_: bool) -> None:
     from convzoo.evaluate import summary
 
     if json_:
-        print(json.dumps({"model": str(file), **evaluation.result}))
+        speed = {"seconds": round(evaluation.seconds, 3), "images_per_s": round(evaluation.images_per_s, 1)}
+        print(json.dumps({"model": str(file), **evaluation.result, **speed}))
         return
-    print(f"{file}  {summary(evaluation.result)}")
+    speed = f"{evaluation.seconds:.1f} s, {evaluation.images_per_s:.0f} img/s"
+    print(f"{file}  {summary(evaluation.result)}  {speed}")
     if evaluation.metric.text():
         print(evaluation.metric.text())
 

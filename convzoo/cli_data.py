@@ -99,7 +99,12 @@ def _datasets(name: str, keys: list[str] | None, data: Path | None, splits: tupl
     else:
         known = [*registry.names("dataset"), *recipes.shipped()]
         raise errors.UsageError(f"no data set or recipe '{name}'{registry.nearest(name, known)}")
-    return {split: build(data, split) for split in splits}
+    from convzoo.data.loader import check_own_split
+
+    built = {split: build(data, split) for split in splits}
+    for split, dataset in built.items():
+        check_own_split(dataset, split)
+    return built
 
 
 @data_app.command()

@@ -16,7 +16,15 @@ from convzoo import dist, registry
 from convzoo import recipe as recipes
 from convzoo.checkpoint import ModelInfo, StateDict, load_into, load_model
 from convzoo.data.box_transforms import IN_EVAL, IN_TRAIN
-from convzoo.data.loader import OnBadSample, Transformed, build_loader, checked, default_workers, label_map
+from convzoo.data.loader import (
+    OnBadSample,
+    Transformed,
+    build_loader,
+    check_own_split,
+    checked,
+    default_workers,
+    label_map,
+)
 from convzoo.data.sampler import EvalBatches
 from convzoo.data.transforms import Pipeline, Stretch, normalize
 from convzoo.errors import DataError, UsageError
@@ -92,12 +100,17 @@ class OpenModel:
 
 @dataclass
 class Evaluation:
-    """What was measured: `result` holds fractions, `images` counted and `images_expected`."""
+    """What was measured: `result` holds fractions, `images` counted and `images_expected`; seconds with the loading."""
 
     metric: Metric
     result: dict[str, Any]
     unreadable: list[str]
     seconds: float
+
+    @property
+    def images_per_s(self) -> float:
+        """Images counted over all ranks in a second."""
+        return self.result["images"] / max(1e-9, self.seconds)
 
     def write(self, folder: Path, dataset: Any) -> None:
         """Write metrics.json and what the task has to show: tables, plots, the worst images."""
@@ -204,8 +217,16 @@ def size_seen(data: Transformed) -> tuple[int, int] | None:
     return None if first is None else (first.image.shape[1], first.image.shape[2])
 
 
-def build_dataset(recipe: Recipe, root: Path | None, split: str) -> Any:
-    return registry.bind("dataset", recipe.data, recipe.at("data"))(root, split)
+def build_dataset(recipe: Recipe, root: Path | None, split: str, alone: bool = False) -> Any:
+    """Build a split of the recipe's data set; `alone` where no other split is taken from the same root.
+
+    Raises:
+        UsageError, DataError: as the data set's builder says, or class folders that may be either split.
+    """
+    dataset = registry.bind("dataset", recipe.data, recipe.at("data"))(root, split)
+    if not alone:
+        check_own_split(dataset, split)
+    return dataset
 
 
 def evaluate(

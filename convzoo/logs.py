@@ -1,6 +1,7 @@
 """The log goes to stderr, results go to stdout; a progress bar only where a terminal shows it."""
 
 import logging
+import logging.handlers
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -26,12 +27,25 @@ def setup(rank: int = 0) -> None:
     log.propagate = False
 
 
-def to_file(path: Path) -> logging.Handler:
-    """Copy the log with times into a file too; the caller removes the handler when the run ends."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log.addHandler(handler)
-    return handler
+class Copy:
+    """The log with times in a file too: what comes before the file is open is held back, then written first."""
+
+    def __init__(self) -> None:
+        self._held = logging.handlers.MemoryHandler(1 << 20, flushLevel=logging.CRITICAL + 1)
+        self._current: logging.Handler = self._held
+        log.addHandler(self._held)
+
+    def open(self, path: Path) -> None:
+        file = logging.FileHandler(path, encoding="utf-8")
+        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._held.setTarget(file)
+        self.close()  # writes what was held
+        self._current = file
+        log.addHandler(file)
+
+    def close(self) -> None:
+        log.removeHandler(self._current)
+        self._current.close()
 
 
 def on_terminal() -> bool:

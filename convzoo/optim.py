@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.logs import log
 from convzoo.recipe import Optim, Schedule
 from convzoo.registry import nearest
 
@@ -92,13 +93,17 @@ def build_schedule(schedule: Schedule, lr: float, steps_per_epoch: int, epochs: 
 class LossScale:
     """Scale a loss so that float16 gradients do not vanish.
 
-    A fixed scale never changes and an overflow is an error; "dynamic" starts at 65536, halves and skips the update at
-    an overflow, and doubles after 2000 good steps (Micikevicius et al. 2018, arXiv:1710.03740, section 3.2).
+    An overflow halves the scale and leaves the update out; 2000 good steps double it again (Micikevicius et al. 2018,
+    arXiv:1710.03740, section 3.2). "dynamic" starts at 65536 and has no bound; a number is where it starts and its upper
+    bound. A number alone cannot suit a loss that is a sum: that of a detector begins in the thousands, and the gradients
+    of its weights add up over all cells of a batch in float16, whose largest number is 65504. Without a scale (1) an
+    overflow is an error.
     """
 
     def __init__(self, setting: float | str | None):
         self.dynamic = setting == "dynamic"
         self.value = 65536.0 if self.dynamic else float(setting or 1.0)
+        self.most = math.inf if self.dynamic else self.value
         self.good_steps = 0
 
     def unscale(self, parameters: Iterable[Tensor]) -> None:
@@ -107,17 +112,21 @@ class LossScale:
             torch._foreach_mul_(grads, 1.0 / self.value)  # pyright: ignore[reportPrivateImportUsage]
 
     def accept(self, is_finite: bool, step: int) -> bool:
-        """Return whether to update, and adapt a dynamic scale. Raises ConvzooError for an overflow of a fixed scale."""
+        """Return whether to update, and adapt the scale. Raises ConvzooError for an overflow at a scale of 1 or less."""
         if is_finite:
             self.good_steps += 1
-            if self.dynamic and self.good_steps % 2000 == 0:
-                self.value *= 2.0
+            if self.good_steps % 2000 == 0:
+                self.value = min(2.0 * self.value, self.most)
             return True
-        if not self.dynamic or self.value <= 1.0:
+        if self.value <= 1.0:
             raise ConvzooError(
                 f"step {step}: a gradient is not finite; nothing was updated. Lower optim.lr, or use train.precision=bf16 or train.loss_scale=dynamic"
             )
         self.value, self.good_steps = self.value / 2.0, 0
+        if not self.dynamic:
+            log.info(
+                f"step {step}: a gradient overflowed at loss scale {2 * self.value:g}: update left out, scale now {self.value:g}"
+            )
         return False
 
     def state_dict(self) -> dict[str, float]:

@@ -112,6 +112,9 @@ class Schedule(_Part):
 
 
 class Train(_Part):
+    """eval_every_epochs: 0 for never, and then no validation data is needed, no epoch is the best, and nothing is measured;
+    save_every_epochs: checkpoints at the end of every so many epochs, of the last and of each that is the best so far."""
+
     epochs: Annotated[int, Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0)]
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -120,7 +123,8 @@ class Train(_Part):
     clip_grad_norm: Positive | None = None
     freeze: list[str] = []
     sync_batch_norm: bool = False
-    eval_every_epochs: Annotated[int, Field(gt=0)] = 1
+    eval_every_epochs: Annotated[int, Field(ge=0)] = 1
+    save_every_epochs: Annotated[int, Field(gt=0)] = 1
     keep_checkpoint_max: Annotated[int, Field(gt=0)] = 10
     weights_sha256: str | None = None
 

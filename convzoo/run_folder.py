@@ -4,6 +4,7 @@ A second run never writes into a first one's folder; only the continuation of th
 processes apart. Only rank 0 writes.
 """
 
+import contextlib
 import csv
 import fcntl
 import importlib.metadata
@@ -19,11 +20,12 @@ import torch
 import yaml
 
 import convzoo
-from convzoo.checkpoint import RunCheckpoints
+from convzoo.checkpoint import RunCheckpoints, written_whole
 from convzoo.errors import UsageError
 from convzoo.recipe import Recipe
 
 OPTIONAL = ("timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "mindspore", "torch_npu")
+FREE_KEYS = {"train.keep_checkpoint_max", "train.save_every_epochs"}  # may change between two parts of a run
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic")
 
 
@@ -34,11 +36,17 @@ class RunFolder:
         self.path = path
         self.recipe = recipe
         self.checkpoints = RunCheckpoints(path / "checkpoints", recipe.train.keep_checkpoint_max)
-        self._lock = lock  # held until the process ends
+        self._lock = lock  # held until it is closed, at the latest when the process ends
+        self._metrics_file: TextIO | None = None
 
     @property
     def interrupted(self) -> Path:
         return self.path / "interrupted"
+
+    @property
+    def finished(self) -> Path:
+        """The file that is there once everything of the run is."""
+        return self.path / "finished"
 
     def describe(self, command: str, device: torch.device, data: dict[str, Any]) -> None:
         """Write the resolved recipe, the command, the environment and the data's account."""
@@ -49,32 +57,50 @@ class RunFolder:
         _write_json(self.path / "data.json", data)
 
     def add_metrics(self, row: dict[str, Any]) -> None:
-        """Append a row to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append a row to metrics.jsonl; the file stays open, and each row is in it at once."""
+        if self._metrics_file is None:
+            self._metrics_file = open(self.path / "metrics.jsonl", "a", buffering=1, encoding="utf-8")  # noqa: SIM115
+        self._metrics_file.write(json.dumps(row) + "\n")
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """Return the whole rows of metrics.jsonl; a line cut by a crash is left out."""
+    def metrics(self, kind: str = "") -> list[dict[str, Any]]:
+        """Return the whole rows of metrics.jsonl, or those of one kind; a line cut by a crash is left out."""
+        if not (self.path / "metrics.jsonl").is_file():
+            return []
+        start = f'{{"kind": "{kind}"' if kind else ""
         rows = []
-        if (self.path / "metrics.jsonl").is_file():
-            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                try:
+        for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            if line.startswith(start):  # of a hundred thousand steps only the few epochs are parsed
+                with contextlib.suppress(json.JSONDecodeError):
                     rows.append(json.loads(line))
-                except json.JSONDecodeError:
-                    continue
         return rows
 
     def forget_after(self, step: int) -> None:
         """Drop rows that a continued run will measure again."""
         kept = [row for row in self.metrics() if row["step"] <= step]
-        (self.path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        self._close_metrics()
+        with written_whole(self.path / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    def close(self) -> None:
+        """Close what is open and give the folder free for another process."""
+        self._close_metrics()
+        if self._lock is not None:
+            self._lock.close()
+
+    def _close_metrics(self) -> None:
+        if self._metrics_file is not None:
+            self._metrics_file.close()
+            self._metrics_file = None
 
     def write_results(self) -> list[dict[str, Any]]:
         """Write one row an epoch to results.csv and return them."""
-        rows = [row for row in self.metrics() if row["kind"] == "epoch"]
+        rows = self.metrics("epoch")
         if rows:
             names = list(dict.fromkeys(key for row in rows for key in row if key != "kind"))
-            with open(self.path / "results.csv", "w", newline="", encoding="utf-8") as file:
+            with (
+                written_whole(self.path / "results.csv") as temporary,
+                open(temporary, "w", newline="", encoding="utf-8") as file,
+            ):
                 writer = csv.DictWriter(file, names, extrasaction="ignore")
                 writer.writeheader()
                 writer.writerows(rows)
@@ -146,7 +172,7 @@ def _next_default(recipe: Recipe, resume: bool) -> Path:
         number += 1
         path = base.with_name(f"{base.name}-{number}")
     for earlier in reversed(taken):
-        same = (earlier / "recipe.yaml").is_file() and _plain_recipe(earlier) == recipe.plain()
+        same = (earlier / "recipe.yaml").is_file() and not _differences(earlier, recipe)
         if same and (resume or (earlier / "interrupted").is_file()):
             return earlier
     if resume:
@@ -158,13 +184,18 @@ def _plain_recipe(path: Path) -> Any:
     return yaml.safe_load((path / "recipe.yaml").read_text(encoding="utf-8"))
 
 
-def _check_same_recipe(path: Path, recipe: Recipe) -> None:
+def _differences(path: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
+    """Return (key, value there, value now) of what keeps a run from being continued with a recipe."""
     earlier, now = _flat(_plain_recipe(path)), _flat(recipe.plain())
-    for key in sorted(earlier.keys() | now.keys()):
-        if key != "train.keep_checkpoint_max" and earlier.get(key) != now.get(key):
-            raise UsageError(
-                f"{path} is a run with {key}={earlier.get(key)}, not {now.get(key)}: a run is continued with its own recipe, or a new one started elsewhere"
-            )
+    keys = sorted((earlier.keys() | now.keys()) - FREE_KEYS)
+    return [(key, earlier.get(key), now.get(key)) for key in keys if earlier.get(key) != now.get(key)]
+
+
+def _check_same_recipe(path: Path, recipe: Recipe) -> None:
+    for key, earlier, now in _differences(path, recipe)[:1]:
+        raise UsageError(
+            f"{path} is a run with {key}={earlier}, not {now}: a run is continued with its own recipe, or a new one started elsewhere"
+        )
 
 
 def _flat(value: Any, path: str = "") -> dict[str, Any]:
@@ -174,7 +205,7 @@ def _flat(value: Any, path: str = "") -> dict[str, Any]:
 
 
 def _take_lock(path: Path) -> TextIO:
-    lock = open(path / ".lock", "w")  # noqa: SIM115 (held until the process ends)
+    lock = open(path / ".lock", "w")  # noqa: SIM115 (held until the run ends)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

@@ -13,7 +13,15 @@ from torch.nn.parallel import DistributedDataParallel
 from convzoo import dist, registry
 from convzoo import recipe as recipes
 from convzoo.checkpoint import ModelInfo, StateDict, first_mismatch, load_into
-from convzoo.data.loader import OnBadSample, Transformed, build_loader, check_same_classes, checked, default_workers
+from convzoo.data.loader import (
+    OnBadSample,
+    Transformed,
+    build_loader,
+    check_same_classes,
+    checked,
+    default_workers,
+    label_map,
+)
 from convzoo.data.sampler import TrainBatches, check_batch_size
 from convzoo.errors import ConvzooError, DataError, UsageError
 from convzoo.evaluate import build_dataset, build_pipeline, build_task, check_recipe, size_seen
@@ -21,7 +29,14 @@ from convzoo.logs import log
 from convzoo.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 from convzoo.recipe import Recipe
 from convzoo.types import Batch
-from convzoo.weights.converted import BACKBONE, TRAINING_KEYS, full_model, load_backbone, meta_network
+from convzoo.weights.converted import (
+    BACKBONE,
+    TRAINING_KEYS,
+    backbone_numerics,
+    full_model,
+    load_backbone,
+    meta_network,
+)
 from convzoo.weights.sources import open_source, source_sha256
 
 
@@ -30,21 +45,25 @@ class Machine:
     """What a run needs to know that does not change its numbers: the command line's half of a run.
 
     Attributes:
+        val_data: where the validation data is looked for, None for `data`.
         weights: a model file, a foreign one or LIBRARY:NAME to start from; the SHA-256 goes into the recipe.
         workers: loader processes, None for what suits the machine.
         accumulate: micro-batches per global batch and rank.
-        save_every_steps: besides the end of every epoch.
+        save_every_steps: besides the ends of epochs that the recipe's save_every_epochs says.
+        log_every_steps: a line of the log every so many steps; None for one now and then where there is no terminal.
         download: whether weights by LIBRARY:NAME may use the network.
         command: what to write down as the command of this run.
     """
 
     data: Path | None = None
+    val_data: Path | None = None
     out: Path | None = None
     device: str = "auto"
     weights: str | Path | None = None
     workers: int | None = None
     accumulate: int = 1
     save_every_steps: int | None = None
+    log_every_steps: int | None = None
     compile: bool = False
     profile: bool = False
     resume: bool = False
@@ -89,9 +108,16 @@ class Setup:
 
     def _build_data(self) -> None:
         recipe, machine = self.recipe, self.machine
-        train_set = build_dataset(recipe, machine.data, "train")
-        val_set = build_dataset(recipe, machine.data, "val")
-        check_same_classes(train_set.class_names, val_set.class_names)
+        evaluates = recipe.train.eval_every_epochs > 0
+        if machine.val_data and not evaluates:
+            raise UsageError(
+                f"--val-data {machine.val_data}: {recipe.at('train')('eval_every_epochs')} 0, nothing is evaluated"
+            )
+        alone = machine.val_data is not None or not evaluates
+        train_set = build_dataset(recipe, machine.data, "train", alone)
+        val_set = build_dataset(recipe, machine.val_data or machine.data, "val") if evaluates else None
+        if val_set is not None:
+            check_same_classes(train_set.class_names, val_set.class_names)
         self.class_names: list[str] = train_set.class_names
         found, wanted = len(self.class_names), recipe.model.get("num_classes")
         if found != wanted:
@@ -102,9 +128,14 @@ class Setup:
             len(train_set), recipe.train.batch_size, machine.accumulate, dist.world_size()
         )
         self.train_data = Transformed(train_set, build_pipeline(recipe, "train"))
-        self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"))
+        self.val_data = None
+        if val_set is not None:
+            source = str(machine.val_data or machine.data)
+            mapping = label_map(val_set.class_names, self.class_names, source)
+            self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"), mapping)
         self.data_account = {
-            "root": str(machine.data), "train_images": len(train_set), "val_images": len(val_set), "class_names": self.class_names,
+            "root": str(machine.data), **({"val_root": str(machine.val_data)} if machine.val_data else {}),
+            "train_images": len(train_set), "val_images": 0 if val_set is None else len(val_set), "class_names": self.class_names,
             ("train_images_per_class" if recipe.task == "classify" else "train_objects_per_class"):
                 dict(zip(self.class_names, torch.bincount(torch.as_tensor(train_set.labels), minlength=found).tolist(), strict=True)),
         }  # fmt: skip
@@ -154,7 +185,9 @@ class Setup:
             "data": self.data_account["root"],
             "step": self.progress.step,
         }
-        input_hw = size_seen(self.val_data)
+        eval_pipeline = build_pipeline(self.recipe, "eval")
+        seen = Transformed(self.train_data.dataset, eval_pipeline) if self.val_data is None else self.val_data
+        input_hw = size_seen(seen)
         return ModelInfo(self.recipe.plain(), self.class_names, metrics, provenance, input_hw=input_hw)
 
     def state(self) -> dict[str, Any]:
@@ -224,6 +257,12 @@ def start_from(
             raise ConvzooError(f"--weights {source}: it holds a {theirs['name']}, the recipe's is a {ours['name']}")
         count = load_backbone(model, converted)
         log.info(f"backbone of {count} convolutions from {source}; all else is new")
+        numerics = backbone_numerics(recipe.model)
+        for key, value in backbone_numerics(converted.model).items():
+            if numerics[key] != value:
+                log.warning(
+                    f"--weights {source}: its backbone was trained with {key} {value}, this recipe has {numerics[key]}"
+                )
         return
     weights, own = converted.state_dict, model.state_dict()
     if converted.class_names != class_names:

@@ -1,7 +1,6 @@
 """The training loop: one, visible, in the order in which data runs."""
 
 import contextlib
-import json
 import math
 import signal
 import time
@@ -18,8 +17,6 @@ from convzoo.evaluate import Evaluation, TorchRunner, evaluate, summary
 from convzoo.logs import log
 from convzoo.meter import Meter, profiled
 from convzoo.recipe import Recipe
-from convzoo.report.card import write_card
-from convzoo.report.plots import plot_curves
 from convzoo.run_folder import RunFolder, environment, open_run
 from convzoo.train_setup import Machine, Setup, with_weights_hash
 from convzoo.types import Batch
@@ -48,6 +45,7 @@ def train(recipe: Recipe, machine: Machine) -> Path:
                 evaluation, stopping = _close_epoch(setup, run, meter, stop)
             if stopping:
                 _save(setup, run, {}, is_best=False)
+                meter.report()
                 run.interrupted.touch()
                 raise InterruptedRun(
                     f"stopped at step {progress.step} of {setup.total_steps} and saved; the same command continues it ({run.path})"
@@ -105,7 +103,9 @@ def train(recipe: Recipe, machine: Machine) -> Path:
             profiler_step()
             stopping = asked_to_stop > 0
 
-        _finish(setup, run, evaluation or _evaluate(setup, lambda: False))
+        if setup.val_data is not None and evaluation is None:
+            evaluation = _evaluate(setup, lambda: False)
+        _finish(setup, run, meter, evaluation)
     return run.path
 
 
@@ -115,23 +115,26 @@ def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder
     device = dist.resolve_device(machine.device)
     joined = dist.start(device)
     logs.setup(dist.rank())
-    log_file = None
+    run, log_copy = None, logs.Copy()
     try:
         setup = Setup(with_weights_hash(recipe, machine.weights, machine.download), machine, device)
         run, continued = _open_on_rank_0(machine, setup.recipe)
         if dist.rank() == 0:
-            log_file = logs.to_file(run.path / "train.log")
+            log_copy.open(run.path / "train.log")
+        else:
+            log_copy.close()
         if continued:
             _restore(setup, run)
         if dist.rank() == 0:
             run.describe(machine.command, device, setup.data_account)
             _log_start(setup, run)
-        with StopRequest() as stop, profiled(machine.profile, run.path / "profile") as profiler_step:
+        steps_left = setup.total_steps - setup.progress.step
+        with StopRequest() as stop, profiled(machine.profile, run.path / "profile", steps_left) as profiler_step:
             yield setup, run, stop, profiler_step
     finally:
-        if log_file:
-            log.removeHandler(log_file)
-            log_file.close()
+        if run:
+            run.close()
+        log_copy.close()
         if joined:
             dist.stop()
 
@@ -167,12 +170,13 @@ def _forward_backward(setup: Setup, batches: Iterator[Batch]) -> tuple[dict[str,
 
 
 def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest") -> tuple[Evaluation | None, bool]:
-    """Evaluate if it is due, write the epoch's row, save; return the evaluation and whether a stop was asked for meanwhile."""
+    """Evaluate if it is due, write the epoch's row, save if it is due or the best so far; return the evaluation and whether a stop was asked for meanwhile."""
     progress, train_recipe = setup.progress, setup.recipe.train
     epoch = progress.step // setup.steps_per_epoch
     evaluation = None
     meter.end_training()
-    if epoch % train_recipe.eval_every_epochs == 0 or epoch == train_recipe.epochs:
+    every = train_recipe.eval_every_epochs
+    if every and (epoch % every == 0 or epoch == train_recipe.epochs):
         evaluation = _evaluate(setup, lambda: stop.requested)
         if any(dist.gather_objects(stop.requested)):
             return None, True
@@ -184,12 +188,17 @@ def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest"
     means = {name: value / setup.steps_per_epoch for name, value in progress.sums.items()}
     progress.sums = {}
     meter.close_epoch(epoch, means, evaluation)
-    _save(setup, run, result, is_best)
+    if is_best or epoch % train_recipe.save_every_epochs == 0 or epoch == train_recipe.epochs:
+        _save(setup, run, result, is_best)
+    if progress.step < setup.total_steps:
+        meter.report(draw=False)
+    meter.restart()
     return evaluation, False
 
 
 def _evaluate(setup: Setup, stop: Callable[[], bool]) -> Evaluation:
     """Evaluate the weights that would be published, in float32, exactly as `convzoo eval` does."""
+    assert setup.val_data is not None
     dist.broadcast_buffers(setup.model)
     trained = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()} if setup.average else None
     if setup.average:
@@ -243,7 +252,8 @@ def _restore(setup: Setup, run: RunFolder) -> None:
         log.warning(f"{run.path}: stopped before its first checkpoint, so it begins again")
     if dist.rank() == 0:
         run.forget_after(setup.progress.step)
-        run.interrupted.unlink(missing_ok=True)
+        for mark in (run.interrupted, run.finished):
+            mark.unlink(missing_ok=True)
 
 
 def _log_start(setup: Setup, run: RunFolder) -> None:
@@ -252,25 +262,22 @@ def _log_start(setup: Setup, run: RunFolder) -> None:
     log.info(
         f"{recipe.model['name']} with {count:,} parameters on {setup.device} in {setup.precision}; {len(setup.class_names)} classes; {recipe.train.epochs} epochs into {run.path}"
     )
+    if setup.val_data is None:
+        log.info("no validation (train.eval_every_epochs=0): the last weights count, and there are no best ones")
     if setup.progress.step:
         log.info(f"continued at step {setup.progress.step} of {setup.total_steps}")
 
 
-def _finish(setup: Setup, run: RunFolder, evaluation: Evaluation) -> None:
+def _finish(setup: Setup, run: RunFolder, meter: Meter, evaluation: Evaluation | None) -> None:
     """Write what a finished run leaves: curves, tables, worst images and its README."""
     if dist.rank() != 0:
         return
-    rows = run.write_results()
-    plot_curves(run.metrics(), run.path / "plots", setup.recipe.name)
-    evaluation.write(run.path / "eval", setup.val_data.dataset)
-    progress = setup.progress
-    facts = {
-        "command": setup.machine.command, "recipe": setup.recipe.plain(), "env": json.loads((run.path / "env.json").read_text()),
-        "data": setup.data_account, "best": progress.best, "model_file": run.path / "checkpoints" / "last.safetensors",
-        "skipped": {"unreadable training images were left out": progress.images_left_out, "updates were left out (overflow)": progress.updates_left_out},
-    }  # fmt: skip
-    write_card(run.path / "README.md", setup.recipe.name, facts, evaluation.result, rows)
-    log.info(f"done: {summary(evaluation.result)}; see {run.path}/README.md")
+    if evaluation and setup.val_data is not None:
+        evaluation.write(run.path / "eval", setup.val_data.dataset)
+    meter.report(evaluation, finished=True)
+    run.finished.touch()
+    measured = summary(evaluation.result) if evaluation else "nothing was evaluated (train.eval_every_epochs=0)"
+    log.info(f"done: {measured}; see {run.path}/README.md")
 
 
 class StopRequest:

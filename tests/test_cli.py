@@ -14,7 +14,7 @@ import convzoo
 from convzoo import cli
 
 OPTIONS = {
-    "train": "--accumulate --compile --data --device --download --help --on-bad-sample --out --profile --resume --save-every-steps --weights --workers",
+    "train": "--accumulate --compile --data --device --download --help --log-every-steps --on-bad-sample --out --profile --resume --save-every-steps --val-data --weights --workers",
     "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --provider --raw-outputs --workers",
     "export": "--batch --data --dynamic-size --format --help --json --out --preprocessing --size --soc-version --stage --tolerance",
     "predict": "--batch-size --crops --device --help --json --min-score --on-bad-sample --precision --provider --save --yolo-txt --dump-inputs --npy --data",

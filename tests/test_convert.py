@@ -212,6 +212,7 @@ def test_weights_of_other_classes_give_all_but_the_last_layer(run, tmp_path):
     )
     assert code == 0 and "new head head.conv.weight, head.norm.weight" in err
     assert "trained with model.leaky_slope=0.2, this recipe has 0.1" in err and "norm_eps" not in err
+    assert "trained with model.leaky_slope=0.2, this recipe has 0.1" in (tmp_path / "run/train.log").read_text()
     state_dict, _, _ = load_model(tmp_path / "run/checkpoints/last.safetensors")
     names = mindspore.zoo_names(ZOO_TINY)
     kept = [name for name in state_dict if name.startswith("features.") and name in names]

@@ -14,6 +14,7 @@ import torch
 from conftest import one_line
 from PIL import Image
 
+from convzoo import recipe as recipes
 from convzoo.data import cifar10 as cifar
 from convzoo.data import download
 from convzoo.data.arrays import PackedStrings
@@ -24,6 +25,7 @@ from convzoo.data.loader import Transformed, build_loader, checked, label_map
 from convzoo.data.sampler import EvalBatches, TrainBatches, check_batch_size
 from convzoo.data.transforms import Pipeline
 from convzoo.errors import ConvzooError, DataError, UsageError
+from convzoo.evaluate import build_dataset
 from convzoo.tasks.classify import Classify
 
 RNG = np.random.RandomState(0)
@@ -88,8 +90,15 @@ def test_class_folders_alone_can_be_evaluated_and_hidden_ones_are_no_class(tree)
     (tree / "val" / "cat" / "notes.txt").write_text("not a picture, not counted")
     assert image_folder(tree / "val", "val").class_names == ["cat", "dog"]
     assert len(image_folder(tree, "val")) == 4
+    recipe = recipes.load("vgg16-digits", ["data={name: image_folder}"])
     with pytest.raises(DataError, match="no folder train"):
-        image_folder(tree / "val", "train")
+        build_dataset(recipe, tree / "val", "train")
+    assert len(build_dataset(recipe, tree / "val", "train", alone=True)) == 4
+    with pytest.raises(DataError, match="no folder train"):
+        image_folder(tree / "val" / "cat", "train")
+    shutil.rmtree(tree / "train")
+    with pytest.raises(DataError, match="no folder train"):
+        image_folder(tree, "train")
 
 
 def test_faults_of_a_tree(run, tree, tmp_path):

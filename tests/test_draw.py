@@ -188,3 +188,13 @@ def test_curves_show_what_the_task_logs(figures, tmp_path):
     plots.plot_curves(rows, tmp_path / "classify", "title")
     assert figures[3].axes[0].get_yscale() == "linear" and "top-1" in figures[4].axes[0].get_ylabel()
     assert {path.name for path in (tmp_path / "detect").iterdir()} == {"loss.png", "accuracy.png", "learning_rate.png"}
+
+
+def test_a_hundred_thousand_steps_are_drawn_with_their_spikes_and_few_points(figures, tmp_path):
+    rows = [{"kind": "step", "step": i + 1, "lr": 0.1, "loss": 2.0 + i % 7} for i in range(100_000)]
+    rows[54_321]["loss"], rows[77_777]["loss"] = 900.0, 0.25
+    plots.plot_curves(rows, tmp_path / "plots", "title")
+    (line,) = figures[0].axes[0].lines
+    drawn = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    assert drawn[54_322] == 900 and drawn[77_778] == 0.25 and len(drawn) <= 2000
+    assert list(drawn) == sorted(drawn) and min(drawn) <= 100 and max(drawn) > 99_900

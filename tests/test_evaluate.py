@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import time
 
 import pytest
 from conftest import one_line
@@ -13,13 +15,26 @@ def result(run, *argv) -> dict:
     return json.loads(out)
 
 
+def without_time(result: dict) -> dict:
+    return {key: value for key, value in result.items() if key not in ("seconds", "images_per_s")}
+
+
 def test_the_number_does_not_depend_on_the_batch_size(run, digits_run):
     last = digits_run / "checkpoints/last.safetensors"
     results = [result(run, last, "--batch-size", size) for size in (1, 7, 64, 360, 1000)]
-    assert all(r == results[0] for r in results)
+    assert all(without_time(r) == without_time(results[0]) for r in results)
     assert results[0]["images"] == results[0]["images_expected"] == 360
     assert results[0]["top1"] == json.loads((digits_run / "eval/metrics.json").read_text())["top1"]
     assert 0.7 < results[0]["top1"] <= results[0]["top5"] <= 1.0
+
+
+def test_an_evaluation_says_how_long_it_took(run, digits_run):
+    last = digits_run / "checkpoints/last.safetensors"
+    started = time.perf_counter()
+    one = result(run, last)
+    assert 0 < one["seconds"] < time.perf_counter() - started
+    assert one["images_per_s"] == pytest.approx(360 / one["seconds"], rel=0.1)
+    assert re.search(r"360 of 360 images  \d+\.\d s, \d+ img/s$", run("eval", last)[1].splitlines()[0])
 
 
 def test_bfloat16_is_near_and_val_means_eval(run, digits_run):

@@ -79,7 +79,7 @@ def test_freezing_by_pattern_keeps_batch_norm_still():
         freeze(model, ["*"])
 
 
-def test_a_dynamic_loss_scale_adapts_and_a_fixed_one_stops():
+def test_a_loss_scale_adapts_up_to_its_number_and_without_one_an_overflow_is_an_error():
     scale = LossScale("dynamic")
     assert not scale.accept(False, 0) and scale.value == 32768
     for step in range(2000):
@@ -88,8 +88,15 @@ def test_a_dynamic_loss_scale_adapts_and_a_fixed_one_stops():
     again = LossScale("dynamic")
     again.load_state_dict(scale.state_dict())
     assert (again.value, again.good_steps) == (65536, 2000)
+    fixed = LossScale(1024.0)
+    assert [fixed.accept(False, step) for step in range(10)] == [False] * 10 and fixed.value == 1
+    with pytest.raises(ConvzooError, match="step 10: a gradient is not finite"):
+        fixed.accept(False, 10)
+    for step in range(12 * 2000):
+        fixed.accept(True, step)
+    assert fixed.value == 1024
     with pytest.raises(ConvzooError, match="step 7: a gradient is not finite"):
-        LossScale(1024.0).accept(False, 7)
+        LossScale(None).accept(False, 7)
     grad = nn.Parameter(torch.ones(3))
     grad.grad = torch.full((3,), 1024.0)
     LossScale(1024.0).unscale([grad])

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from convzoo import cli, errors
 from convzoo import recipe as recipes
 from convzoo import training as train_module
 from convzoo.checkpoint import load_model, load_state
+from convzoo.run_folder import open_run
 
 
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -79,6 +81,112 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(run, tmp_path, monkeypatch
         ]
 
 
+def test_every_step_of_a_long_run_has_its_row_at_once(run, tmp_path, monkeypatch):
+    """8000 steps; what lies on disk is looked at while the run goes, as a kill would find it."""
+    inner, on_disk = train_module._forward_backward, []
+
+    def step(*args):
+        path = tmp_path / "run/metrics.jsonl"
+        on_disk.append(len(rows(tmp_path / "run", "step")) if path.exists() else 0)
+        return inner(*args)
+
+    monkeypatch.setattr(train_module, "_forward_backward", step)
+    stop_after(monkeypatch, 6)
+    long = ["train.epochs=1000", "train.eval_every_epochs=1000"]
+    assert run("train", "tinydarknet-digits", *QUICK, *long, "--out", tmp_path / "run")[0] == 75
+    assert [row["step"] for row in rows(tmp_path / "run", "step")] == [1, 2, 3, 4, 5, 6]
+    assert on_disk == [0, 1, 2, 3, 4, 5]
+
+
+def test_log_lines_every_so_many_steps_and_the_epochs_seconds(run, tmp_path):
+    command = ["train", "tinydarknet-digits", *QUICK, "train.eval_every_epochs=2", "--log-every-steps", 3]
+    code, _, err = run(*command, "--out", tmp_path / "run")
+    assert code == 0
+    lines = re.findall(r"^step (\d+)/8  loss (\S+)  lr (\S+)  (\d+) img/s  (\S+) ms a step$", err, re.MULTILINE)
+    by_step = {row["step"]: row for row in rows(tmp_path / "run", "step")}
+    assert [int(line[0]) for line in lines] == [3, 6]
+    for step, loss, lr, images_per_s, step_ms in lines:
+        assert loss == f"{by_step[int(step)]['loss']:.4f}" and lr == f"{by_step[int(step)]['lr']:.6f}"
+        assert int(images_per_s) == pytest.approx(64_000 / float(step_ms), rel=0.05)
+    first, second = re.findall(r"^epoch \d/2 .*  trained (\d+\.\d s.*)$", err, re.MULTILINE)
+    assert "evaluated" not in first and re.fullmatch(r"\d+\.\d s, evaluated \d+\.\d s", second)
+    log = (tmp_path / "run/train.log").read_text()
+    assert all(f"step {step}/8  loss " in log for step in (3, 6)) and log.count("  trained ") == 2
+
+
+def test_epochs_are_saved_as_often_as_asked_the_last_and_the_best_always(run, tmp_path, monkeypatch):
+    command = [
+        "train",
+        "tinydarknet-digits",
+        *QUICK,
+        "train.epochs=8",
+        "train.eval_every_epochs=1",
+        "train.save_every_epochs=3",
+    ]
+
+    def steps(name):
+        return {int(path.stem[5:]) for path in (tmp_path / name / "checkpoints").glob("step-*.safetensors")}
+
+    assert run(*command, "--out", tmp_path / "run")[0] == 0
+    best, bests = -1.0, set()
+    for row in rows(tmp_path / "run", "epoch"):
+        if row["top1"] > best:
+            best, bests = row["top1"], bests | {row["step"]}
+    assert steps("run") == {12, 24, 32} | bests and len(bests) < 8
+    assert load_model(tmp_path / "run/checkpoints/best.safetensors")[1].metrics["top1"] == best
+    command = [*command, "train.eval_every_epochs=8"]
+    assert run(*command, "--out", tmp_path / "seldom")[0] == 0
+    assert steps("seldom") == {12, 24, 32}
+    with monkeypatch.context() as patch:
+        stop_after(patch, 18)
+        assert run(*command, "--out", tmp_path / "parts")[0] == 75
+    assert steps("parts") == {12, 18}
+    # How often is no part of the numbers: it may change between two parts of a run.
+    assert run(*command, "train.save_every_epochs=1", "--out", tmp_path / "parts")[0] == 0
+    assert steps("parts") == {12, 18, 20, 24, 28, 32}
+    assert same(weights(tmp_path / "seldom"), weights(tmp_path / "parts"))
+
+
+def test_a_run_reports_while_it_goes_and_when_it_is_stopped(run, tmp_path, monkeypatch):
+    """What lies in the folder in the middle of the second epoch, after a stop there, and at the end."""
+    command = ["train", "tinydarknet-digits", *QUICK, "train.epochs=3", "train.eval_every_epochs=1"]
+    folder, inner, between = tmp_path / "run", train_module._forward_backward, {}
+
+    def step(setup, batches):
+        if setup.progress.step == 5:
+            between.update({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
+            between["plots"] = {path.name for path in (folder / "plots").iterdir()}
+        return inner(setup, batches)
+
+    curves = {"loss.png", "accuracy.png", "learning_rate.png"}
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_forward_backward", step)
+        stop_after(patch, 6)
+        assert run(*command, "--out", folder)[0] == 75
+    (row,) = rows(folder, "epoch")
+    assert b"**Unfinished: step 4 of 12.**" in between["README.md"] and between["plots"] == curves
+    assert len(between["results.csv"].splitlines()) == 2 and "finished" not in between
+    for text in (between["README.md"].decode(), (folder / "README.md").read_text()):
+        assert f"{100 * row['top1']:.2f} %" in text and "The last weights" not in text
+        assert all(f"(plots/{name})" in text for name in curves)
+    assert "**Unfinished: step 6 of 12.**" in (folder / "README.md").read_text() and not (folder / "finished").exists()
+    drawn = {name: (folder / "plots" / name).read_bytes() for name in curves}
+    assert run(*command, "--out", folder)[0] == 0
+    readme = (folder / "README.md").read_text()
+    assert "nfinished" not in readme and "The last weights on the validation images" in readme
+    assert len((folder / "results.csv").read_text().splitlines()) == 4 and (folder / "finished").exists()
+    assert {path.name for path in (folder / "plots").iterdir()} == curves
+    assert all((folder / "plots" / name).read_bytes() != content for name, content in drawn.items())
+
+
+def test_a_run_that_is_stopped_in_its_first_epoch_has_curves_and_a_readme(run, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")[0] == 75
+    assert "**Unfinished: step 2 of 8.**" in (tmp_path / "run/README.md").read_text()
+    assert (tmp_path / "run/plots/loss.png").stat().st_size > 1000
+
+
 def test_a_second_signal_and_ctrl_c(run, tmp_path, monkeypatch):
     stop_after(monkeypatch, 3, signal.SIGINT)
     code, _, _ = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")
@@ -133,6 +241,33 @@ def test_a_run_is_continued_with_its_own_recipe_only(run, tmp_path, monkeypatch)
     assert run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run", "--resume")[0] == 0
     code, _, err = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")
     assert code == 2 and "not empty" in one_line(err)
+
+
+def test_a_folder_is_free_once_its_run_is_closed(tmp_path):
+    """Not when Python happens to collect the run's objects: one process may train again and again."""
+    recipe = recipes.load("tinydarknet-digits")
+    first, _ = open_run(tmp_path / "run", recipe, resume=False)
+    first.describe("command", torch.device("cpu"), {})
+    with pytest.raises(errors.UsageError, match="another process is training there"):
+        open_run(tmp_path / "run", recipe, resume=True)
+    first.close()
+    again, continued = open_run(tmp_path / "run", recipe, resume=True)
+    again.close()
+    assert continued
+
+
+def test_how_often_is_saved_does_not_make_it_another_run(run, tmp_path, monkeypatch):
+    """Without --out too; and a run that was begun before there was such a key is continued."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert run("train", "tinydarknet-digits", *QUICK)[0] == 75
+    path = tmp_path / "runs/tinydarknet-digits/recipe.yaml"
+    earlier = path.read_text()
+    path.write_text("".join(line for line in earlier.splitlines(True) if "save_every_epochs" not in line))
+    assert path.read_text() != earlier
+    code, out, err = run("train", "tinydarknet-digits", *QUICK, "train.keep_checkpoint_max=3")
+    assert code == 0 and out == "runs/tinydarknet-digits\n" and "continued at step 2 of 8" in err
 
 
 def test_what_a_run_leaves(digits_run):
@@ -257,6 +392,9 @@ def test_weights_to_start_from_and_a_new_head(run, tmp_path, digits_run):
         tmp_path / "two",
     )
     assert code == 0 and "new head head.weight, head.bias for 2 classes" in err
+    first, second = (tmp_path / "two/train.log").read_text().splitlines()[:2]
+    assert re.match(r"[\d-]+ [\d:,]+ weights from .*; new head head.weight, head.bias for 2 classes$", first)
+    assert "batch 8 = 1 ranks x 1 micro-batches x 8" in second
     code, _, err = run("train", "vgg16-digits", *QUICK, "--weights", last, "--out", tmp_path / "other")
     assert code == 1 and "it holds a tinydarknet" in one_line(err)
 
@@ -276,10 +414,103 @@ def test_fp16_with_a_dynamic_loss_scale(run, tmp_path):
     assert load_state(tmp_path / "run/checkpoints/last.state.pt")["loss_scale"]["value"] <= 65536
 
 
+@pytest.fixture
+def trees(run, tmp_path):
+    """Digits as class folders, even and odd: flat/TRAINING and flat/VALIDATION, each with the classes right inside."""
+    for split, name in (("train", "TRAINING"), ("val", "VALIDATION")):
+        assert run("data", "save", "digits", "--out", tmp_path / split, "--count", 40, "--split", split)[0] == 0
+        for file in (tmp_path / split).iterdir():
+            folder = tmp_path / "flat" / name / ("even" if int(file.name[0]) % 2 == 0 else "odd")
+            folder.mkdir(parents=True, exist_ok=True)
+            file.rename(folder / file.name)
+    return tmp_path / "flat"
+
+
+TWO = [
+    "train", "tinydarknet-digits", "transform.train=[]", "transform.eval=[]", "train.precision=fp32", "train.epochs=2",
+    "data={name: image_folder}", "model.num_classes=2", "train.batch_size=8", "train.eval_every_epochs=1",
+]  # fmt: skip
+
+
+def test_training_and_validation_data_in_two_places(run, tmp_path, trees):
+    train, val = trees / "TRAINING", trees / "VALIDATION"
+    code, _, err = run(*TWO, "--data", train, "--val-data", val, "--out", tmp_path / "run")
+    assert code == 0 and "40 of 40 images" in err
+    account = json.loads((tmp_path / "run/data.json").read_text())
+    assert (account["root"], account["val_root"]) == (str(train), str(val))
+    assert (account["train_images"], account["val_images"]) == (40, 40)
+    again = f"`convzoo eval {tmp_path}/run/checkpoints/last.safetensors --data {val}`"
+    assert again in (tmp_path / "run/README.md").read_text()
+    measured = json.loads((tmp_path / "run/eval/metrics.json").read_text())
+    code, out, _ = run("eval", tmp_path / "run/checkpoints/last.safetensors", "--data", val, "--json")
+    assert code == 0 and json.loads(out)["top1"] == measured["top1"]
+    # The same numbers as from one folder with both, and from two that have train/ and val/ in them.
+    for place, split, source in (("one", "train", train), ("one", "val", val), ("two", "val", val)):
+        shutil.copytree(source, tmp_path / place / split)
+    one, two = tmp_path / "one", tmp_path / "two"
+    for name, places in (("a", ["--data", one]), ("b", ["--data", one, "--val-data", two])):
+        assert run(*TWO, *places, "--out", tmp_path / name)[0] == 0
+        assert same(weights(tmp_path / name), weights(tmp_path / "run"))
+        assert json.loads((tmp_path / name / "eval/metrics.json").read_text())["top1"] == measured["top1"]
+
+
+def test_class_folders_alone_are_not_both_training_and_validation_data(run, tmp_path, trees):
+    for argv in ([*TWO, "--out", tmp_path / "run"], ["data", "check", "image_folder"]):
+        code, _, err = run(*argv, "--data", trees / "TRAINING")
+        assert code == 3 and "no folder train or ilsvrc in it; class folders alone" in one_line(err)
+    (trees / "VALIDATION/even").rename(trees / "VALIDATION/straight")
+    two = ["--data", trees / "TRAINING", "--val-data", trees / "VALIDATION"]
+    code, _, err = run(*TWO, *two, "--out", tmp_path / "run")
+    assert code == 3 and "missing in val: even; only in val: straight" in one_line(err)
+    code, _, err = run(*TWO, *two, "train.eval_every_epochs=0", "--out", tmp_path / "run")
+    assert code == 2 and "train.eval_every_epochs: 0, nothing is evaluated" in one_line(err)
+    code, _, err = run(*TWO, "--data", trees / "TRAINING", "--val-data", tmp_path / "none", "--out", tmp_path / "run")
+    assert code == 2 and str(tmp_path / "none") in one_line(err)
+
+
+def test_training_without_validation_data(run, tmp_path, trees, monkeypatch):
+    shutil.rmtree(trees / "VALIDATION")
+    command = [*TWO, "train.eval_every_epochs=0", "--data", trees / "TRAINING"]
+    code, _, err = run(*command, "--out", tmp_path / "run")
+    assert code == 0 and "no validation (train.eval_every_epochs=0)" in err and "nothing was evaluated" in err
+    checkpoints = {path.name for path in (tmp_path / "run/checkpoints").glob("*.safetensors")}
+    assert checkpoints == {"last.safetensors", "step-00000005.safetensors", "step-00000010.safetensors"}
+    readme = (tmp_path / "run/README.md").read_text()
+    assert "40 training and no validation images" in readme and "Not measured: there was no validation" in readme
+    assert not (tmp_path / "run/eval").exists() and (tmp_path / "run/finished").exists()
+    assert all("top1" not in row and row["train_top1"] > 0 for row in rows(tmp_path / "run", "epoch"))
+    info = load_model(tmp_path / "run/checkpoints/last.safetensors")[1]
+    assert info.metrics == {} and tuple(info.input_hw) == (8, 8)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 7)
+        assert run(*command, "--out", tmp_path / "parts")[0] == 75
+    assert run(*command, "--out", tmp_path / "parts")[0] == 0
+    assert same(weights(tmp_path / "run"), weights(tmp_path / "parts"))
+
+
 def test_profile_writes_a_trace_and_a_table(run, tmp_path):
     assert run("train", "tinydarknet-digits", *QUICK, "--profile", "--out", tmp_path / "run")[0] == 0
     assert "convolution" in (tmp_path / "run/profile/operators.txt").read_text()
     assert json.loads((tmp_path / "run/profile/trace.json").read_text())["traceEvents"]
+
+
+@pytest.mark.parametrize(("steps", "profiled", "before"), [(1, 1, 0), (2, 1, 1), (3, 1, 2), (4, 2, 2), (8, 3, 2)])
+def test_a_short_run_profiles_what_there_is_and_says_what(run, tmp_path, steps, profiled, before):
+    short = [f"data.max_train_images={32 * steps}", "train.batch_size=32", "train.epochs=1"]
+    code, _, err = run("train", "tinydarknet-digits", *QUICK, *short, "--profile", "--out", tmp_path / "run")
+    few = f", all that the run of {steps} has" if steps < 5 else ""
+    assert code == 0 and f"steps profiled: {profiled}, after {before}{few}: " in err
+    table = (tmp_path / "run/profile/operators.txt").read_text()
+    (backward,) = [line.split() for line in table.splitlines() if "aten::convolution_backward " in line]
+    assert int(backward[-1]) == 16 * profiled  # tinydarknet has sixteen convolutions
+    assert json.loads((tmp_path / "run/profile/trace.json").read_text())["traceEvents"]
+
+
+def test_a_run_that_is_stopped_before_its_profile_says_so(run, tmp_path, monkeypatch):
+    stop_after(monkeypatch, 1)
+    code, _, err = run("train", "tinydarknet-digits", *QUICK, "--profile", "--out", tmp_path / "run")
+    assert code == 75 and "no profile: steps made: 1, of which the first 2 do not count" in err
+    assert not (tmp_path / "run/profile").exists()
 
 
 def test_the_python_api_does_the_same(tmp_path, digits_run):

@@ -5,9 +5,18 @@ import json
 import pytest
 import torch
 from conftest import difference, momenta, one_line
+from PIL import Image
 from test_train import rows, same, stop_after, weights
 
+from convzoo import logs
+from convzoo import recipe as recipes
+from convzoo.checkpoint import ModelInfo, save_model
 from convzoo.data.sampler import TrainBatches
+from convzoo.train_setup import Machine, Setup, start_from
+from convzoo.types import Key
+from convzoo.weights import mindspore
+from convzoo.weights.converted import meta_network
+from convzoo.weights.mindspore_ckpt import write_records
 
 # A run of seconds, with everything on: sizes by turns, mosaic, colours.
 SMALL = [
@@ -105,11 +114,60 @@ def test_classes_that_the_model_does_not_know_are_no_silent_zero(run, small_run,
     assert code == 3 and out == "" and "classes that the model does not know" in one_line(err)
 
 
+def test_validation_data_with_the_classes_in_another_order_are_the_same_classes(tmp_path):
+    for name, split, classes in (("one", "train", "cat\ndog\n"), ("two", "val", "dog\ncat\n")):
+        for folder in ("images", "labels"):
+            (tmp_path / name / folder / split).mkdir(parents=True)
+        (tmp_path / name / "classes.txt").write_text(classes)
+        Image.new("RGB", (64, 64)).save(tmp_path / name / "images" / split / "1.png")
+        (tmp_path / name / "labels" / split / "1.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+    small = ["data={name: yolo_txt}", "model.num_classes=2", "model.width=0.03125", "train.batch_size=1"]
+    machine = Machine(data=tmp_path / "one", val_data=tmp_path / "two")
+    setup = Setup(recipes.load("yolov3-digits", small), machine, torch.device("cpu"))
+    assert setup.train_data[Key(0, 0)].target.labels.tolist() == [0] and setup.class_names == ["cat", "dog"]
+    assert setup.val_data[Key(0, 0)].target.labels.tolist() == [1]
+
+
 def test_a_wrong_number_of_classes_is_named(run, shared, tmp_path):
     code, _, err = run(
         "train", "yolov3-bccd", "model.num_classes=4", "--data", shared / "data/bccd", "--out", tmp_path / "run"
     )
     assert code == 3 and "set model.num_classes=3" in one_line(err) and not (tmp_path / "run").exists()
+
+
+def test_a_backbone_that_computes_something_else_is_said(capsys, tmp_path):
+    """The zoo's has ReLU and pads below and right; a converted DarkNet-53 of timm's has another slope."""
+    zoo = {"name": "yolov3", "num_classes": 10, **mindspore.ZOO["yolov3"]}
+    names = mindspore.zoo_names(zoo)
+    shapes = {name: tensor.shape for name, tensor in meta_network(zoo).state_dict().items()}
+    parts = {names[name]: torch.ones(shapes[name]) for name in names if name.startswith("backbone.")}
+    (tmp_path / "backbone.ckpt").write_bytes(write_records(parts))
+    timm = {"name": "darknet53", "num_classes": 1, "leaky_slope": 0.01}
+    darknet = {
+        name: torch.zeros(like.shape, dtype=like.dtype) for name, like in meta_network(timm).state_dict().items()
+    }
+    recipe = recipes.load("yolov3-digits").plain()
+    info = ModelInfo({**recipe, "task": "classify", "model": timm, "postprocess": {}}, ["one"])
+    save_model(tmp_path / "timm.safetensors", darknet, info)
+    logs.setup()
+
+    def warnings(name: str, *overrides: str) -> list[str]:
+        mine = recipes.load("yolov3-digits", ["model={name: yolov3, num_classes: 10}", *overrides])
+        model = meta_network(mine.model).to_empty(device="cpu")
+        capsys.readouterr()
+        start_from(model, mine, tmp_path / name, [str(i) for i in range(10)])
+        lines = capsys.readouterr().err.splitlines()
+        assert lines[0].startswith("backbone of 52 convolutions from ")
+        return [line.partition(" its backbone was trained with ")[2] for line in lines[1:]]
+
+    act, padding = (
+        "backbone_act relu, this recipe has leaky 0.1",
+        "down_padding bottom_right, this recipe has symmetric",
+    )
+    assert warnings("backbone.ckpt") == [act, padding]
+    assert warnings("backbone.ckpt", "model.backbone_act=relu") == [padding]
+    assert warnings("backbone.ckpt", "model.backbone_act=relu", "model.down_padding=bottom_right") == []
+    assert warnings("timm.safetensors") == ["backbone_act leaky 0.01, this recipe has leaky 0.1"]
 
 
 @pytest.mark.slow

@@ -15,8 +15,10 @@ from torch.nn import functional as F
 
 from convzoo import recipe as recipes
 from convzoo import registry
+from convzoo.checkpoint import load_model, load_state
 from convzoo.evaluate import check_recipe
 from convzoo.optim import build_schedule
+from convzoo.train_setup import Machine, Setup
 
 VGG = """
 num_classes: 10
@@ -42,6 +44,19 @@ initialize_mode: "XavierUniform"
 has_dropout: False
 device_target: Ascend
 file_format: MINDIR
+"""
+YOLO = """
+pretrained_backbone: ''
+num_classes: 80
+lr: 0.001
+lr_epochs: '220,250'
+lr_scheduler: 'exponential'
+max_epoch: 320
+per_batch_size: 32
+momentum: 0.9
+weight_decay: 0.0005
+loss_scale: 1024
+label_smooth: 0
 """
 COLUMNS = {  # column of the facts' tables -> (task, model, base rate, schedule, epochs, batch, smoothing)
     "cifar10_config of vgg16": ("classify", "vgg16", 0.1, "polynomial", 70, 64, 0),
@@ -102,6 +117,9 @@ def test_every_table_of_the_documents_becomes_a_recipe(run, shared, column, tmp_
         assert (
             recipe.transform.train[0]["random_place"]["jitter"] == 0.3 and recipe.postprocess["box_rule"] == "mindspore"
         )
+    assert recipe.train.save_every_epochs == (
+        values.get("ckpt_interval", 1) if "of vgg16" in column or column == "imagenet2012_config" else 1
+    )
     dropped = found["dropped"]
     assert [key for key, why in dropped.items() if why == "nothing here answers to it"] == []
     assert set(dropped) < set(values)
@@ -224,6 +242,11 @@ def test_a_header_says_what_is_true_of_this_configuration(run, shared, tmp_path)
         (("lr_max: 0.1", ""), 2, "no key lr_max"),
         (("max_epoch: 70", "max_epoch: 7.5"), 2, "zoo.yaml:10: max_epoch: must be a whole number, not 7.5"),
         (("max_epoch: 70", "max_epoch: 0"), 2, "train.epochs"),
+        (
+            ("max_epoch: 70", "max_epoch: 70\nckpt_interval: 0"),
+            2,
+            "zoo.yaml:11: ckpt_interval: must be 1 epoch or more",
+        ),
         (("'224,224'", "[224, 192]"), 2, "image_size: must be square, not [224, 192]"),
         (('"step"', "cosine_annealing_V2"), 2, "lr_scheduler: one of step, exponential, cosine_annealing, not 'cosine"),
         (('"step"', "[step]"), 2, "lr_scheduler: one of"),
@@ -272,3 +295,35 @@ def test_a_recipe_needs_the_name_of_one(run, tmp_path):
         assert code == 2 and f"{options[0]} has no meaning for a configuration" in one_line(err)
     code, _, err = run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "zoo.yaml")
     assert code == 2 and "the source itself" in one_line(err) and (tmp_path / "zoo.yaml").read_text() == VGG
+
+
+def test_yolov3_in_float16_at_the_zoos_loss_scale_trains_as_in_float32(run, tmp_path):
+    """Its loss begins at 430 here and at 10,000 in full size: times 1024, float16 does not hold the weights' gradients."""
+    (tmp_path / "zoo.yaml").write_text(YOLO)
+    assert run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "ours.yaml")[0] == 0
+    small = [
+        "data={name: digit_scenes, max_train_images: 48, canvas_px: 96, digit_px: [16, 60]}",
+        "model.num_classes=10", "model.width=0.125", "transform.multi_scale_px=[]", "train.eval_every_epochs=10",
+        "transform.train=[{random_place: {size_px: 96}}]", "transform.eval=[{letterbox: {size_px: 64}}]",
+        "optim.momentum=0.0", "optim.lr=0.000001", "train.batch_size=8", "train.epochs=1",
+        "postprocess.score_threshold=0.9",
+    ]  # fmt: skip
+    assert recipes.load(tmp_path / "ours.yaml").train.loss_scale == 1024
+    command = ["train", tmp_path / "ours.yaml", *small]
+    code, _, err = run(*command, "train.precision=fp16", "--out", tmp_path / "fp16")
+    assert code == 0 and "step 0: a gradient overflowed at loss scale 1024: update left out, scale now 512" in err
+    state = load_state(tmp_path / "fp16/checkpoints/last.state.pt")
+    left_out = state["progress"]["updates_left_out"]
+    assert 1 <= left_out <= 5 and state["loss_scale"]["value"] == 1024 / 2**left_out
+    assert f"{left_out} updates were left out (overflow)" in (tmp_path / "fp16/README.md").read_text()
+    # The same without an update in as many steps: their rate is nothing.
+    still = f"schedule={{warmup_epochs: {left_out / 6}, warmup_start_lr: 0.0, warmup_power: 100.0}}"
+    float32 = ["train.precision=fp32", "train.loss_scale=null", still]
+    assert run(*command, *float32, "--out", tmp_path / "fp32")[0] == 0
+    before = Setup(recipes.load(tmp_path / "fp32/recipe.yaml"), Machine(), torch.device("cpu")).model
+    fp16, fp32 = (load_model(tmp_path / name / "checkpoints/last.safetensors")[0] for name in ("fp16", "fp32"))
+    names = [name for name, _ in before.named_parameters()]
+    for chosen, least in ((names, 0.8), ([name for name in names if ".head.out." in name], 0.999)):
+        start, half, whole = (torch.cat([w[n].flatten() for n in chosen]) for w in (before.state_dict(), fp16, fp32))
+        assert torch.cosine_similarity(half - start, whole - start, 0) > least
+        assert float((half - start).norm()) == pytest.approx(float((whole - start).norm()), rel=0.2)

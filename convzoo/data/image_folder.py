@@ -1,7 +1,7 @@
 """Pictures in one folder per class, on disk or in a zip file that is read without unpacking.
 
-Layouts: train/ and val/ (also validation/, validation_preprocess/ or test/; ilsvrc/ for train). Classes are the sorted
-folder names; hidden folders are not classes.
+Layouts: train/ and val/ (also validation/, validation_preprocess/ or test/; ilsvrc/ for train), or class folders that are
+one split whole. Classes are the sorted folder names; hidden folders are not classes.
 """
 
 import os
@@ -21,10 +21,17 @@ SPLITS = {"train": ("train", "ilsvrc"), "val": ("val", "validation", "validation
 
 
 class FolderImages:
-    """Picture files with their classes; only paths and labels are held in memory."""
+    """Picture files with their classes; only paths and labels are held in memory.
 
-    def __init__(self, root: Path, files: PackedStrings, labels: np.ndarray, class_names: list[str]):
+    Attributes:
+        is_whole_root: whether the class folders lie in the root itself, which then is either split.
+    """
+
+    def __init__(
+        self, root: Path, files: PackedStrings, labels: np.ndarray, class_names: list[str], is_whole_root: bool = False
+    ):
         self.root = root
+        self.is_whole_root = is_whole_root
         self.files = files
         self.labels = labels
         self.class_names = class_names
@@ -67,7 +74,8 @@ def image_folder(root: Path | None, split: str, *, max_train_images: int | None 
         raise UsageError("this recipe needs --data: a folder or zip with train/ and val/, one folder per class in each")
     if not root.exists():
         raise UsageError(f"--data {root}: no such file or folder")
-    entries = sorted(_folder_entries(root, split) if root.is_dir() else _zip_entries(root, split))
+    base = _split_folder(root, split) if root.is_dir() else None
+    entries = sorted(_folder_entries(root, base) if base else _zip_entries(root, split))
     by_class: dict[str, list[str]] = {}
     for class_name, file in entries:
         by_class.setdefault(class_name, []).extend([file] if file else [])
@@ -82,16 +90,23 @@ def image_folder(root: Path | None, split: str, *, max_train_images: int | None 
     if split == "train":
         keep = first_of_shuffled(len(files), max_train_images)
         files, labels = [files[i] for i in keep], labels[keep]
-    return FolderImages(root, PackedStrings(files), labels, class_names)
+    return FolderImages(root, PackedStrings(files), labels, class_names, is_whole_root=base == root)
 
 
-def _folder_entries(root: Path, split: str) -> Iterator[tuple[str, str]]:
-    """Yield (class, file relative to root), and (class, "") once for every class folder."""
+def _split_folder(root: Path, split: str) -> Path:
+    """Return the folder of a split, which is the root itself where that holds neither split but other folders."""
     base = next((root / name for name in SPLITS[split] if (root / name).is_dir()), None)
-    if base is None:
-        if split == "train" or any((root / name).is_dir() for name in SPLITS["train"]):
-            raise DataError(f"{root}: no folder {' or '.join(SPLITS[split])} in it")
-        base = root  # class folders given directly can be evaluated
+    if base is not None:
+        return base
+    other = SPLITS["val" if split == "train" else "train"]
+    folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if not folders or any(name in folders for name in other):
+        raise DataError(f"{root}: no folder {' or '.join(SPLITS[split])} in it")
+    return root
+
+
+def _folder_entries(root: Path, base: Path) -> Iterator[tuple[str, str]]:
+    """Yield (class, file relative to root), and (class, "") once for every class folder."""
     for folder in os.scandir(base):
         if folder.is_dir() and not folder.name.startswith("."):
             yield folder.name, ""

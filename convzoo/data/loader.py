@@ -142,6 +142,14 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
+def check_own_split(dataset: Any, split: str) -> None:
+    """Raise DataError where class folders that may be either split, or both, would be trained on."""
+    if split == "train" and getattr(dataset, "is_whole_root", False):
+        raise DataError(
+            f"{dataset.root}: no folder train or ilsvrc in it; class folders alone are trained on with --val-data beside them, or train.eval_every_epochs=0"
+        )
+
+
 def check_same_classes(train_names: list[str], val_names: list[str]) -> None:
     """Raise DataError where the training and the validation data do not have the same classes."""
     missing = [name for name in train_names if name not in set(val_names)]

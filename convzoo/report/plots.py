@@ -1,5 +1,7 @@
 """Curves and matrices as PNG."""
 
+import itertools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ STYLE: Any = {
 }  # fmt: skip
 BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend right of the axes
 LABELLED_CELLS, LABELLED_SIDES = 20, 100  # a larger confusion matrix has no room for numbers, or not even for names
+DRAWN_PARTS = 1000  # more stretches of a curve than a picture has columns for
 LABELLED_CURVES = 10  # more precision-recall curves have no room in a legend
 RECALLS = np.linspace(0, 1, 101)  # where COCO samples the precision
 # Okabe and Ito's colours and two more, apart from each other for colour-blind eyes too.
@@ -52,15 +55,28 @@ def plot_curves(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
                 ("validation images", epochs, "top1", ORANGE, 2),
             ]
             name, label = "top-1 accuracy", "top-1 in %"
-        _curve(folder / "accuracy.png", f"{title}: {name}", label, shares, scale=100)
+        if any(row.get(key) is not None for _, _, key, *_ in shares for row in epochs):
+            _curve(folder / "accuracy.png", f"{title}: {name}", label, shares, scale=100)
         _curve(folder / "learning_rate.png", f"{title}: learning rate", "learning rate", [("", steps, "lr", BLUE, 2)])
+
+
+def thinned(points: list[tuple[float, float]], parts: int = DRAWN_PARTS) -> list[tuple[float, float]]:
+    """Return at most 2 * parts of the points (x, y): of each stretch its lowest and its highest, so that no spike is lost."""
+    if len(points) <= 2 * parts:
+        return points
+    bounds = [len(points) * i // parts for i in range(parts + 1)]
+    extremes = []
+    for start, end in itertools.pairwise(bounds):
+        y = [point[1] for point in points[start:end]]
+        extremes += [points[start + i] for i in sorted({y.index(min(y)), y.index(max(y))})]
+    return extremes
 
 
 def _curve(path: Path, title: str, label: str, lines: list[tuple], scale: float = 1.0, log: bool = False) -> None:
     plt = _pyplot()
     figure, axes = plt.subplots(figsize=(7, 3.6), dpi=120)
     for name, rows, key, colour, width in lines:
-        points = [(row["step"], scale * row[key]) for row in rows if row.get(key) is not None]
+        points = thinned([(row["step"], scale * row[key]) for row in rows if row.get(key) is not None])
         if points:
             x, y = zip(*points, strict=True)
             axes.plot(
@@ -76,9 +92,11 @@ def _curve(path: Path, title: str, label: str, lines: list[tuple], scale: float 
     axes.set_xlim(left=0)
     if log:  # a detector's loss begins hundreds of times higher than it ends
         axes.set_yscale("log")
-    if sum(bool(name) for name, *_ in lines) > 1:
+    if axes.lines and sum(bool(name) for name, *_ in lines) > 1:
         axes.legend(frameon=False, **({} if len(lines) <= 3 else BESIDE))
-    figure.savefig(path)
+    temporary = path.with_suffix(".tmp.png")
+    figure.savefig(temporary)
+    os.replace(temporary, path)  # a run that is killed leaves the picture before, not half of one
     plt.close(figure)
 
 

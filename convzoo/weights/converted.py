@@ -97,6 +97,17 @@ def network(converted: Converted) -> nn.Module:
     return model.eval()
 
 
+def backbone_numerics(model: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the backbone of a network computes besides its weights, under the names of YOLOv3's keys."""
+    full = full_model(model)
+    act = full.get("backbone_act", "leaky")
+    slope = full.get("leaky_slope", 0.1)
+    return {
+        "backbone_act": f"leaky {slope:g}" if act == "leaky" else act,
+        "down_padding": full.get("down_padding", "symmetric"),
+    }
+
+
 def load_backbone(model: nn.Module, converted: Converted) -> int:
     """Copy the backbone's weights into a network that has the same one, such as yolov3, and leave the rest.
 

@@ -187,6 +187,9 @@ def _vgg16(keys: Keys) -> dict[str, Any]:
         loss = _smoothing(keys, "label_smooth", num_classes)
     keys.why["per_batch_size"] = "the zoo's program overwrites it with batch_size"
     train = _train(keys, epochs, keys.whole("batch_size"))
+    train["save_every_epochs"] = keys.whole("ckpt_interval", 1)  # epochs here, steps in the other networks' files
+    if train["save_every_epochs"] < 1:
+        raise keys.error("ckpt_interval", "must be 1 epoch or more")
     parts = {"transform": transform, "model": model, "loss": loss, "optim": _optim(keys, lr), "schedule": schedule}
     return _recipe("classify", "cifar10" if dataset == "cifar10" else "image_folder", {**parts, "train": train})
 
