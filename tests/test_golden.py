@@ -35,6 +35,8 @@ CASES = {
     "yolov3": {"width": 0.125},
 }
 
+SMALL_DETECTOR = ["model.width=0.03125", "data.max_train_images=32", "train.batch_size=8", "train.epochs=2"]
+
 
 def stored_batch(task: str) -> Batch:
     """Return four noisy pictures of 64x64 with their labels or boxes, from tests/golden/batch.npz."""
@@ -146,7 +148,7 @@ def plain_loss(recipe: recipes.Recipe, data: evaluate.Any, outputs, indices: lis
         ("tinydarknet-digits", [*QUICK, "train.precision=bf16"]),
         ("tinydarknet-digits", [*QUICK, "train.ema_decay=0.9", "train.clip_grad_norm=0.5"]),
         ("densenet100-digits", [*QUICK, "data.max_train_images=64", "train.batch_size=16"]),
-        ("yolov3-digits", ["model.width=0.03125", "data.max_train_images=32", "train.batch_size=8", "train.epochs=2"]),
+        ("yolov3-digits", [*SMALL_DETECTOR, "schedule={name: cosine_annealing, warmup_epochs: 0.5}"]),
     ],
 )
 def test_the_loop_is_the_plain_loop(run, tmp_path, recipe, extra):
