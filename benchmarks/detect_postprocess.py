@@ -15,8 +15,8 @@ import torch
 
 from convzoo.boxes import ltwh_to_xyxy
 from convzoo.models.yolov3 import ANCHORS_PX, STRIDES
-from convzoo.tasks.detect_postprocess import postprocess
-from convzoo.tasks.yolo_loss import assign_targets, decode, ignore_masks, yolo_loss
+from convzoo.tasks.postprocess import postprocess
+from convzoo.tasks.yolo import assign_targets, decode, ignore_masks, yolo_loss
 
 ANCHORS = torch.tensor(ANCHORS_PX, dtype=torch.float32)
 PLACEMENT, ORIGINAL_HW = torch.tensor([[416 / 640, 416 / 640, 0, 69]]), torch.tensor([[427, 640]])

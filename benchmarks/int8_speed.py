@@ -12,13 +12,15 @@ from pathlib import Path
 
 import torch
 
-from convzoo import evaluate, registry
-from convzoo import recipe as recipes
-from convzoo.checkpoint import ModelInfo, save_model
-from convzoo.deploy import export, int8, quantize
-from convzoo.deploy.calibration import find_calibration
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
+from convzoo.deploy import export
 from convzoo.deploy.exported import open_exported
 from convzoo.deploy.metadata import UNSEALED
+from convzoo.deploy.quantize import comparison, schemes
+from convzoo.deploy.quantize.calibration import find_calibration
+from convzoo.inference import torch_model
+from convzoo.model_file import ModelInfo, save_model
 
 NETWORKS = ["tinydarknet-imagenet", "densenet121-imagenet", "vgg16-imagenet", "darknet53-imagenet", "yolov3-coco"]
 
@@ -34,19 +36,19 @@ def measure(recipe_name: str, format: str, pictures: Path, folder: Path) -> dict
     )
     # Random weights without the statistics that fit them: rounding errors grow beyond what trained networks have.
     before = open_exported(export.export(path, export.Wanted(format, tolerance=1.0)).path)
-    opened = evaluate.open_model(path, torch.device("cpu"))
+    opened = torch_model.open_model(path, torch.device("cpu"))
     calibration = find_calibration(opened, None, pictures, 4, before.info.size)
-    network = int8.quantised(before.path, format, int8.WAYS[format][0], calibration)
+    network = schemes.quantised(before.path, format, schemes.WAYS[format][0], calibration)
     quantised = folder / f"int8{before.path.suffix}"
-    int8.write(network, format, before.info.model_copy(update={"seal": UNSEALED}), quantised)
-    return quantize.measure_speed(before, open_exported(quantised), next(iter(calibration)))
+    schemes.write(network, format, before.info.model_copy(update={"seal": UNSEALED}), quantised)
+    return comparison.measure_speed(before, open_exported(quantised), next(iter(calibration)))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=NETWORKS)
     parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--format", choices=list(int8.WAYS), default="openvino")
+    parser.add_argument("--format", choices=list(schemes.WAYS), default="openvino")
     parser.add_argument(
         "--json", action="store_true", help="one object at the end: median milliseconds by network and precision"
     )

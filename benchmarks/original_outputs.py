@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from convzoo import weights
-from convzoo.weights import mindspore
-from convzoo.weights.mindspore_ckpt import write_records
+from convzoo.convert import mindspore, readers
+from convzoo.convert.mindspore_ckpt import write_records
 
 
 def array(path: Path) -> torch.Tensor:
@@ -42,13 +41,13 @@ def from_mindspore(folder: Path) -> dict[str, float]:
     found = {}
     for name in ("densenet100", "densenet121", "tinydarknet", "vgg16_cifar10", "vgg16_imagenet"):
         drawn = {key: torch.from_numpy(value) for key, value in module.params(name).items()}
-        model = weights.network(mindspore.read(write_records(drawn)))
+        model = readers.network(mindspore.read(write_records(drawn)))
         found[name] = difference(model(array(folder / name / "input.npy")), folder / name / "output.npy")
         if name == "tinydarknet":
             outputs = model(array(folder / "tinydarknet_227/input.npy"))
             found["tinydarknet_227"] = difference(outputs, folder / "tinydarknet_227/output.npy")
     drawn = {key: torch.from_numpy(value) for key, value in module.params("yolov3").items()}
-    model = weights.network(mindspore.convert(drawn, "yolov3.ckpt"))
+    model = readers.network(mindspore.convert(drawn, "yolov3.ckpt"))
     for name, images, raw in (("yolov3", "input", "output_raw"), ("yolov3_64x96", "input_nonsquare", "nonsquare_raw")):
         heads = reversed(model(array(folder / f"yolov3/{images}.npy")))  # the zoo gives the coarsest first
         found[name] = max(difference(head, folder / f"yolov3/{raw}_{i}.npy") for i, head in enumerate(heads))
@@ -60,7 +59,7 @@ def from_darknet(folder: Path, scratch: Path) -> dict[str, float]:
     for name, last in (("tiny", 20), ("darknet53", 76), ("yolov3", None)):
         path = scratch / f"{name}.weights"
         subprocess.run([sys.executable, folder / "make_weights.py", name, path], check=True, capture_output=True)
-        model = weights.network(weights.read(path))
+        model = readers.network(readers.read(path))
         if last is None:
             _, medium, large = model(picture(folder / "yolov3-416/input.npy"))
             pairs = ((large, "yolov3-416/output_seeded_conv81.npy"), (medium, "yolov3-416/output_seeded_conv93.npy"))

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 from torch.nn import functional as F
 
-from convzoo import registry
+from convzoo.config import registry
 
 
 def ours(name: str, **keys: object) -> Callable[[], nn.Module]:

@@ -13,19 +13,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from convzoo import dist, evaluate, registry
-from convzoo import recipe as recipes
-from convzoo.checkpoint import ModelInfo, tensors_sha256
-from convzoo.convert import open_converted
+from convzoo import distributed
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
+from convzoo.config.recipe import Recipe
+from convzoo.convert import sources
+from convzoo.convert.convert import open_converted
+from convzoo.convert.state_dict import full_model, read_class_names, require_asked_for
 from convzoo.deploy.exported import OpenExport, is_foreign, open_any
 from convzoo.errors import UsageError
-from convzoo.predict import MIN_SCORE, predict
-from convzoo.predict_files import Answer, save_annotated
-from convzoo.recipe import Recipe
-from convzoo.train_setup import Machine
-from convzoo.training import train as run_training
-from convzoo.weights import sources
-from convzoo.weights.converted import full_model, read_class_names, require_asked_for
+from convzoo.inference import evaluate, torch_model
+from convzoo.inference.answers import Answer, save_annotated
+from convzoo.inference.predict import MIN_SCORE, predict
+from convzoo.model_file import ModelInfo, tensors_sha256
+from convzoo.training.loop import train as run_training
+from convzoo.training.setup import Machine
 
 LARGEST_FIRST = ("imagenet", "coco", "cifar10")  # data sets in recipes' names
 
@@ -38,7 +40,7 @@ class Model:
         metrics: what was measured on these weights.
     """
 
-    def __init__(self, opened: evaluate.OpenModel | OpenExport):
+    def __init__(self, opened: torch_model.OpenModel | OpenExport):
         self._opened = opened
         self.recipe: Recipe = opened.recipe
         self.class_names: list[str] = opened.class_names
@@ -78,7 +80,7 @@ class Model:
         Raises:
             UsageError, ConvzooError: pictures that an exported file does not take.
         """
-        if isinstance(self._opened, evaluate.OpenModel):
+        if isinstance(self._opened, torch_model.OpenModel):
             with torch.inference_mode():
                 return self.network(images)
         outputs = self._runner(images)
@@ -140,7 +142,7 @@ def load(
         ConvzooError: an unreadable, damaged or mismatching file, or the network does not answer.
         MissingPackageError: the library is not installed.
     """
-    target = dist.resolve_device(device)
+    target = distributed.resolve_device(device)
     names = Path(classes) if classes else None
     if not pretrained:
         if weights is not None:
@@ -161,7 +163,7 @@ def load(
     return Model(opened)
 
 
-def _untrained(name: str, num_classes: int | None, classes: Path | None, device: torch.device) -> evaluate.OpenModel:
+def _untrained(name: str, num_classes: int | None, classes: Path | None, device: torch.device) -> torch_model.OpenModel:
     """Build a network with initial weights. Raises UsageError for an unknown one, or class names that do not fit."""
     registry.builder("model", name)
     shipped = next((f"{name}-{data}" for data in LARGEST_FIRST if f"{name}-{data}" in recipes.shipped()), None)
@@ -174,7 +176,7 @@ def _untrained(name: str, num_classes: int | None, classes: Path | None, device:
     provenance = {"initial_weights": shipped, **({} if classes else {"class_names": "numbers"})}
     info = ModelInfo(recipe.plain(), names, {}, provenance)
     model = model.eval().to(device, memory_format=torch.channels_last)
-    return evaluate.OpenModel(model, recipe, info, Path(name), tensors_sha256(model.state_dict()))
+    return torch_model.OpenModel(model, recipe, info, Path(name), tensors_sha256(model.state_dict()))
 
 
 def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from convzoo import cli
-from convzoo.checkpoint import load_state
+from convzoo.training.checkpoints import load_state
 
 SHARED = Path(os.environ.get("CONVZOO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 THREADS = int(os.environ.get("CONVZOO_TEST_THREADS", "1"))  # one: as fast for small networks, much faster beside others

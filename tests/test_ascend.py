@@ -19,13 +19,15 @@ import torch
 from conftest import one_line
 from test_mindir import CPU, SMALL_YOLO, noise, off, write_model
 
-from convzoo import evaluate
-from convzoo.data.transforms import normalize
-from convzoo.deploy import amct, ascend, export, mindir, quantize
+from convzoo.data.transforms.pipeline import normalize
+from convzoo.deploy import export
 from convzoo.deploy.export import Wanted
 from convzoo.deploy.exported import open_any, open_exported
+from convzoo.deploy.formats import ascend, mindir
 from convzoo.deploy.metadata import ExportInfo
+from convzoo.deploy.quantize import amct, comparison, quantize
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, describe, report
+from convzoo.inference import evaluate, torch_model
 
 ATC = """#!/bin/sh
 printf '%s\\n' "$@" > "$LOG"
@@ -211,7 +213,7 @@ def test_aipp_normalises_as_we_do(model, tool, tmp_path):
     images = noise(2, 5, 4)
     least, factor = ([float(said[f"{key}_chn_{i}"]) for i in range(3)] for key in ("min", "var_reci"))
     found = (images.double() - torch.tensor(least).view(3, 1, 1)) * torch.tensor(factor).view(3, 1, 1)
-    transform = evaluate.open_model(model, CPU).recipe.transform
+    transform = torch_model.open_model(model, CPU).recipe.transform
     assert len(set(transform.mean)) > 1 or min(transform.mean) > 0
     assert off(found, normalize(images, transform.mean, transform.std).double()) < 1e-6
 
@@ -249,7 +251,7 @@ def test_on_the_device_it_is_compared_and_evaluated(model, tool, acl):
     tool("atc", ATC)
     done = om(model)
     assert done.parity.largest < 1e-4 and done.tolerance == ascend.HALF_TOLERANCE and done.parity.agreed == 11
-    opened, reference = open_any(done.path, CPU), evaluate.open_model(model, CPU).runner()
+    opened, reference = open_any(done.path, CPU), torch_model.open_model(model, CPU).runner()
     runner, images = opened.runner(), noise(3, 32, 32)
     assert off(runner(images)[0], reference(images)[0]) < 1e-4
     with pytest.raises(ConvzooError, match="takes 12288 bytes of pictures, not 24576"):
@@ -339,12 +341,12 @@ def test_one_size_only(model):
 # --- AMCT
 
 
-def int8(model: Path, **options) -> quantize.Report:
-    return quantize.quantize(model, quantize.Wanted("om", calibration_images=5, eval_images=50, **options))
+def int8(model: Path, **options) -> comparison.Report:
+    return quantize.quantize(model, comparison.Wanted("om", calibration_images=5, eval_images=50, **options))
 
 
 def test_int8_by_the_vendors_quantiser(model, tool, acl, tmp_path, monkeypatch):
-    monkeypatch.setattr(quantize, "SECONDS", 0.05)
+    monkeypatch.setattr(comparison, "SECONDS", 0.05)
     tool("atc", ATC.replace('> "$LOG"', '>> "$LOG.atc"'))
     called, compiled, acl.slow[0] = tool("amct_onnx", AMCT), tmp_path / "log.atc", False
     done = int8(model, soc_version="Ascend310P3", max_drop=0)
@@ -364,7 +366,7 @@ def test_int8_by_the_vendors_quantiser(model, tool, acl, tmp_path, monkeypatch):
 
 
 def test_int8_that_is_not_faster_on_the_device_is_not_kept(model, tool, acl, monkeypatch):
-    monkeypatch.setattr(quantize, "SECONDS", 0.05)
+    monkeypatch.setattr(comparison, "SECONDS", 0.05)
     tool("atc", ATC)
     tool("amct_onnx", AMCT)
     acl.slow[0] = True

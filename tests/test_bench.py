@@ -5,7 +5,8 @@ import json
 import pytest
 from conftest import one_line
 
-from convzoo import bench
+from convzoo import errors
+from convzoo.deploy import bench
 
 pytestmark = pytest.mark.slow  # it times INT8 against float, which needs a machine that is not busy
 
@@ -45,11 +46,11 @@ def test_a_single_file(run, model, tmp_path, monkeypatch):
 
 def test_a_form_that_is_refused_says_why(model, monkeypatch):
     def refuse(*_):
-        raise bench.ToleranceError("loses 9 points")
+        raise errors.ToleranceError("loses 9 points")
 
     monkeypatch.setattr(bench, "peak_memory", lambda *_: None)
     monkeypatch.setattr(bench.quantize, "quantize", refuse)
-    monkeypatch.setattr(bench.dist, "computes_bfloat16", lambda _: False)
+    monkeypatch.setattr(bench.distributed, "computes_bfloat16", lambda _: False)
     wanted = bench.Wanted(("pytorch", "openvino-bf16", "onnx-int8"), rounds=1, seconds=0.01)
     report = bench.bench(model, wanted)
     assert [row.name for row in report.rows if row.found] == ["pytorch"]

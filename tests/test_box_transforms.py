@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from convzoo import registry
 from convzoo.boxes import to_original
-from convzoo.data.box_transforms import IN_TRAIN
-from convzoo.data.transforms import Pipeline, interpolated
+from convzoo.config import registry
+from convzoo.data.transforms.boxes import IN_TRAIN
+from convzoo.data.transforms.pipeline import Pipeline, interpolated
 from convzoo.types import Boxes, Key, Sample
 
 RED, BLACK = (255, 0, 0), (0, 0, 0)

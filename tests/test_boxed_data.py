@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from convzoo.data import voc as voc_module
-from convzoo.data.boxed import BoxedImages, SizeMismatchError, picture_size
-from convzoo.data.coco import coco
+from convzoo.data.datasets import voc as voc_module
+from convzoo.data.datasets.boxed import BoxedImages, SizeMismatchError, picture_size
+from convzoo.data.datasets.coco import coco
+from convzoo.data.datasets.voc import voc
+from convzoo.data.datasets.yolo_txt import yolo_txt
 from convzoo.data.decode import decode_rgb
-from convzoo.data.voc import voc
-from convzoo.data.yolo_txt import yolo_txt
 from convzoo.errors import DataError, UsageError
 from convzoo.types import Boxes
 

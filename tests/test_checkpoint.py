@@ -8,10 +8,11 @@ import torch
 from conftest import one_line
 from safetensors.torch import save_file
 
-from convzoo import checkpoint
-from convzoo.checkpoint import ModelInfo, RunCheckpoints, load_model, load_state, save_model, save_state
+from convzoo import model_file
+from convzoo.config.recipe import load as load_recipe
 from convzoo.errors import ConvzooError
-from convzoo.recipe import load as load_recipe
+from convzoo.model_file import ModelInfo, load_model, save_model
+from convzoo.training.checkpoints import RunCheckpoints, load_state, save_state
 
 INFO = ModelInfo(load_recipe("tinydarknet-digits").plain(), [str(i) for i in range(10)], {"top1": 0.5})
 WEIGHTS = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.tensor(7), "d": torch.randn(2, 2).bfloat16()}
@@ -74,7 +75,7 @@ def test_weights_of_another_network_are_refused_by_name():
         ({**good, "bias": torch.zeros(4)}, r"'bias' is \[4\], the network has \[3\]"),
     ]:
         with pytest.raises(ConvzooError, match=message):
-            checkpoint.load_into(model, weights, "x")
+            model_file.load_into(model, weights, "x")
 
 
 def test_a_state_without_its_checksum_or_changed_is_refused(tmp_path):

@@ -11,13 +11,13 @@ import torch
 from conftest import one_line
 from PIL import Image
 
-from convzoo import recipe as recipes
-from convzoo import registry
-from convzoo.checkpoint import ModelInfo, load_model, save_model, tensors_sha256
-from convzoo.data.cifar10 import CLASS_NAMES
-from convzoo.evaluate import check_recipe
-from convzoo.weights import darknet, mindspore
-from convzoo.weights.mindspore_ckpt import write_records
+from convzoo.build import check_recipe
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
+from convzoo.convert import darknet, mindspore
+from convzoo.convert.mindspore_ckpt import write_records
+from convzoo.data.datasets.cifar10 import CLASS_NAMES
+from convzoo.model_file import ModelInfo, load_model, save_model, tensors_sha256
 
 TINY_SHA256 = "f1c3fe6b9bab9af69ae2a090682df3e5b9d83accba69551315f030ce1b37ea81"
 

@@ -14,18 +14,18 @@ import torch
 from conftest import one_line
 from PIL import Image
 
-from convzoo import recipe as recipes
-from convzoo.data import cifar10 as cifar
-from convzoo.data import download
-from convzoo.data.arrays import PackedStrings
-from convzoo.data.cifar10 import cifar10
-from convzoo.data.digits import digits
-from convzoo.data.image_folder import image_folder
+from convzoo.build import build_dataset
+from convzoo.config import recipe as recipes
+from convzoo.data.datasets import cifar10 as cifar
+from convzoo.data.datasets import download
+from convzoo.data.datasets.cifar10 import cifar10
+from convzoo.data.datasets.digits import digits
+from convzoo.data.datasets.image_folder import image_folder
+from convzoo.data.datasets.in_memory import PackedStrings
 from convzoo.data.loader import Transformed, build_loader, checked, label_map
 from convzoo.data.sampler import EvalBatches, TrainBatches, check_batch_size
-from convzoo.data.transforms import Pipeline
+from convzoo.data.transforms.pipeline import Pipeline
 from convzoo.errors import ConvzooError, DataError, UsageError
-from convzoo.evaluate import build_dataset
 from convzoo.tasks.classify import Classify
 
 RNG = np.random.RandomState(0)

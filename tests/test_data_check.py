@@ -11,14 +11,14 @@ from conftest import one_line
 from PIL import Image
 from test_boxed_data import coco_tree, document, save_picture, voc_tree, yolo_tree
 
-from convzoo import registry
 from convzoo.boxes import letterbox_placement, to_input
-from convzoo.data.anchors import find_anchors, letterboxed_sizes, mean_best_iou
-from convzoo.data.boxed import BoxedImages
-from convzoo.data.check_boxes import BoxAccount, box_stats, choose, gather
-from convzoo.data.coco import coco
-from convzoo.data.digit_scenes import digit_scenes
-from convzoo.data.voc import voc
+from convzoo.config import registry
+from convzoo.data.checks.anchors import find_anchors, letterboxed_sizes, mean_best_iou
+from convzoo.data.checks.boxes import BoxAccount, box_stats, choose, gather
+from convzoo.data.datasets.boxed import BoxedImages
+from convzoo.data.datasets.coco import coco
+from convzoo.data.datasets.digit_scenes import digit_scenes
+from convzoo.data.datasets.voc import voc
 from convzoo.errors import DataError
 from convzoo.models.yolov3 import ANCHORS_PX
 from convzoo.report.draw_boxes import colour_of
@@ -215,7 +215,7 @@ def test_keys_of_a_data_set_and_recipes_on_the_command_line(run, tmp_path):
 
 
 def run_recipe():
-    from convzoo.recipe import SHIPPED
+    from convzoo.config.recipe import SHIPPED
 
     return (SHIPPED / "tinydarknet-digits.yaml").read_text()
 
@@ -266,7 +266,7 @@ def test_anchors_of_real_boxes_are_at_least_as_good_as_those_of_coco(shared, spl
 def test_more_boxes_than_are_searched_give_nearly_the_same_anchors(monkeypatch, shared):
     sizes = letterboxed_sizes(gather(voc(shared / "data/bccd", "train")), 416)
     whole = find_anchors(sizes, 9).mean_iou
-    monkeypatch.setattr("convzoo.data.anchors.SEARCHED", 500)
+    monkeypatch.setattr("convzoo.data.checks.anchors.SEARCHED", 500)
     assert find_anchors(sizes, 9).mean_iou == pytest.approx(whole, abs=0.01)
 
 

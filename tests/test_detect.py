@@ -12,11 +12,11 @@ from conftest import one_line
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from convzoo import recipe as recipes
 from convzoo.boxes import Placement
-from convzoo.data.digit_scenes import digit_scenes
+from convzoo.build import build_task, check_recipe
+from convzoo.config import recipe as recipes
+from convzoo.data.datasets.digit_scenes import digit_scenes
 from convzoo.errors import UsageError
-from convzoo.evaluate import build_task, check_recipe
 from convzoo.tasks.coco_eval import NAMES
 from convzoo.tasks.detect import Detect
 from convzoo.tasks.detect_metric import DetectMetric, match, outcome
@@ -150,7 +150,7 @@ def by_hand(annotations, detections):
 
 def test_the_twelve_numbers_are_pycocotools_own_on_the_written_files(shared, tmp_path):
     """Real annotations, crowds and all, and detections made from them by shifting, dropping and renaming."""
-    from convzoo.data.coco import coco
+    from convzoo.data.datasets.coco import coco
 
     dataset = coco(shared / "data/tiny-coco", "val")
     rng = np.random.default_rng(0)
@@ -176,7 +176,7 @@ def test_the_twelve_numbers_are_pycocotools_own_on_the_written_files(shared, tmp
 def heads_of(task, batch, strides=(8, 16, 32)):
     """Raw maps that say exactly what the targets are."""
     from convzoo.models.yolov3 import STRIDES
-    from convzoo.tasks.yolo_loss import assign_targets
+    from convzoo.tasks.yolo import assign_targets
 
     height, width = batch.images.shape[-2:]
     targets = assign_targets(
@@ -221,7 +221,7 @@ def test_what_the_targets_say_is_what_is_detected():
 
 def test_postprocess_takes_raw_decoded_and_selected_outputs():
     from convzoo.models.yolov3 import STRIDES
-    from convzoo.tasks.yolo_loss import decode
+    from convzoo.tasks.yolo import decode
 
     scenes = digit_scenes(None, "val")
     task = Detect(scenes.class_names)

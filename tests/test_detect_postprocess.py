@@ -10,19 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convzoo import weights
-from convzoo.boxes import (
-    cxcywh_to_xyxy,
-    letterbox_placement,
-    stretch_placement,
-    to_input,
-    xyxy_to_cxcywh,
-    xyxy_to_ltwh,
-)
+from convzoo.boxes import cxcywh_to_xyxy, letterbox_placement, stretch_placement, to_input, xyxy_to_cxcywh, xyxy_to_ltwh
+from convzoo.convert import readers
 from convzoo.errors import ConvzooError
 from convzoo.models.yolov3 import ANCHORS_PX, STRIDES
-from convzoo.tasks.detect_postprocess import Detections, postprocess
-from convzoo.tasks.yolo_loss import decode
+from convzoo.tasks.postprocess import Detections, postprocess
+from convzoo.tasks.yolo import decode
 
 ANCHORS = torch.tensor(ANCHORS_PX, dtype=torch.float32)
 DOG = {
@@ -198,7 +191,7 @@ def test_detections_equal_darknets_from_its_activated_maps(shared):
 def test_detections_of_the_whole_network_equal_darknets(shared, tmp_path):
     folder, path = shared / "fixtures/darknet", tmp_path / "yolov3.weights"
     subprocess.run([sys.executable, folder / "make_weights.py", "yolov3", path], check=True, capture_output=True)
-    model = weights.network(weights.read(path))
+    model = readers.network(readers.read(path))
     inputs = [np.load(folder / "yolov3-416" / name) for name in ("preprocessed_dog.npy", "input.npy")]
     sizes = [(576, 768), (416, 416)]
     placements = torch.tensor([letterbox_placement(size, (416, 416)) for size in sizes])

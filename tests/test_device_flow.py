@@ -12,15 +12,16 @@ from conftest import one_line
 from PIL import Image
 from test_mindir import CPU, SMALL_YOLO, write_model
 
-from convzoo import evaluate
-from convzoo.checkpoint import load_model, save_model
-from convzoo.data.transforms import normalize
-from convzoo.deploy import device_flow
+from convzoo import build
+from convzoo.data.transforms.pipeline import normalize
+from convzoo.deploy import raw_outputs
 from convzoo.deploy.exported import OpenExport, Place
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import DataError, UsageError, report
+from convzoo.inference import evaluate, torch_model
+from convzoo.model_file import load_model, save_model
 from convzoo.models.yolov3 import STRIDES
-from convzoo.tasks.yolo_loss import decode
+from convzoo.tasks.yolo import decode
 from convzoo.types import Key
 
 
@@ -28,18 +29,18 @@ from convzoo.types import Key
 def digits(tmp_path_factory):
     """An opened classifier, a folder of its dumped inputs, and how it evaluates on the embedded digits."""
     folder = tmp_path_factory.mktemp("digits")
-    opened = evaluate.open_model(write_model(folder, "tinydarknet-digits", ["transform.eval=[]"]), CPU)
-    assert device_flow.dump_inputs(opened, folder / "inputs") == 360
+    opened = torch_model.open_model(write_model(folder, "tinydarknet-digits", ["transform.eval=[]"]), CPU)
+    assert raw_outputs.dump_inputs(opened, folder / "inputs") == 360
     return opened, folder / "inputs", evaluate.evaluate_open(opened, None)
 
 
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("scenes")
-    opened = evaluate.open_model(
+    opened = torch_model.open_model(
         write_model(folder, "yolov3-digits", [*SMALL_YOLO, "postprocess.score_threshold=0.2"]), CPU
     )
-    assert device_flow.dump_inputs(opened, folder / "inputs") == 120
+    assert raw_outputs.dump_inputs(opened, folder / "inputs") == 120
     return opened, folder / "inputs", evaluate.evaluate_open(opened, None)
 
 
@@ -79,7 +80,7 @@ def as_exported(opened, **fields) -> OpenExport:
 
 def test_inputs_are_what_the_network_gets(scenes, tmp_path):
     opened, inputs, _ = scenes
-    rows, dataset, pipeline = index_of(inputs), evaluate.build_dataset(opened.recipe, None, "val"), opened.pipeline()
+    rows, dataset, pipeline = index_of(inputs), build.build_dataset(opened.recipe, None, "val"), opened.pipeline()
     for i in (0, 7, 119):
         row, placed = rows[i], pipeline(dataset.load(i), Key(0, i))
         assert (row["id"], row["shape"], row["dtype"]) == (i, [1, 3, 64, 64], "float32")
@@ -91,7 +92,7 @@ def test_inputs_are_what_the_network_gets(scenes, tmp_path):
     inside = as_exported(opened, input="uint8_nhwc")
     source = tmp_path / "a.b.png"
     Image.fromarray(dataset.load(7).image.permute(1, 2, 0).numpy()).save(source)
-    assert device_flow.dump_inputs(inside, tmp_path / "out", [source], kind="npy") == 1
+    assert raw_outputs.dump_inputs(inside, tmp_path / "out", [source], kind="npy") == 1
     (row,) = index_of(tmp_path / "out")
     assert (row["file"], row["dtype"], row["path"]) == ("a.npy", "uint8", str(source))
     assert (np.load(tmp_path / "out/a.npy") == pipeline(dataset.load(7), Key(0, 7)).image.permute(1, 2, 0)[None].numpy()).all()  # fmt: skip
@@ -99,7 +100,7 @@ def test_inputs_are_what_the_network_gets(scenes, tmp_path):
 
 def test_a_folder_is_not_written_twice(digits, capsys):
     with pytest.raises(UsageError, match=r"has an index\.json already") as caught:
-        device_flow.dump_inputs(digits[0], digits[1])
+        raw_outputs.dump_inputs(digits[0], digits[1])
     assert report(caught.value) == 2 and "choose another folder" in one_line(capsys.readouterr().err)
 
 
@@ -112,7 +113,7 @@ def test_a_folder_is_not_written_twice(digits, capsys):
 def test_a_classifiers_outputs(digits, tmp_path, name, dtype):
     opened, inputs, wanted = digits
     outputs = compute(inputs, tmp_path / "o", answers(opened.model, inputs), name, dtype)
-    found = device_flow.score_raw_outputs(opened, outputs, batch_size=50)
+    found = raw_outputs.score_raw_outputs(opened, outputs, batch_size=50)
     assert found.result["images"] == found.result["images_expected"] == 360
     # float16 may turn a tie
     assert abs(found.metric.confusion - wanted.metric.confusion).sum() <= (0 if dtype == "<f4" else 4)
@@ -123,7 +124,7 @@ def test_a_classifiers_outputs(digits, tmp_path, name, dtype):
 def test_head_maps_in_either_order(scenes, tmp_path, order):
     opened, inputs, wanted = scenes
     outputs = compute(inputs, tmp_path / "o", answers(opened.model, inputs)[::order])
-    found = device_flow.score_raw_outputs(opened, outputs)
+    found = raw_outputs.score_raw_outputs(opened, outputs)
     assert found.result == pytest.approx(wanted.result, abs=1e-6) and wanted.result["AP"] > 0
 
 
@@ -131,13 +132,13 @@ def test_decoded_boxes(scenes, tmp_path):
     opened, inputs, wanted = scenes
     boxes = decode(answers(opened.model, inputs), opened.task().anchors_px, STRIDES)
     outputs = compute(inputs, tmp_path / "o", boxes)
-    found = device_flow.score_raw_outputs(as_exported(opened, stage="decoded"), outputs)
+    found = raw_outputs.score_raw_outputs(as_exported(opened, stage="decoded"), outputs)
     assert found.result == pytest.approx(wanted.result, abs=1e-6)
 
 
 def test_what_suppression_in_the_graph_leaves(scenes, tmp_path):
     opened, inputs, wanted = scenes
-    task, dataset, pipeline = opened.task(), evaluate.build_dataset(opened.recipe, None, "val"), opened.pipeline()
+    task, dataset, pipeline = opened.task(), build.build_dataset(opened.recipe, None, "val"), opened.pipeline()
     most = task.options["max_detections"]
     for row in index_of(inputs):
         batch = task.collate([pipeline(dataset.load(row["id"]), Key(0, row["id"]))])
@@ -150,7 +151,7 @@ def test_what_suppression_in_the_graph_leaves(scenes, tmp_path):
         scores[0, : len(one.labels)], labels[0, : len(one.labels)] = one.scores, one.labels
         scores.tofile(tmp_path / f"{row['name']}_1.bin")
         labels.tofile(tmp_path / f"{row['name']}_2.bin")
-    found = device_flow.score_raw_outputs(as_exported(opened, stage="nms"), tmp_path)
+    found = raw_outputs.score_raw_outputs(as_exported(opened, stage="nms"), tmp_path)
     assert found.result == pytest.approx(wanted.result, abs=1e-3) and wanted.result["AP50"] > 0
 
 
@@ -162,7 +163,7 @@ def test_a_bad_output_is_named(digits, tmp_path, capsys):
 
     def score(match: str) -> str:
         with pytest.raises(DataError, match=match) as caught:
-            device_flow.score_raw_outputs(opened, outputs)
+            raw_outputs.score_raw_outputs(opened, outputs)
         assert report(caught.value) == 3
         return one_line(capsys.readouterr().err)
 
@@ -180,7 +181,7 @@ def test_a_bad_output_is_named(digits, tmp_path, capsys):
     (outputs / "index.json").write_text('{"pictures": [1]}')
     score("not an index of --dump-inputs")
     with pytest.raises(UsageError, match="no such folder"):
-        device_flow.score_raw_outputs(opened, tmp_path / "none")
+        raw_outputs.score_raw_outputs(opened, tmp_path / "none")
 
 
 def test_two_sizes_of_one_map(scenes, tmp_path):
@@ -189,7 +190,7 @@ def test_two_sizes_of_one_map(scenes, tmp_path):
     name = index_of(inputs)[0]["name"]
     shutil.copy(outputs / f"{name}_0.bin", outputs / f"{name}_1.bin")
     with pytest.raises(DataError, match=f"{name}_0.bin: it and its like are"):
-        device_flow.score_raw_outputs(opened, outputs)
+        raw_outputs.score_raw_outputs(opened, outputs)
 
 
 @pytest.fixture(scope="module")
@@ -207,31 +208,31 @@ def pictures(tmp_path_factory):
     tensors, info, _ = load_model(model)
     info.class_names = ["one", "two"]
     save_model(model, tensors, info)
-    return evaluate.open_model(model, CPU), folder
+    return torch_model.open_model(model, CPU), folder
 
 
 def test_pictures_of_the_same_name(pictures, tmp_path, monkeypatch):
     """Dumped by name, in another order and from another folder than they are scored."""
     opened, folder = pictures
     monkeypatch.chdir(folder)
-    assert device_flow.dump_inputs(opened, tmp_path / "inputs", ["val/two", "val/one"]) == 12
+    assert raw_outputs.dump_inputs(opened, tmp_path / "inputs", ["val/two", "val/one"]) == 12
     names = [row["name"] for row in index_of(tmp_path / "inputs")]
     assert names == [*(str(i) for i in range(6)), *(f"{i}-2" for i in range(6))]
     outputs = compute(tmp_path / "inputs", tmp_path / "outputs", answers(opened.model, tmp_path / "inputs"))
     monkeypatch.chdir(tmp_path)
     wanted = evaluate.evaluate_open(opened, folder)
-    found = device_flow.score_raw_outputs(opened, outputs, folder)
+    found = raw_outputs.score_raw_outputs(opened, outputs, folder)
     assert found.result == wanted.result and found.result["images"] == 12
-    found.write(tmp_path / "report", evaluate.build_dataset(opened.recipe, folder, "val"))
+    found.write(tmp_path / "report", build.build_dataset(opened.recipe, folder, "val"))
     assert json.loads((tmp_path / "report/metrics.json").read_text())["top1"] == found.result["top1"]
     assert (found.metric.confusion == wanted.metric.confusion).all()
     (outputs / "index.json").unlink()
     with pytest.raises(UsageError, match=r"two pictures would be called 0: \S+one/0\.x\.png and \S+two/0\.x\.png"):
-        device_flow.score_raw_outputs(opened, outputs, folder)
+        raw_outputs.score_raw_outputs(opened, outputs, folder)
     shutil.copy(folder / "val/one/0.x.png", folder / "val/one/new.png")
     shutil.copy(tmp_path / "inputs/index.json", outputs)
     with pytest.raises(DataError, match=r"index\.json: does not have \S+new\.png"):
-        device_flow.score_raw_outputs(opened, outputs, folder)
+        raw_outputs.score_raw_outputs(opened, outputs, folder)
 
 
 def test_float16_is_told_by_size():

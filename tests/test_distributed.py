@@ -11,7 +11,8 @@ import torch
 from conftest import STILL, difference, momenta
 from PIL import Image
 
-from convzoo.checkpoint import load_model, load_state
+from convzoo.model_file import load_model
+from convzoo.training.checkpoints import load_state
 
 IN_FLOAT64 = "import torch; torch.set_default_dtype(torch.float64); from convzoo.cli import run; run()"
 

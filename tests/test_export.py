@@ -16,22 +16,26 @@ from conftest import one_line, skip_without_openvino
 from torch import nn
 
 import convzoo
-from convzoo import cli, evaluate, registry
-from convzoo import recipe as recipes
+from convzoo import build, cli, model_file
 from convzoo.boxes import Placement
-from convzoo.checkpoint import ModelInfo, save_model
-from convzoo.data.transforms import normalize
-from convzoo.deploy import export, torch_export
-from convzoo.deploy import onnx as onnx_format
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
+from convzoo.data.transforms.pipeline import normalize
+from convzoo.deploy import export
+from convzoo.deploy import graph as graph_module
+from convzoo.deploy.detection_parity import matched
 from convzoo.deploy.export import Wanted
 from convzoo.deploy.exported import Place, open_any
+from convzoo.deploy.formats import onnx as onnx_format
+from convzoo.deploy.formats import pt2
 from convzoo.deploy.graph import Deployed
-from convzoo.deploy.same_detections import matched
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, describe
+from convzoo.inference import evaluate, torch_model
+from convzoo.model_file import ModelInfo, save_model
 from convzoo.models import darknet, densenet
 from convzoo.models.yolov3 import STRIDES
-from convzoo.tasks.detect_postprocess import postprocess
-from convzoo.tasks.yolo_loss import decode
+from convzoo.tasks.postprocess import postprocess
+from convzoo.tasks.yolo import decode
 from convzoo.types import Key, Prediction
 
 FORMATS = ("onnx", "pt2", "openvino")  # what runs here without anything else
@@ -89,7 +93,7 @@ def _shallow(request, monkeypatch):
 def _traced_once():
     """Trace and translate a network once for all formats and tests where it would be the same: that takes the time."""
     programs, protos = {}, {}
-    trace, translate = export.trace, onnx_format.translate
+    trace, translate = graph_module.trace, onnx_format.translate
 
     def traced(deployed: Deployed):
         info = deployed.info
@@ -148,7 +152,7 @@ def check_report(report: export.Report, outputs: int, sizes: int = 1) -> None:
 def test_a_classifier_in_every_format(exported, format, preprocessing):
     model, file, report = exported(TINY, format, dynamic_size=True, preprocessing=preprocessing)
     check_report(report, outputs=1, sizes=2)
-    runner, network = open_any(file, CPU).runner(), evaluate.open_model(model, CPU)
+    runner, network = open_any(file, CPU).runner(), torch_model.open_model(model, CPU)
     assert runner.input == ("uint8_nhwc" if preprocessing else "float_nchw")
     for count, height, width in [(1, 32, 32), (5, 32, 32), (3, 96, 64)]:
         images = noise(count, height, width)
@@ -167,7 +171,7 @@ def test_head_maps_in_every_format(exported, format):
     check_report(report, outputs=3, sizes=2)
     if format == "pt2":
         return  # slow to open; a test of its own does that
-    runner, reference = open_any(file, CPU).runner(), evaluate.open_model(model, CPU).runner()
+    runner, reference = open_any(file, CPU).runner(), torch_model.open_model(model, CPU).runner()
     for count, height, width in [(1, 64, 64), (5, 64, 64), (2, 64, 160), (1, 32, 32)]:
         images = noise(count, height, width)
         for found, wanted in zip(runner(images), reference(images), strict=True):
@@ -180,7 +184,7 @@ def test_decoded_boxes_in_every_format(exported, format):
     check_report(report, outputs=2)
     if format == "pt2":
         return
-    opened = evaluate.open_model(model, CPU)
+    opened = torch_model.open_model(model, CPU)
     images = noise(3, 64, 64)
     wanted = decode(opened.runner()(images), opened.task().anchors_px, STRIDES)
     for a, b in zip(open_any(file, CPU).runner()(images), wanted, strict=True):
@@ -191,8 +195,8 @@ def test_decoded_boxes_in_every_format(exported, format):
 def test_detections_in_every_format(exported, format):
     model, file, report = exported(YOLO, format, stage="nms")
     check_report(report, outputs=2)
-    opened, found = evaluate.open_model(model, CPU), open_any(file, CPU)
-    scenes = evaluate.build_dataset(opened.recipe, None, "val")
+    opened, found = torch_model.open_model(model, CPU), open_any(file, CPU)
+    scenes = build.build_dataset(opened.recipe, None, "val")
     batch = opened.task().collate([opened.pipeline()(scenes.load(i), Key(0, i)) for i in range(4)])
     outputs = found.runner()(batch.images)
     assert [tuple(output.shape) for output in outputs] == [(4, 100, 4), (4, 100), (4, 100)]
@@ -227,18 +231,18 @@ def test_the_other_networks_in_onnx(exported, recipe_name, size):
 def test_a_fixed_batch_is_filled_up(exported):
     model, file, report = exported(TINY, "pt2", batch=4, preprocessing=True)
     assert report.parity.batches == [4] and report.info.batch == 4 and report.parity.agreed == 14
-    opened, reference = open_any(file, CPU), evaluate.open_model(model, CPU).runner()
+    opened, reference = open_any(file, CPU), torch_model.open_model(model, CPU).runner()
     for count in (1, 4, 7):
         images = noise(count, 32, 32)
         (found,), (wanted,) = opened.runner()(images), reference(images)
         assert found.shape == wanted.shape and off(found, wanted) < 1e-4
-    session = torch_export.start(opened.content, opened.info, Place())
+    session = pt2.start(opened.content, opened.info, Place())
     with pytest.raises(Exception, match="4"):
         session(torch.zeros(5, 32, 32, 3, dtype=torch.uint8))  # the graph itself holds the number
 
 
 @pytest.mark.parametrize("multi_label", [False, True])
-@pytest.mark.parametrize("suppress", [onnx_format.suppress, torch_export.suppress])
+@pytest.mark.parametrize("suppress", [onnx_format.suppress, pt2.suppress])
 def test_suppression_in_the_graph_is_the_one_outside(multi_label, suppress):
     options = {"score_threshold": 0.3, "iou_threshold": 0.45, "max_detections": 20, "multi_label": multi_label}
     graph = Deployed.__new__(Deployed)
@@ -302,7 +306,7 @@ def test_same_detections_are_told_from_others():
 
 def test_settings_that_a_graph_cannot_have(exported, tmp_path):
     model = exported(YOLO, "onnx", dynamic_size=True)[0]
-    opened = evaluate.open_model(model, CPU)
+    opened = torch_model.open_model(model, CPU)
     for override, message in [("max_detections=null", "must be a number"), ("box_rule=darknet", "original picture")]:
         changed = opened.changed((f"postprocess.{override}",))
         with pytest.raises(UsageError, match=message):
@@ -315,7 +319,7 @@ def test_settings_that_a_graph_cannot_have(exported, tmp_path):
 def test_what_a_file_says_of_itself(exported):
     for format in FORMATS:
         model, file, report = exported(TINY, format, dynamic_size=True)
-        _, info, sha256 = evaluate.load_model(model)
+        _, info, sha256 = model_file.load_model(model)
         found = open_any(file, CPU)
         assert found.recipe.plain() == info.recipe and found.class_names == info.class_names
         assert found.info.preprocessing == info.preprocessing and found.info.task == "classify"
@@ -352,7 +356,7 @@ def test_a_pt2_file_needs_nothing_of_this_package(exported, tmp_path):
         images = noise(3, side, side)
         recipe = opened.recipe.transform
         given = images.permute(0, 2, 3, 1) if opened.info.input == "uint8_nhwc" else normalize(images, recipe.mean, recipe.std)  # fmt: skip
-        graph = Deployed(evaluate.open_model(model, CPU), opened.info, torch_export.suppress)
+        graph = Deployed(torch_model.open_model(model, CPU), opened.info, pt2.suppress)
         jobs.append((str(link), given.contiguous(), graph(given)))
     torch.save(jobs, tmp_path / "jobs.pt")
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "jobs.pt"], capture_output=True, text=True, cwd="/")
@@ -385,7 +389,7 @@ FILES = [("onnx", {"preprocessing": True, "dynamic_size": True}), ("pt2", {"prep
 
 
 def test_they_evaluate_to_the_same(exported):
-    wanted = evaluate.evaluate_open(evaluate.open_model(exported(TINY, "onnx", dynamic_size=True)[0], CPU), None, batch_size=90)  # fmt: skip
+    wanted = evaluate.evaluate_open(torch_model.open_model(exported(TINY, "onnx", dynamic_size=True)[0], CPU), None, batch_size=90)  # fmt: skip
     assert wanted.result["images"] == wanted.result["images_expected"] == 360
     assert np.count_nonzero(wanted.metric.confusion.sum(0)) > 2  # it says different things
     for format, options in FILES:
@@ -420,7 +424,7 @@ def test_the_python_api_opens_them_too(exported, tmp_path):
 
 def test_openvino_computes_in_float32_unless_asked(exported):
     model, file, _ = exported(TINY, "openvino", dynamic_size=True)
-    (wanted,), images = evaluate.open_model(model, CPU).runner()(noise(2, 32, 32)), noise(2, 32, 32)
+    (wanted,), images = torch_model.open_model(model, CPU).runner()(noise(2, 32, 32)), noise(2, 32, 32)
     opened = open_any(file, CPU)
     assert off(opened.runner()(images)[0], wanted) < 1e-4
     with pytest.raises(UsageError, match="precision int3"):
@@ -457,7 +461,7 @@ def test_what_differs_gets_no_name(exported, format, tmp_path):
 
 def test_a_broken_network_is_not_exported(exported, tmp_path, monkeypatch):
     model = exported(TINY, "pt2", dynamic_size=True)[0]
-    tensors, info, _ = evaluate.load_model(model)
+    tensors, info, _ = model_file.load_model(model)
     name = next(name for name in tensors if name.endswith("conv.weight"))
     tensors[name][0] = torch.nan
     save_model(tmp_path / "nan.safetensors", tensors, info)
@@ -530,7 +534,7 @@ def test_the_verb(run, exported, tmp_path):
 
 
 def test_the_size_is_the_recipes_unless_it_has_none(exported):
-    opened = evaluate.open_model(exported(YOLO, "onnx", dynamic_size=True)[0], CPU)
+    opened = torch_model.open_model(exported(YOLO, "onnx", dynamic_size=True)[0], CPU)
     assert export.input_size(opened, None) == (64, 64)
     wide = export.resized(opened, (96, 160))
     assert export.input_size(wide, None) == (96, 160) and wide.recipe.transform.train == opened.recipe.transform.train
@@ -580,7 +584,7 @@ def test_the_real_tiny_darknet_scores_the_same_hits(run, shared, tmp_path):
         run("convert", shared / "data/weights/tiny.weights", "--classes", data / "darknet_wnids.txt", "--out", model)[0]
         == 0
     )
-    opened = evaluate.open_model(model, CPU)
+    opened = torch_model.open_model(model, CPU)
     wanted = evaluate.evaluate_open(opened, data)
     assert round(wanted.result["top1"] * 200) == 137 and wanted.result["images"] == 200
     for format in FORMATS:

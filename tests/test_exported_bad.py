@@ -14,10 +14,10 @@ from conftest import one_line
 from test_export import CPU, TINY, noise, write_model
 
 from convzoo.deploy import export
-from convzoo.deploy import onnx as onnx_format
 from convzoo.deploy.exported import open_any
+from convzoo.deploy.formats import onnx as onnx_format
+from convzoo.deploy.formats.pt2_safety import DOCUMENT, EXAMPLES, GRAPH, archive, archive_digest, members
 from convzoo.deploy.metadata import MAX_DOCUMENT, UNSEALED, sealed
-from convzoo.deploy.pt2_check import DOCUMENT, EXAMPLES, GRAPH, archive, archive_digest, members
 from convzoo.errors import ConvzooError, UsageError, describe
 
 FORMATS = ("onnx", "pt2", "openvino")  # what runs here without anything else

@@ -9,7 +9,8 @@ import torch
 from conftest import skip_without_openvino
 
 import convzoo
-from convzoo.checkpoint import load_model, load_state
+from convzoo.model_file import load_model
+from convzoo.training.checkpoints import load_state
 
 WRITTEN = Path(__file__).parent / "fixtures/written.zip"
 

@@ -9,9 +9,10 @@ import torch
 from conftest import one_line
 from PIL import Image
 
-from convzoo import cli, registry
-from convzoo.checkpoint import load_model
-from convzoo.weights import darknet, mindspore
+from convzoo import cli
+from convzoo.config import registry
+from convzoo.convert import darknet, mindspore
+from convzoo.model_file import load_model
 
 TINY = {"name": "tinydarknet", "num_classes": 1000}
 ZOO_TINY = {**TINY, **mindspore.ZOO["tinydarknet"]}

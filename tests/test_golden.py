@@ -17,11 +17,13 @@ from test_train import rows, weights
 from torch import nn
 from torch.nn import functional as F
 
-from convzoo import evaluate, registry
-from convzoo import recipe as recipes
+from convzoo import build
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
 from convzoo.data.sampler import epoch_order
+from convzoo.inference import evaluate
 from convzoo.models.yolov3 import STRIDES
-from convzoo.tasks.yolo_loss import assign_targets, ignore_masks, yolo_loss
+from convzoo.tasks.yolo import assign_targets, ignore_masks, yolo_loss
 from convzoo.types import Batch, BoxTargets
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -71,7 +73,7 @@ def test_loss_and_gradient_are_the_golden_ones(case):
     model = registry.bind("model", {"name": name, "num_classes": 10, **CASES[case]})().double().train()
     draw_weights(model)
     recipe = recipes.load("yolov3-digits" if name == "yolov3" else "tinydarknet-digits", ["loss.label_smoothing=0.1"])
-    task, batch = evaluate.build_task(recipe, list("0123456789")), stored_batch(task_name)
+    task, batch = build.build_task(recipe, list("0123456789")), stored_batch(task_name)
     loss = task.loss(model(batch.images), batch)["loss"]
     loss.backward()
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -96,7 +98,7 @@ def plain_batches(recipe: recipes.Recipe, data: evaluate.Any, steps: int):
 
 def plain_run(recipe: recipes.Recipe, steps: int) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Train as the recipe says with nothing but PyTorch's own parts; return the weights, averaged where the recipe says so, in float64, and the losses."""
-    data = evaluate.build_dataset(recipe, None, "train")
+    data = build.build_dataset(recipe, None, "train")
     torch.manual_seed(recipe.seed)
     model = registry.bind("model", recipe.model)().to(memory_format=torch.channels_last).train()
     averaged = {name: tensor.double() for name, tensor in model.state_dict().items()}

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import convzoo
-from convzoo import registry
-from convzoo.checkpoint import load_model
+from convzoo.config import registry
+from convzoo.convert import darknet
 from convzoo.data.imagenet import darknet_wnids, titles, wnids
+from convzoo.model_file import load_model
 from convzoo.report.draw import classified
-from convzoo.weights import darknet
 
 
 def test_the_ids_are_a_thousand_and_their_titles_are_right(shared):

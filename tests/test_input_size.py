@@ -11,12 +11,13 @@ from conftest import one_line
 from PIL import Image
 
 import convzoo
-from convzoo import evaluate
-from convzoo.checkpoint import load_model, save_model
+from convzoo import build
+from convzoo.convert import mindspore
+from convzoo.convert.state_dict import meta_network
 from convzoo.deploy import export
 from convzoo.deploy.exported import open_any
-from convzoo.weights import mindspore
-from convzoo.weights.converted import meta_network
+from convzoo.inference import torch_model
+from convzoo.model_file import load_model, save_model
 
 CPU = torch.device("cpu")
 
@@ -48,7 +49,7 @@ def test_photographs_are_stretched_to_it_and_that_is_said_once(run, digits_run, 
     assert [row["path"].rpartition("/")[2] for row in both] == ["a.png", "b.png"]
     assert err.count("stretched to the model's 8x8") == 1 and "a.png: 60x90 pixels" in err
     assert answers(run, last, photographs / "a.png")[0] == both[:1]  # alone it is no other picture
-    opened = evaluate.open_model(last, CPU)
+    opened = torch_model.open_model(last, CPU)
     image = torch.from_numpy(np.asarray(Image.open(photographs / "a.png")).copy()).permute(2, 0, 1)
     stretched = torch.nn.functional.interpolate(image[None].float(), (8, 8), mode="bilinear", antialias=True)
     wanted = opened.runner()(stretched.round().byte())[0].softmax(1).max().item()
@@ -100,7 +101,7 @@ def test_an_export_without_size_has_it_and_stretches_too(run, digits_run, photog
 
 
 def test_an_export_of_another_size_stretches_to_that(digits_run):
-    opened = evaluate.open_model(digits_run / "checkpoints/last.safetensors", CPU)
+    opened = torch_model.open_model(digits_run / "checkpoints/last.safetensors", CPU)
     assert export.input_size(opened, None) == (8, 8) and export.resized(opened, (8, 8)) is opened
     larger = export.resized(opened, (64, 64))
     assert export.input_size(larger, None) == (64, 64) and larger.info.metrics == {}
@@ -110,7 +111,7 @@ def test_a_recipe_that_resizes_is_left_to_do_so(digits_run):
     opened = open_any(digits_run / "checkpoints/last.safetensors", CPU)
     resizing = opened.changed(("transform.eval=[{resize: {size_px: 40, mode: stretch}}]",))
     assert len(opened.pipeline().operations) == len(resizing.pipeline().operations) == 1
-    assert evaluate.given_size(resizing.pipeline()) == (40, 40)
+    assert build.given_size(resizing.pipeline()) == (40, 40)
 
 
 def test_the_zoos_densenet100_takes_cifars_size(tmp_path, photographs):

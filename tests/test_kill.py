@@ -9,7 +9,8 @@ import pytest
 import torch
 from conftest import QUICK
 
-from convzoo.checkpoint import RunCheckpoints, load_model
+from convzoo.model_file import load_model
+from convzoo.training.checkpoints import RunCheckpoints
 
 COMMAND = [
     sys.executable,

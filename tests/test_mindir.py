@@ -16,14 +16,16 @@ from conftest import one_line
 from torch import nn
 from torch.nn import functional as F
 
-from convzoo import evaluate, registry
-from convzoo import recipe as recipes
-from convzoo.checkpoint import ModelInfo, save_model
-from convzoo.deploy import export, mindir, mindir_worker
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
+from convzoo.deploy import export
 from convzoo.deploy.export import Wanted
 from convzoo.deploy.exported import open_exported
-from convzoo.deploy.mindir_plan import Plan
+from convzoo.deploy.formats import mindir, mindir_worker
+from convzoo.deploy.formats.mindir_plan import Plan
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, describe
+from convzoo.inference import torch_model
+from convzoo.model_file import ModelInfo, save_model
 
 CPU = torch.device("cpu")
 SMALL_YOLO = ["model.width=0.125", "transform.eval=[{letterbox: {size_px: 64}}]", "postprocess={}"]
@@ -102,7 +104,7 @@ def test_a_classifier(exported):
     file = open_exported(report.path)
     assert (file.format, file.info.batch, file.info.size) == ("mindir", 1, (32, 32))
     assert "mindspore" in file.info.versions and report.path.stat().st_mode & 0o200
-    runner, reference = file.runner(), evaluate.open_model(model, CPU).runner()
+    runner, reference = file.runner(), torch_model.open_model(model, CPU).runner()
     for count in (1, 3):
         images = noise(count, 32, 32)
         (found,), (wanted,) = runner(images), reference(images)
@@ -254,7 +256,7 @@ def test_every_network(mindspore, tmp_path, recipe_name, overrides, options):
     assert report.parity.largest < 1e-4 and report.info.size == tuple(options.get("size", (64, 64)))
     names = {"classify": 1, "detect": 2 if options.get("stage") else 3}[report.info.task]
     assert len(report.parity.outputs) == names and report.parity.batches == [options.get("batch", 1)]
-    runner, reference = open_exported(report.path).runner(), evaluate.open_model(model, CPU).runner()
+    runner, reference = open_exported(report.path).runner(), torch_model.open_model(model, CPU).runner()
     if report.info.stage == "raw":
         images = noise(2, *report.info.size)
         for found, wanted in zip(runner(images), reference(images), strict=True):

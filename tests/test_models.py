@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from convzoo import registry
+from convzoo.config import registry
 
 COUNTS = [
     ("vgg16", {}, 138_357_544),

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from convzoo.config.recipe import Optim, Schedule
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.models.vgg import vgg16
-from convzoo.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
-from convzoo.recipe import Optim, Schedule
+from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 
 # name in lr.npz -> (schedule, base rate, steps an epoch, epochs)
 REFERENCE = {

@@ -11,10 +11,12 @@ import torch
 from conftest import one_line
 from PIL import Image
 
-from convzoo import evaluate, predict_files, recipe, registry
-from convzoo.checkpoint import ModelInfo, save_model
+from convzoo.config import recipe, registry
 from convzoo.data.loader import base_batch
-from convzoo.predict import predict
+from convzoo.inference import answers as predict_files
+from convzoo.inference import torch_model
+from convzoo.inference.predict import predict
+from convzoo.model_file import ModelInfo, save_model
 from convzoo.types import Prediction
 
 STATM = Path("/proc/self/statm")
@@ -96,8 +98,8 @@ def test_faults(run, digits_run, pictures, tmp_path):
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(digits_run, pictures):
-    opened = evaluate.open_model(digits_run / "checkpoints/last.safetensors", torch.device("cpu"))
-    runner = evaluate.TorchRunner(opened.model, opened.recipe, torch.device("cpu"))
+    opened = torch_model.open_model(digits_run / "checkpoints/last.safetensors", torch.device("cpu"))
+    runner = torch_model.TorchRunner(opened.model, opened.recipe, torch.device("cpu"))
     file = str(sorted(pictures.iterdir())[0])
 
     def peak(count: int) -> int:

@@ -13,11 +13,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import convzoo
-from convzoo import recipe as recipes
-from convzoo import registry
-from convzoo.checkpoint import ModelInfo, load_model, save_model, tensors_sha256
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
+from convzoo.convert import published
 from convzoo.errors import ConvzooError, UsageError
-from convzoo.weights import published
+from convzoo.model_file import ModelInfo, load_model, save_model, tensors_sha256
 
 REPO = Path(__file__).resolve().parents[1]
 DENSENET = "torchvision:DenseNet121_Weights.IMAGENET1K_V1"

@@ -11,11 +11,14 @@ import torch
 from conftest import QUICK, one_line
 from PIL import Image
 
-from convzoo import cli, evaluate
-from convzoo.deploy import export, int8, quantize, quantize_report
-from convzoo.deploy.calibration import Evaluated, find_calibration
+from convzoo import build, cli
+from convzoo.deploy import export
 from convzoo.deploy.exported import ExportRunner, open_any
-from convzoo.deploy.quantize import Wanted, alternate
+from convzoo.deploy.quantize import comparison, layer_errors, quantize, schemes
+from convzoo.deploy.quantize.calibration import Evaluated, find_calibration
+from convzoo.deploy.quantize.comparison import Wanted
+from convzoo.deploy.timing import alternate
+from convzoo.inference import evaluate, torch_model
 
 pytestmark = pytest.mark.slow  # it times INT8 against float, which needs a machine that is not busy
 
@@ -52,7 +55,7 @@ def floats(model, tmp_path_factory) -> dict[str, Path]:
 @pytest.fixture
 def short(monkeypatch, floats):
     """Time for moments only, and export nothing twice."""
-    monkeypatch.setattr(quantize, "SECONDS", 0.02)
+    monkeypatch.setattr(comparison, "SECONDS", 0.02)
     reports = {
         format: export.Report(path, format, None, None, 0, 0, 0)  # type: ignore[arg-type]  # only the path is used
         for format, path in floats.items()
@@ -63,7 +66,7 @@ def short(monkeypatch, floats):
 @pytest.fixture
 def fast(monkeypatch, short):
     """INT8 that is twice as fast: on pictures of 16x16 that is no question of the numbers."""
-    monkeypatch.setattr(quantize, "measure_speed", lambda *_: {"float32": 2e-3, "int8": 1e-3})
+    monkeypatch.setattr(comparison, "measure_speed", lambda *_: {"float32": 2e-3, "int8": 1e-3})
 
 
 def save_pictures(folder: Path, images: list[np.ndarray]) -> Path:
@@ -95,9 +98,9 @@ def test_int8_keeps_the_accuracy(run, fast, floats, model, tmp_path, format):
 def test_a_part_of_the_evaluation_is_always_the_same(fast, model, tmp_path):
     report = quantize.quantize(model, Wanted("onnx", eval_images=100, max_drop=5, out=tmp_path, calibration_images=20))
     assert report.plain["int8"]["images"] == 100 and "fixed random 100 of them" in report.text()
-    opened = evaluate.open_model(model, CPU)
+    opened = torch_model.open_model(model, CPU)
     dataset, calibration = (
-        evaluate.build_dataset(opened.recipe, None, "val"), find_calibration(opened, None, None, 20, (16, 16))
+        build.build_dataset(opened.recipe, None, "val"), find_calibration(opened, None, None, 20, (16, 16))
     )  # fmt: skip
     parts = [Evaluated(dataset, 100, calibration).indices for _ in range(2)]
     assert parts[0] == parts[1] != list(range(100)) and len(set(parts[0])) == 100
@@ -105,7 +108,7 @@ def test_a_part_of_the_evaluation_is_always_the_same(fast, model, tmp_path):
 
 @pytest.mark.parametrize("format", SUFFIX)
 def test_too_great_a_loss_is_refused_with_the_layers(run, fast, monkeypatch, model, tmp_path, format):
-    monkeypatch.setitem(int8.WAYS, format, int8.WAYS[format][:2])
+    monkeypatch.setitem(schemes.WAYS, format, schemes.WAYS[format][:2])
     dark = [np.full((8, 8, 3), 80, np.uint8) for _ in range(4)]  # next to one colour: no range of anything is right
     for image in dark:
         image[0, 0] = 79
@@ -128,16 +131,16 @@ def test_slower_than_float_is_refused(run, short, monkeypatch, model, tmp_path):
         return call(self, images)
 
     monkeypatch.setattr(ExportRunner, "__call__", slowed)
-    monkeypatch.setitem(int8.WAYS, "onnx", int8.WAYS["onnx"][:1])
+    monkeypatch.setitem(schemes.WAYS, "onnx", schemes.WAYS["onnx"][:1])
     out = tmp_path / "x.onnx"
     code, _, err = run("quantize", model, "--format", "onnx", "--out", out, "--calibration-images", 8)
     assert code == 4 and "slower than float (float32" in one_line(err) and not list(tmp_path.iterdir())
 
 
 def test_bfloat16_counts_as_float():
-    way = int8.Way("nncf")
-    assert quantize.Trial(way, {"float32": 4.0, "bfloat16": 1.0, "int8": 2.0}).speedup == 0.5
-    assert quantize.Trial(way, {"float32": 4.0, "int8": 2.0}).speedup == 2
+    way = schemes.Way("nncf")
+    assert comparison.Trial(way, {"float32": 4.0, "bfloat16": 1.0, "int8": 2.0}).speedup == 0.5
+    assert comparison.Trial(way, {"float32": 4.0, "int8": 2.0}).speedup == 2
 
 
 def test_variants_take_turns():
@@ -148,8 +151,8 @@ def test_variants_take_turns():
 
 
 def test_pictures_that_are_evaluated_are_not_calibrated_on(run, fast, model, tmp_path):
-    opened = evaluate.open_model(model, CPU)
-    images = [evaluate.build_dataset(opened.recipe, None, "val").load(i).image.permute(1, 2, 0).numpy() for i in (3, 7)]
+    opened = torch_model.open_model(model, CPU)
+    images = [build.build_dataset(opened.recipe, None, "val").load(i).image.permute(1, 2, 0).numpy() for i in (3, 7)]
     code, _, err = run("quantize", model, "--format", "onnx", "--calibration", save_pictures(tmp_path / "val", images))
     assert code == 3 and "would be evaluated, and is also in the calibration" in one_line(err)
     assert "on-bad-sample" not in err and not list(model.parent.glob("*int8*"))
@@ -177,7 +180,7 @@ def test_nothing_to_calibrate_on(run, fast, model, tmp_path, kind, code, message
 def test_calibration_reads_one_picture_at_a_time(model, tmp_path):
     rng = np.random.default_rng(0)
     folder = save_pictures(tmp_path / "few", [rng.integers(0, 256, (8, 8, 3), dtype=np.uint8) for _ in range(5)])
-    calibration = find_calibration(evaluate.open_model(model, CPU), None, folder, 3, (16, 16))
+    calibration = find_calibration(torch_model.open_model(model, CPU), None, folder, 3, (16, 16))
     first, again = list(calibration), list(calibration)
     assert len(calibration) == len(first) == 3 and all((a == b).all() for a, b in zip(first, again, strict=True))
     assert first[0].shape == (1, 3, 16, 16) and first[0].dtype == np.float32
@@ -190,7 +193,7 @@ def test_calibration_reads_one_picture_at_a_time(model, tmp_path):
 @pytest.mark.parametrize("format", SUFFIX)
 def test_the_report_of_a_file_and_itself_is_zero(floats, format):
     image = np.random.default_rng(0).standard_normal((1, 3, 16, 16)).astype(np.float32)
-    errors = quantize_report.layer_errors(format, floats[format], floats[format], [image])
+    errors = layer_errors.layer_errors(format, floats[format], floats[format], [image])
     assert len(errors) == 16 and all(error == 0 for _, error in errors)
 
 
@@ -222,7 +225,7 @@ def test_what_onnxruntime_runs_slower_than_float_is_refused(shared, run, tmp_pat
     model, data = tmp_path / "tiny.safetensors", shared / "data/imagenet-sample"
     names = ["--classes", data / "darknet_wnids.txt"]
     assert run("convert", shared / "data/weights/tiny.weights", *names, "--out", model)[0] == 0
-    monkeypatch.setitem(int8.WAYS, "onnx", [int8.Way("nncf")])
+    monkeypatch.setitem(schemes.WAYS, "onnx", [schemes.Way("nncf")])
     options = ["--data", data, "--calibration", shared / "data/tiny-coco/train2017", "--calibration-images", 4]
     code, _, err = run("quantize", model, "--format", "onnx", *options, "--max-drop", 100)
     assert code == 4 and "nncf mixed, nothing in float: slower than float (float32" in one_line(err)

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from convzoo import recipe as recipes
-from convzoo import registry
+from convzoo.build import check_recipe
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
 from convzoo.errors import UsageError
-from convzoo.evaluate import check_recipe
-from convzoo.optim import build_schedule
+from convzoo.training.optim import build_schedule
 
 GOOD = (recipes.SHIPPED / "tinydarknet-digits.yaml").read_text()
 

@@ -13,10 +13,12 @@ import torch
 from conftest import QUICK, STILL, difference, momenta, one_line
 
 from convzoo import cli, errors
-from convzoo import recipe as recipes
-from convzoo import training as train_module
-from convzoo.checkpoint import load_model, load_state
-from convzoo.run_folder import open_run
+from convzoo.config import recipe as recipes
+from convzoo.model_file import load_model
+from convzoo.training import loop as train_module
+from convzoo.training.checkpoints import load_state
+from convzoo.training.run_folder import open_run
+from convzoo.training.stop import StopRequest
 
 
 def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -191,7 +193,7 @@ def test_a_second_signal_and_ctrl_c(run, tmp_path, monkeypatch):
     stop_after(monkeypatch, 3, signal.SIGINT)
     code, _, _ = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")
     assert code == 75
-    with train_module.StopRequest() as stop:
+    with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):

@@ -9,14 +9,15 @@ from PIL import Image
 from test_train import rows, same, stop_after, weights
 
 from convzoo import logs
-from convzoo import recipe as recipes
-from convzoo.checkpoint import ModelInfo, save_model
+from convzoo.config import recipe as recipes
+from convzoo.convert import mindspore
+from convzoo.convert.mindspore_ckpt import write_records
+from convzoo.convert.state_dict import meta_network
 from convzoo.data.sampler import TrainBatches
-from convzoo.train_setup import Machine, Setup, start_from
+from convzoo.model_file import ModelInfo, save_model
+from convzoo.training.pretrained import start_from
+from convzoo.training.setup import Machine, Setup
 from convzoo.types import Key
-from convzoo.weights import mindspore
-from convzoo.weights.converted import meta_network
-from convzoo.weights.mindspore_ckpt import write_records
 
 # A run of seconds, with everything on: sizes by turns, mosaic, colours.
 SMALL = [

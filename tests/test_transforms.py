@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from convzoo import recipe as recipes
-from convzoo import registry
-from convzoo.data.image_folder import image_folder
-from convzoo.data.transforms import Pipeline, keyed_rng, normalize, stack_images
+from convzoo.build import build_pipeline
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
+from convzoo.data.datasets.image_folder import image_folder
+from convzoo.data.transforms.pipeline import Pipeline, keyed_rng, normalize, stack_images
 from convzoo.errors import DataError
-from convzoo.evaluate import build_pipeline
 from convzoo.types import Boxes, Key, Sample
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

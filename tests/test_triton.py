@@ -9,9 +9,10 @@ from conftest import one_line
 from onnx import TensorProto, helper
 from test_mindir import CPU, noise, off, write_model
 
-from convzoo.deploy import export, triton
+from convzoo.deploy import export
 from convzoo.deploy.export import Wanted
 from convzoo.deploy.exported import open_any
+from convzoo.deploy.formats import triton
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import ToleranceError, UsageError, report
 

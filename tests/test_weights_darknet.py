@@ -13,12 +13,12 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from convzoo import registry, weights
-from convzoo.data.transforms import Pipeline, normalize
+from convzoo.config import registry
+from convzoo.convert import darknet, readers
+from convzoo.convert.state_dict import load_backbone
+from convzoo.data.transforms.pipeline import Pipeline, normalize
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.types import Key, Sample
-from convzoo.weights import darknet
-from convzoo.weights.converted import load_backbone
 
 SHARED = Path(os.environ.get("CONVZOO_SHARED", Path(__file__).parents[2] / "shared"))
 FIXTURES = SHARED / "fixtures" / "darknet"
@@ -74,8 +74,8 @@ def random_weights(name: str, **options) -> tuple[dict, dict[str, torch.Tensor]]
 @needs_fixtures
 @pytest.mark.parametrize("name, last", [("tiny", 20), ("darknet53", 76)])
 def test_classifiers_equal_darknet(made, name, last):
-    converted = weights.read(made(name))
-    model = weights.network(converted)
+    converted = readers.read(made(name))
+    model = readers.network(converted)
     seeded = largest_difference(model, f"{name}/input.npy", f"{name}/output_seeded_logits{last}.npy")
     dog = largest_difference(model, f"{name}/preprocessed_dog.npy", f"{name}/output_dog_logits{last}.npy")
     assert max(seeded, dog) <= TOLERANCE[name]
@@ -89,13 +89,13 @@ def test_classifiers_equal_darknet(made, name, last):
 @needs_fixtures
 def test_partial_file_is_a_backbone_for_both_networks(made):
     path = made("darknet53.conv.74")
-    converted = weights.read(path)
+    converted = readers.read(path)
     assert converted.num_convolutions == 52
     assert converted.model["name"] == "darknet53"
     assert converted.missing == ["classifier.weight", "classifier.bias"]
     assert converted.transform is None and converted.class_names is None
     with pytest.raises(ConvzooError, match=r"'classifier.weight' is missing"):
-        weights.network(converted)
+        readers.network(converted)
     model = registry.bind("model", {"name": "darknet53"})().eval()
     assert load_backbone(model, converted) == 52
     model.classifier = torch.nn.Identity()
@@ -103,7 +103,7 @@ def test_partial_file_is_a_backbone_for_both_networks(made):
     with torch.no_grad():
         output = model.backbone(fixture("darknet53/input.npy"))[-1]
     assert float((output - wanted.reshape(output.shape)).abs().max()) <= TOLERANCE["darknet53.conv.74"]
-    named = weights.read(path, "yolov3")
+    named = readers.read(path, "yolov3")
     assert named.model == {"name": "yolov3", "num_classes": 80} and named.num_convolutions == 52
     assert len(named.missing) == 20 * 6 + 3 * 2  # convolutions with batch norm and its counter, then those with a bias
 
@@ -111,10 +111,10 @@ def test_partial_file_is_a_backbone_for_both_networks(made):
 @needs_fixtures
 def test_yolov3_raw_maps_equal_darknet(made):
     path = made("yolov3")
-    converted = weights.read(path)
+    converted = readers.read(path)
     assert converted.class_names[:2] == ["person", "bicycle"] and len(converted.class_names) == 80
     assert converted.header["bytes_used"] == path.stat().st_size == 248_007_048
-    model = weights.network(converted)
+    model = readers.network(converted)
     with torch.no_grad():
         maps = model(fixture("yolov3-416/input.npy"))
     assert [tuple(head.shape[1:]) for head in maps] == [(255, 52, 52), (255, 26, 26), (255, 13, 13)]
@@ -126,12 +126,12 @@ def test_yolov3_raw_maps_equal_darknet(made):
 @needs_fixtures
 def test_yolov3_activated_maps_of_the_dog(made):
     """The finest map too; these outputs come from Darknet's CPU code, which divides by sqrt(var) + 1e-6."""
-    converted = weights.read(made("yolov3"))
+    converted = readers.read(made("yolov3"))
     for name, tensor in converted.state_dict.items():
         if name.endswith("running_var"):
             tensor.copy_((tensor.double().sqrt() + 1e-6).square() - 1e-5)
     with torch.no_grad():
-        maps = weights.network(converted)(fixture("yolov3-416/preprocessed_dog.npy"))
+        maps = readers.network(converted)(fixture("yolov3-416/preprocessed_dog.npy"))
     for head, layer in zip(maps, (106, 94, 82), strict=True):
         activated = head.unflatten(1, (3, 85)).clone()
         activated[:, :, [0, 1, *range(4, 85)]] = activated[:, :, [0, 1, *range(4, 85)]].sigmoid()
@@ -143,30 +143,30 @@ def test_yolov3_activated_maps_of_the_dog(made):
 @pytest.mark.parametrize("name", ["tiny", "darknet53", "yolov3"])
 def test_written_file_is_the_one_read(made, name):
     path = made(name)
-    converted = weights.read(path)
+    converted = readers.read(path)
     assert darknet.write(converted.state_dict, converted.model, seen=32013312, version=(0, 2, 5)) == path.read_bytes()
 
 
 @needs_tiny
 def test_real_tiny_weights():
-    converted = weights.read(TINY, classes=WNIDS)
+    converted = readers.read(TINY, classes=WNIDS)
     header = {"major": 0, "minor": 1, "revision": 0, "seen": 204_800_000, "num_bytes": 16}
     assert converted.header == {**header, "bytes_used": 4_185_968, "bytes_left": 0}
     assert converted.model == {"name": "tinydarknet", "num_classes": 1000}
     assert len(converted.table) == 15 * 5 + 2 and converted.num_convolutions == 16 and not converted.missing
     assert converted.class_names[:2] == ["n02119789", "n02100735"]
     assert darknet.write(converted.state_dict, converted.model, 204_800_000, (0, 1, 0)) == TINY.read_bytes()
-    assert weights.read(TINY).class_names == converted.class_names  # they come with the program
+    assert readers.read(TINY).class_names == converted.class_names  # they come with the program
 
 
 @needs_tiny
 @needs_fixtures
 def test_real_tiny_weights_know_the_dog():
-    converted = weights.read(TINY, classes=WNIDS)
+    converted = readers.read(TINY, classes=WNIDS)
     image = torch.from_numpy(np.load(FIXTURES / "decoded" / "dog.npy")).permute(2, 0, 1)
     image = preprocess(image, converted.transform)
     with torch.no_grad():
-        top3 = weights.network(converted)(image[None]).topk(3)
+        top3 = readers.network(converted)(image[None]).topk(3)
     # dogsled, malamute, Eskimo dog
     assert {converted.class_names[i] for i in top3.indices[0]} == {"n03218198", "n02110063", "n02109961"}
 
@@ -230,9 +230,9 @@ def test_wrong_network_and_wrong_options(tmp_path):
     with pytest.raises(UsageError, match="at least one class"):
         darknet.read(DATA, num_classes=0)
     with pytest.raises(UsageError, match="no such weight file"):
-        weights.read(tmp_path / "none.weights")
+        readers.read(tmp_path / "none.weights")
     with pytest.raises(UsageError, match="a folder"):
-        weights.read(tmp_path)
+        readers.read(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_impostors(head, message, tmp_path):
     path = tmp_path / "file.weights"
     path.write_bytes(head)
     with pytest.raises(ConvzooError, match=message) as raised:
-        weights.read(path)
+        readers.read(path)
     assert raised.value.exit_code == 1 and str(path) in str(raised.value)
 
 
@@ -288,7 +288,7 @@ def test_random_bytes_give_one_error_or_weights(data, name):
 @given(st.integers(0, len(DATA) - 1), st.integers(1, 255))
 def test_a_cut_or_changed_file_is_never_partly_loaded(at, change):
     with pytest.raises(ConvzooError):
-        weights.network(darknet.read(DATA[:at]))
+        readers.network(darknet.read(DATA[:at]))
     changed = bytearray(DATA)
     changed[at] ^= change
     try:

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from convzoo import registry, weights
-from convzoo.data.transforms import Pipeline, normalize
+from convzoo.config import registry
+from convzoo.convert import mindspore, readers
+from convzoo.convert import state_dict as state_dict_module
+from convzoo.convert.mindspore_ckpt import DTYPES, read_records, write_records
+from convzoo.convert.state_dict import file_bytes
+from convzoo.data.transforms.pipeline import Pipeline, normalize
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.types import Key, Sample
-from convzoo.weights import mindspore
-from convzoo.weights.converted import file_bytes
-from convzoo.weights.mindspore_ckpt import DTYPES, read_records, write_records
 
 SHARED = Path(os.environ.get("CONVZOO_SHARED", Path(__file__).parents[2] / "shared"))
 FIXTURES = SHARED / "fixtures" / "mindspore"
@@ -61,12 +62,12 @@ def difference(outputs: torch.Tensor, path: str) -> float:
 )
 def test_classifiers_equal_mindspore(name):
     path = FIXTURES / name / "model.ckpt"
-    converted = weights.read(path) if path.exists() else mindspore.read(write_records(make_params(name)))
+    converted = readers.read(path) if path.exists() else mindspore.read(write_records(make_params(name)))
     num_classes = fixture(f"{name}/output.npy").shape[1]
     assert converted.model == {"name": name.split("_")[0], "num_classes": num_classes, **VARIANTS[name]}
     assert converted.header["bytes_left"] == 0 and not converted.missing and not converted.dropped
     assert converted.header["records"] == len(converted.table)
-    model = weights.network(converted)
+    model = readers.network(converted)
     with torch.no_grad():
         assert difference(model(fixture(f"{name}/input.npy")), f"{name}/output.npy") <= TOLERANCE
         if name == "tinydarknet":
@@ -79,7 +80,7 @@ def test_yolov3_raw_maps_equal_mindspore():
     converted = mindspore.convert(make_params("yolov3"), "yolov3.ckpt")
     assert converted.model == {"name": "yolov3", "num_classes": 80, **VARIANTS["yolov3"]}
     assert converted.class_names[0] == "person" and converted.num_convolutions == 75
-    model = weights.network(converted)
+    model = readers.network(converted)
     for images, raw in (("input", "output_raw"), ("input_nonsquare", "nonsquare_raw")):
         with torch.no_grad():
             maps = model(fixture(f"yolov3/{images}.npy"))
@@ -196,7 +197,7 @@ def test_yolov3_names_map_both_ways():
 
 def test_backbone_on_its_own():
     model = {"name": "yolov3", "num_classes": 80, **mindspore.ZOO["yolov3"]}
-    shapes = weights.converted.meta_network(model).state_dict()
+    shapes = state_dict_module.meta_network(model).state_dict()
     zoo = mindspore.zoo_names(model)
     tensors = {zoo[name]: torch.ones(shapes[name].shape) for name in zoo if name.startswith("backbone.")}
     converted = mindspore.convert(tensors, "backbone.ckpt")
@@ -212,7 +213,7 @@ def test_fine_tuned_head_and_half_precision_and_safetensors(tmp_path):
     state_dict, names = zoo_state_dict(model), mindspore.zoo_names(model)
     tensors = {f"network.{names[ours]}": state_dict[ours].half() for ours in names}
     save_file({**tensors, "moments.network.head.fc.bias": torch.ones(4)}, tmp_path / "model.safetensors")
-    converted = weights.read(tmp_path / "model.safetensors")
+    converted = readers.read(tmp_path / "model.safetensors")
     assert converted.model == model and converted.dropped == ["moments.network.head.fc.bias"]
     assert converted.state_dict["classifier.weight"].dtype == torch.float32
     assert converted.table[0].dtype == "float16"
@@ -304,7 +305,7 @@ def test_parts_of_one_parameter_are_joined_and_packed_dims_are_read():
 
 def test_wrong_networks():
     tensors = dict.fromkeys(mindspore.zoo_names(TINY).values())
-    shapes = weights.converted.meta_network(TINY).state_dict()
+    shapes = state_dict_module.meta_network(TINY).state_dict()
     for ours, theirs in mindspore.zoo_names(TINY).items():
         tensors[theirs] = torch.ones(shapes[ours].shape)
     for change, message in (

@@ -10,10 +10,9 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from convzoo import weights
+from convzoo.convert import readers, torch_zoos
+from convzoo.convert.verify import difference_from_source
 from convzoo.errors import ConvzooError, UsageError
-from convzoo.weights import torch_zoos
-from convzoo.weights.check import difference_from_source
 
 TOLERANCE = 1e-5
 IMAGENET_MEAN = [0.485, 0.456, 0.406]
@@ -68,7 +67,7 @@ def test_logits_equal_the_source_library(case):
     assert converted.transform["eval"][1] == {"center_crop": {"size_px": size_px}}
     images = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        wanted, logits = theirs(images), weights.network(converted)(images)
+        wanted, logits = theirs(images), readers.network(converted)(images)
     assert 0.1 < float(wanted.abs().max()) < 100
     assert float((logits - wanted).abs().max()) <= TOLERANCE
     relative = difference_from_source(converted, size_px=64)
@@ -127,7 +126,7 @@ WRAPPERS = {
 def test_wrappers(densenet, wrapper, legacy, tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(WRAPPERS[wrapper](densenet), path, _use_new_zipfile_serialization=not legacy)
-    converted = weights.read(path)
+    converted = readers.read(path)
     assert converted.model == MODEL and converted.transform is None and converted.class_names is None
     assert all(torch.equal(converted.state_dict[n], t) for n, t in densenet.items() if "num_batches" not in n)
     assert converted.header["bytes_used"] == path.stat().st_size
@@ -140,7 +139,7 @@ def test_wrappers(densenet, wrapper, legacy, tmp_path):
 def test_safetensors_and_half_precision(densenet, tmp_path):
     path = tmp_path / "weights.safetensors"
     save_file({name: t.half() if t.is_floating_point() else t for name, t in densenet.items()}, path)
-    converted = weights.read(path)
+    converted = readers.read(path)
     assert converted.state_dict["classifier.weight"].dtype == torch.float32
     assert torch.equal(converted.state_dict["classifier.weight"], densenet["classifier.weight"].half().float())
     assert converted.table[0].dtype == "float16"
@@ -196,11 +195,11 @@ def test_pickle_payload_is_refused_and_never_run(legacy, tmp_path):
     path, trace = tmp_path / "weights.pt", tmp_path / "ran"
     torch.save({"state_dict": {}, "payload": Payload(trace)}, path, _use_new_zipfile_serialization=not legacy)
     with pytest.raises(ConvzooError, match=r"holds the pickled object _?io.open, which could run any code") as raised:
-        weights.read(path)
+        readers.read(path)
     assert raised.value.exit_code == 1 and not trace.exists() and "weights_only" not in str(raised.value)
     path.write_bytes(pickle.dumps(Payload(trace), protocol=2))
     with pytest.raises(ConvzooError):
-        weights.read(path)
+        readers.read(path)
     assert not trace.exists()
 
 
@@ -208,7 +207,7 @@ def test_pickled_modules_are_refused(tmp_path):
     path = tmp_path / "weights.pth"
     torch.save(torch.nn.Linear(1, 1), path)
     with pytest.raises(ConvzooError, match=r"the pickled object torch.nn.modules.linear.Linear"):
-        weights.read(path)
+        readers.read(path)
 
 
 @pytest.fixture(scope="module")
@@ -232,12 +231,12 @@ def test_damaged_files(saved, suffix, tmp_path):
     ):
         path.write_bytes(data)
         with pytest.raises(ConvzooError, match=message) as raised:
-            weights.read(path)
+            readers.read(path)
         assert raised.value.exit_code == 1 and "\n" not in str(raised.value)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("hello.txt", "hello")
     with pytest.raises(ConvzooError, match="not a whole PyTorch file"):
-        weights.read(path)
+        readers.read(path)
 
 
 @pytest.mark.parametrize(
@@ -254,10 +253,10 @@ def test_damaged_files(saved, suffix, tmp_path):
 def test_files_without_a_state_dict(value, message, tmp_path):
     torch.save(value, tmp_path / "x.pt")
     with pytest.raises(ConvzooError, match=message):
-        weights.read(tmp_path / "x.pt")
+        readers.read(tmp_path / "x.pt")
 
 
 def test_own_model_files_need_no_conversion(tmp_path):
     save_file({"a": torch.ones(1)}, tmp_path / "x.safetensors", metadata={"convzoo": "{}"})
     with pytest.raises(ConvzooError, match="needs no conversion"):
-        weights.read(tmp_path / "x.safetensors")
+        readers.read(tmp_path / "x.safetensors")

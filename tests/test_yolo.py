@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from convzoo.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from convzoo.models.yolov3 import ANCHORS_PX, STRIDES
-from convzoo.tasks.yolo_loss import LevelTargets, assign_targets, decode, ignore_masks, yolo_loss
+from convzoo.tasks.yolo import LevelTargets, assign_targets, decode, ignore_masks, yolo_loss
 
 ANCHORS = torch.tensor(ANCHORS_PX, dtype=torch.float32)
 # A small case, not square: 2 levels of 2 anchors, 3 classes, an input of 32x48.

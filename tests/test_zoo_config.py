@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import one_line
 
-from convzoo import recipe as recipes
+from convzoo.config import recipe as recipes
 
 KEYS = """
     'pre_trained': 'False',

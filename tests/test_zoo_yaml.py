@@ -13,12 +13,13 @@ import yaml
 from conftest import one_line
 from torch.nn import functional as F
 
-from convzoo import recipe as recipes
-from convzoo import registry
-from convzoo.checkpoint import load_model, load_state
-from convzoo.evaluate import check_recipe
-from convzoo.optim import build_schedule
-from convzoo.train_setup import Machine, Setup
+from convzoo.build import check_recipe
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
+from convzoo.model_file import load_model
+from convzoo.training.checkpoints import load_state
+from convzoo.training.optim import build_schedule
+from convzoo.training.setup import Machine, Setup
 
 VGG = """
 num_classes: 10

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from convzoo.data.transforms import Pipeline, stack_images
+from convzoo.data.transforms.pipeline import Pipeline, stack_images
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
 from convzoo.types import BadSample, Batch, Boxes, Key, Sample, Task

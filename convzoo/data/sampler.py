@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from convzoo.data.transforms import ORDER, SIZE, keyed_rng
+from convzoo.data.transforms.pipeline import ORDER, SIZE, keyed_rng
 from convzoo.errors import DataError, UsageError
 from convzoo.types import Key
 

@@ -1,4 +1,4 @@
-"""Exported files. Each format is one file here, and one line in FORMATS and in SUFFIXES.
+"""Exported files. Each format is one file in `formats`, and one line in FORMATS and in SUFFIXES.
 
 A format is a module with
     PACKAGES                       the libraries that writing needs
@@ -16,13 +16,13 @@ from types import ModuleType
 from convzoo.errors import MissingPackageError, UsageError
 
 FORMATS = {
-    "onnx": "convzoo.deploy.onnx",
-    "pt2": "convzoo.deploy.torch_export",
-    "openvino": "convzoo.deploy.openvino",
-    "mindir": "convzoo.deploy.mindir",
-    "om": "convzoo.deploy.ascend",
-    "air": "convzoo.deploy.ascend",
-    "triton": "convzoo.deploy.triton",
+    "onnx": "convzoo.deploy.formats.onnx",
+    "pt2": "convzoo.deploy.formats.pt2",
+    "openvino": "convzoo.deploy.formats.openvino",
+    "mindir": "convzoo.deploy.formats.mindir",
+    "om": "convzoo.deploy.formats.ascend",
+    "air": "convzoo.deploy.formats.ascend",
+    "triton": "convzoo.deploy.formats.triton",
 }
 SUFFIXES = {  # of the files that open: an AIR file is for `atc` alone, and a Triton model is a folder
     "onnx": ".onnx",
@@ -36,7 +36,7 @@ SUFFIXES = {  # of the files that open: an AIR file is for `atc` alone, and a Tr
 def format_module(name: str) -> ModuleType:
     """Return the module of a format. Raises UsageError for an unknown one."""
     if name not in FORMATS:
-        from convzoo.registry import nearest  # here, because the command line's help must not wait for pydantic
+        from convzoo.config.registry import nearest  # here, because the command line's help must not wait for pydantic
 
         raise UsageError(f"--format {name}: unknown{nearest(name, FORMATS)}")
     return importlib.import_module(FORMATS[name])

@@ -15,16 +15,17 @@ from typing import Any, Literal
 
 import torch
 
-from convzoo import evaluate
-from convzoo import recipe as recipes
-from convzoo.checkpoint import written_whole
+from convzoo import build
+from convzoo.config import recipe as recipes
 from convzoo.deploy import SUFFIXES, format_module, library
 from convzoo.deploy.exported import OpenExport, open_exported
 from convzoo.deploy.graph import Deployed, check_suppression, trace
 from convzoo.deploy.metadata import ExportInfo, first_line
 from convzoo.deploy.parity import Parity, compare, pictures
 from convzoo.errors import ConvzooError, ToleranceError, UsageError
-from convzoo.evaluate import OpenModel
+from convzoo.files import written_whole
+from convzoo.inference import torch_model
+from convzoo.inference.torch_model import OpenModel
 from convzoo.types import Key
 
 VERSIONED = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino")
@@ -120,7 +121,7 @@ def export(model: Path, wanted: Wanted) -> Report:
     target = target_path(model, wanted.out, SUFFIXES[wanted.format])
     for name in module.PACKAGES:
         library(name, f"--format {wanted.format}")
-    opened = evaluate.open_model(model, torch.device("cpu"))
+    opened = torch_model.open_model(model, torch.device("cpu"))
     if wanted.size:
         opened = resized(opened, wanted.size)
     info = describe(opened, wanted, getattr(module, "OPSET", None))
@@ -193,12 +194,12 @@ def input_size(opened: OpenModel, data: Path | None) -> tuple[int, int]:
     Raises:
         UsageError: none of them is known.
     """
-    pipeline = evaluate.build_pipeline(opened.recipe, "eval")
-    known = evaluate.given_size(pipeline) or opened.info.input_hw
+    pipeline = build.build_pipeline(opened.recipe, "eval")
+    known = build.given_size(pipeline) or opened.info.input_hw
     if known:
         return known
     try:
-        image = pipeline(evaluate.build_dataset(opened.recipe, data, "val").load(0), Key(0, 0)).image
+        image = pipeline(build.build_dataset(opened.recipe, data, "val").load(0), Key(0, 0)).image
     except UsageError:
         raise UsageError("the recipe keeps the size of its pictures: give --size HEIGHT,WIDTH, or --data") from None
     return image.shape[1], image.shape[2]

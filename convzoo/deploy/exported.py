@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convzoo import evaluate
-from convzoo import recipe as recipes
-from convzoo.convert import open_converted
-from convzoo.data.transforms import Pipeline, normalize
+from convzoo import build
+from convzoo.config import recipe as recipes
+from convzoo.config.recipe import Recipe
+from convzoo.convert.convert import open_converted
+from convzoo.convert.sources import WEIGHT_SUFFIXES, is_own, open_source
+from convzoo.data.transforms.pipeline import Pipeline, normalize
 from convzoo.deploy import SUFFIXES, format_module
 from convzoo.deploy.metadata import ExportInfo, check_document, first_line
 from convzoo.errors import ConvzooError, UsageError
-from convzoo.recipe import Recipe
+from convzoo.inference import torch_model
 from convzoo.types import Task
-from convzoo.weights.sources import WEIGHT_SUFFIXES, is_own, open_source
 
 STEP = re.compile(r"step-\d+\.safetensors$")  # what a run saves
 Session = Callable[[Tensor], Sequence[Any]]  # pictures as the file takes them -> its outputs in order
@@ -106,7 +107,7 @@ class ExportRunner:
 
 @dataclass
 class OpenExport:
-    """An exported file, read and verified; `runner` starts it. It answers as `evaluate.OpenModel` does."""
+    """An exported file, read and verified; `runner` starts it. It answers as `torch_model.OpenModel` does."""
 
     path: Path
     format: str
@@ -124,10 +125,10 @@ class OpenExport:
         return self.info.seal.removeprefix("sha256:")
 
     def task(self) -> Task:
-        return evaluate.build_task(self.recipe, self.class_names)
+        return build.build_task(self.recipe, self.class_names)
 
     def pipeline(self) -> Pipeline:
-        return evaluate.eval_pipeline(self.recipe, self.info, self.info.size)
+        return build.eval_pipeline(self.recipe, self.info, self.info.size)
 
     def runner(self, precision: str = "fp32") -> ExportRunner:
         """Start the file in its runtime. Raises UsageError, ConvzooError, MissingPackageError."""
@@ -182,13 +183,13 @@ def open_exported(path: str | Path, place: Place | None = None, overrides: tuple
 
 def open_any(
     path: str | Path, device: torch.device, provider: str | None = None, overrides: tuple[str, ...] = ()
-) -> evaluate.OpenModel | OpenExport:
+) -> torch_model.OpenModel | OpenExport:
     """Open a model file, an exported one, or weights of another program, converted in memory.
 
     All have recipe, class_names, info, task, pipeline and runner.
 
     Raises:
-        UsageError, ConvzooError, MissingPackageError: as `open_exported`, `evaluate.open_model` and `open_source` say.
+        UsageError, ConvzooError, MissingPackageError: as `open_exported`, `torch_model.open_model` and `open_source` say.
     """
     path = Path(path)
     if provider and path.suffix.lower() != ".onnx":
@@ -197,7 +198,7 @@ def open_any(
         return open_exported(path, Place(str(device), provider), overrides)
     if is_foreign(path):
         return open_converted(open_source(path), device).changed(overrides)
-    return evaluate.open_model(path, device, overrides)
+    return torch_model.open_model(path, device, overrides)
 
 
 def is_foreign(path: Path) -> bool:

@@ -15,13 +15,13 @@ from torch._dynamo.exc import UserError
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from convzoo.data.transforms import normalize
+from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import UsageError
-from convzoo.evaluate import OpenModel
+from convzoo.inference.torch_model import OpenModel
 from convzoo.models.yolov3 import STRIDES
-from convzoo.tasks.detect_postprocess import FAR_PX
-from convzoo.tasks.yolo_loss import decode
+from convzoo.tasks.postprocess import FAR_PX
+from convzoo.tasks.yolo import decode
 
 # boxes_xyxy [B, N, 4], scores [B, K, N], most of a class, IoU and score thresholds -> (image, class, box) [M, 3] int64
 Suppress = Callable[[Tensor, Tensor, int, float, float], Tensor]

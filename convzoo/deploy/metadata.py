@@ -11,13 +11,13 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import Field
 
-import convzoo
-from convzoo import evaluate
-from convzoo import recipe as recipes
+from convzoo import build
+from convzoo.config import recipe as recipes
+from convzoo.config.recipe import Recipe
+from convzoo.config.registry import explain
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.models.yolov3 import STRIDES
-from convzoo.recipe import Recipe
-from convzoo.registry import explain
+from convzoo.version import __version__
 
 FORMAT = 1
 UNSEALED = "sha256:" + 64 * "0"
@@ -44,7 +44,7 @@ class ExportInfo(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = FORMAT
-    convzoo: str = convzoo.__version__
+    convzoo: str = __version__
     recipe: dict[str, Any]
     preprocessing: dict[str, Any]
     class_names: list[str]
@@ -120,7 +120,7 @@ def check_document(document: str) -> tuple[ExportInfo, Recipe]:
     try:
         info = ExportInfo.model_validate_json(json.dumps(parse_document(document)), strict=True)
         recipe = recipes.from_plain(info.recipe, "recipe")
-        evaluate.check_recipe(recipe)
+        build.check_recipe(recipe)
     except pydantic.ValidationError as error:
         first = error.errors()[0]
         raise ConvzooError(f"its metadata: {'.'.join(map(str, first['loc']))}: {explain(first)}") from None

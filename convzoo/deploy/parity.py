@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from convzoo import registry
+from convzoo.build import build_dataset, build_pipeline
+from convzoo.config import registry
+from convzoo.deploy.detection_parity import matched
 from convzoo.deploy.exported import ExportRunner
 from convzoo.deploy.metadata import ExportInfo
-from convzoo.deploy.same_detections import matched
 from convzoo.errors import DataError
-from convzoo.evaluate import OpenModel, build_dataset, build_pipeline
+from convzoo.inference.torch_model import OpenModel
 from convzoo.models.yolov3 import STRIDES
-from convzoo.tasks.yolo_loss import decode
+from convzoo.tasks.yolo import decode
 from convzoo.types import Key, Sample
 
 EMBEDDED = {"classify": "digits", "detect": "digit_scenes"}

@@ -16,8 +16,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from convzoo.config.registry import register
 from convzoo.models.blocks import conv_norm_act, init_conv
-from convzoo.registry import register
 
 # (channels, kernel) of tiny.cfg's convolutions but the last; M is a 2x2 max pool.
 TINY_PLAN = (

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convzoo.config.registry import register
 from convzoo.models.blocks import init_conv, init_linear_uniform
-from convzoo.registry import register
 
 
 class DenseLayer(nn.Module):

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from convzoo.config.registry import register
 from convzoo.models.blocks import init_conv
-from convzoo.registry import register
 
 # Channels of the convolutions; M is a 2x2 max pool.
 PLAN = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")

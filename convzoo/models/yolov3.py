@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from convzoo.config.registry import register
 from convzoo.errors import UsageError
 from convzoo.models.blocks import conv_norm_act, init_conv
 from convzoo.models.darknet import Block, Darknet53Backbone
-from convzoo.registry import register
 
 STRIDES = (8, 16, 32)  # input pixels per cell, finest first
 # (width, height) in input pixels, three per scale, finest first; found by k-means on COCO.

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from convzoo.config.recipe import Recipe
+from convzoo.config.registry import register
 from convzoo.data.imagenet import titles
 from convzoo.data.loader import base_batch
-from convzoo.recipe import Recipe
-from convzoo.registry import register
 from convzoo.report.draw import WRONG, contact_sheet, save_png
 from convzoo.report.plots import plot_confusion
 from convzoo.report.tables import write_csv

@@ -7,21 +7,21 @@ import torch
 from torch import Tensor
 
 from convzoo.boxes import clip_boxes, to_original
+from convzoo.config.recipe import Recipe
+from convzoo.config.registry import register
 from convzoo.data.loader import base_batch
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.models.yolov3 import ANCHORS_PX, STRIDES
-from convzoo.recipe import Recipe
-from convzoo.registry import register
 from convzoo.tasks.detect_metric import DetectMetric
-from convzoo.tasks.detect_postprocess import Detections, postprocess
-from convzoo.tasks.yolo_loss import assign_targets, decode, ignore_masks, yolo_loss
+from convzoo.tasks.postprocess import Detections, postprocess
+from convzoo.tasks.yolo import assign_targets, decode, ignore_masks, yolo_loss
 from convzoo.types import Batch, Boxes, BoxTargets, Prediction, Sample
 
 
 class Detect:
     """Object detection with YOLOv3's heads.
 
-    Crowds and boxes without area are not learned. `options` are `detect_postprocess.postprocess`'s keywords.
+    Crowds and boxes without area are not learned. `options` are `postprocess.postprocess`'s keywords.
     """
 
     best_metric = "AP"
@@ -116,7 +116,7 @@ def detect(
     multi_label: bool = False,
     box_rule: Literal["clip", "darknet", "mindspore"] = "clip",
 ) -> Detect:
-    """Build the detection task; its keys are those of `detect_postprocess.postprocess`.
+    """Build the detection task; its keys are those of `postprocess.postprocess`.
 
     Raises:
         UsageError: a threshold outside 0..1, or anchors that are not three for each of three scales.

@@ -1,0 +1,104 @@
+"""From a recipe to its data set, its operations and its task; every key is checked before anything is built."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from convzoo.config import registry
+from convzoo.config.recipe import Recipe
+from convzoo.data.loader import Transformed, check_own_split
+from convzoo.data.transforms.boxes import IN_EVAL, IN_TRAIN
+from convzoo.data.transforms.image import Stretch
+from convzoo.data.transforms.pipeline import Pipeline
+from convzoo.errors import UsageError
+from convzoo.types import Key, Sample, Task
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Check every key that belongs to a builder, before anything is built. Raises UsageError."""
+    registry.bind("dataset", recipe.data, recipe.at("data"))
+    build_pipeline(recipe, "train")
+    build_pipeline(recipe, "eval")
+    registry.bind("model", recipe.model, recipe.at("model"))
+    registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))
+    if recipe.task == "detect":
+        _check_detector(recipe)
+
+
+def _check_detector(recipe: Recipe) -> None:
+    """Refuse operations that would leave the boxes behind, and sizes that the strides do not divide."""
+    for which, allowed in (("train", IN_TRAIN), ("eval", IN_EVAL)):
+        for i, operation in enumerate(getattr(recipe.transform, which)):
+            ((name, keys),) = operation.items()
+            place = recipe.at("transform", which, i)(name)
+            if name not in allowed:
+                raise UsageError(
+                    f"{place} does not move boxes with the pixels here; a detector takes {', '.join(allowed)}"
+                )
+            _check_sides(f"{place} size_px", np.ravel(keys.get("size_px", 32)).tolist())
+    _check_sides(recipe.at("transform")("multi_scale_px"), recipe.transform.multi_scale_px)
+
+
+def _check_sides(place: str, sides_px: list[int]) -> None:
+    broken = [side for side in sides_px if side % 32]
+    if broken:
+        raise UsageError(f"{place} {broken[0]}: a detector's input must be a multiple of 32 pixels")
+
+
+def build_task(recipe: Recipe, class_names: list[str]) -> Task:
+    return registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))(
+        class_names, recipe
+    )
+
+
+def build_pipeline(recipe: Recipe, which: str) -> Pipeline:
+    """Check and bind the operations of `transform.train` or `transform.eval`."""
+    operations = []
+    for i, operation in enumerate(getattr(recipe.transform, which)):
+        ((name, options),) = operation.items()
+        here = (which, i) if not options else (which, i, name)
+        operations.append(registry.bind("transform", {"name": name, **options}, recipe.at("transform", *here)))
+    return Pipeline(operations, recipe.seed)
+
+
+def eval_pipeline(recipe: Recipe, info: Any, trained_hw: tuple[int, int] | None) -> Pipeline:
+    """Return `transform.eval`; where it keeps the size of pictures, they are stretched to what the model was trained on.
+
+    Args:
+        info: what the file says of itself; an evaluation transform that was overridden is taken as it is.
+        trained_hw: (height, width), None where it is not known.
+    """
+    pipeline = build_pipeline(recipe, "eval")
+    if trained_hw is None or given_size(pipeline) or recipe.plain()["transform"]["eval"] != info.preprocessing["eval"]:
+        return pipeline
+    return Pipeline([*(operation for operation, _ in pipeline.operations), Stretch(trained_hw)], recipe.seed)
+
+
+def given_size(pipeline: Pipeline) -> tuple[int, int] | None:
+    """Return the (height, width) that a pipeline gives pictures of any size, or None where it depends on theirs."""
+    found = set()
+    for hw in ((300, 400), (401, 301)):
+        image = pipeline(Sample(torch.zeros(3, *hw, dtype=torch.uint8), 0, 0, "", hw), Key(0, 0)).image
+        found.add((image.shape[1], image.shape[2]))
+    return found.pop() if len(found) == 1 else None
+
+
+def size_seen(data: Transformed) -> tuple[int, int] | None:
+    """Return the (height, width) of the first readable picture as the network gets it, or None of none."""
+    samples = (data[Key(0, index)] for index in range(len(data)))
+    first = next((sample for sample in samples if isinstance(sample, Sample)), None)
+    return None if first is None else (first.image.shape[1], first.image.shape[2])
+
+
+def build_dataset(recipe: Recipe, root: Path | None, split: str, alone: bool = False) -> Any:
+    """Build a split of the recipe's data set; `alone` where no other split is taken from the same root.
+
+    Raises:
+        UsageError, DataError: as the data set's builder says, or class folders that may be either split.
+    """
+    dataset = registry.bind("dataset", recipe.data, recipe.at("data"))(root, split)
+    if not alone:
+        check_own_split(dataset, split)
+    return dataset

@@ -1,0 +1,161 @@
+"""The `data` commands: look at a data set before training on it."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convzoo import errors
+from convzoo.cli.options import Data, Json, Split
+
+data_app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
+DataName = Annotated[str, typer.Argument(metavar="DATASET", help="A data set or a recipe with one (`convzoo list`).")]
+Keys = Annotated[
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The data set's keys, such as one_based=false.")
+]
+
+
+def _datasets(name: str, keys: list[str] | None, data: Path | None, splits: tuple[str, ...]) -> dict[str, Any]:
+    """Build the splits of a data set, or of a recipe's, with keys KEY=VALUE replaced. Raises UsageError, DataError."""
+    from convzoo.config import recipe as recipes
+    from convzoo.config import registry
+    from convzoo.config.yaml_places import apply_override
+
+    overrides = [f"data.{key.removeprefix('data.')}" for key in keys or []]
+    places: dict[tuple, str] = {}
+    if name in registry.names("dataset"):
+        plain: dict[str, Any] = {"data": {"name": name}}
+        for override in overrides:
+            apply_override(override, plain, places)
+        build = registry.bind(
+            "dataset", plain["data"], lambda key: f"{places.get(('data', key), 'command line:')} data.{key}:"
+        )
+    elif name in recipes.shipped() or "/" in name or name.endswith((".yaml", ".yml")):
+        recipe = recipes.load(name, overrides)
+        build = registry.bind("dataset", recipe.data, recipe.at("data"))
+    else:
+        known = [*registry.names("dataset"), *recipes.shipped()]
+        raise errors.UsageError(f"no data set or recipe '{name}'{registry.nearest(name, known)}")
+    from convzoo.data.loader import check_own_split
+
+    built = {split: build(data, split) for split in splits}
+    for split, dataset in built.items():
+        check_own_split(dataset, split)
+    return built
+
+
+@data_app.command()
+def check(dataset: DataName, keys: Keys = None, data: Data = None, json_: Json = False) -> None:
+    """Read every picture: unreadable ones, duplicates within and across the splits, different classes, wrong boxes.
+
+    Exit 3 if a picture is unreadable or has another size than its annotation says.
+    """
+    from convzoo.data.checks import boxes
+    from convzoo.data.checks import splits as checks
+    from convzoo.data.loader import check_same_classes
+
+    splits = _datasets(dataset, keys, data, ("train", "val"))
+    check_same_classes(splits["train"].class_names, splits["val"].class_names)
+    (train_account, train_digests), (val_account, val_digests) = (
+        checks.check_split(split) for split in splits.values()
+    )
+    across = [[train_digests[digest], val_digests[digest]] for digest in train_digests.keys() & val_digests.keys()]
+    found = {"train": train_account.plain(), "val": val_account.plain(), "in_both": sorted(across)}
+    if json_:
+        print(json.dumps(found, ensure_ascii=False))
+    else:
+        print(train_account.text("train"))
+        print(val_account.text("val"))
+        print(f"in both splits: {len(across)}")
+        for pair in sorted(across)[: boxes.NAMED]:
+            print(f"  {' = '.join(pair)}")
+    unreadable, mismatched = (
+        len(getattr(train_account, kind)) + len(getattr(val_account, kind)) for kind in ("unreadable", "mismatched")
+    )
+    parts = [f"{unreadable} pictures cannot be read"] * bool(unreadable)
+    parts += [f"{mismatched} pictures have another size than annotated"] * bool(mismatched)
+    if parts:
+        raise errors.DataError(", ".join(parts))
+
+
+@data_app.command()
+def stats(
+    dataset: DataName,
+    keys: Keys = None,
+    data: Data = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", help="PNG of labelled samples to write.", show_default=False)
+    ] = None,
+    anchors: Annotated[
+        int | None, typer.Option("--anchors", help="Find so many anchors for the boxes.", show_default=False)
+    ] = None,
+    size: Annotated[int, typer.Option("--size", min=1, help="Side in pixels of the input that anchors are for.")] = 416,
+    json_: Json = False,
+) -> None:
+    """Count the images and objects of each class, and write a picture of labelled samples."""
+    from convzoo.data.checks import splits as checks
+
+    if anchors is not None and (anchors < 3 or anchors % 3):
+        raise errors.UsageError(f"--anchors {anchors}: three for each scale, so 9 for YOLOv3")
+    splits = _datasets(dataset, keys, data, ("train", "val"))
+    if checks.is_boxed(splits["train"]):
+        _box_stats(splits, anchors, size, json_)
+    elif anchors:
+        raise errors.UsageError(f"--anchors: {dataset} has no boxes")
+    else:
+        _class_stats(splits, json_)
+    if sheet:
+        checks.save_sheet(splits["train"], sheet)
+
+
+def _class_stats(splits: dict[str, Any], json_: bool) -> None:
+    from convzoo.data.checks import splits as checks
+
+    counts = {name: checks.count_classes(split) for name, split in splits.items()}
+    if json_:
+        print(json.dumps(counts, ensure_ascii=False))
+        return
+    names = splits["train"].class_names
+    width = max(map(len, names))
+    print(f"{'class':{width}}  {'train':>8}  {'val':>8}")
+    for name in names:
+        print(f"{name:{width}}  {counts['train'][name]:8,}  {counts['val'].get(name, 0):8,}")
+    print(f"{'all':{width}}  {len(splits['train']):8,}  {len(splits['val']):8,}")
+
+
+def _box_stats(splits: dict[str, Any], count: int | None, size_px: int, json_: bool) -> None:
+    import numpy as np
+
+    from convzoo.data.checks.anchors import find_anchors, letterboxed_sizes, mean_best_iou
+    from convzoo.data.checks.boxes import box_stats, gather, stats_text
+    from convzoo.data.loader import check_same_classes
+    from convzoo.models.yolov3 import ANCHORS_PX
+
+    check_same_classes(splits["train"].class_names, splits["val"].class_names)
+    objects = {name: gather(split) for name, split in splits.items()}
+    found: dict[str, Any] = {name: box_stats(objects[name], splits[name].class_names) for name in splits}
+    text = stats_text(found["train"], found["val"])
+    if count:
+        sizes = letterboxed_sizes(objects["train"], size_px)
+        anchors = find_anchors(sizes, count)
+        found["anchors"] = {"anchors_px": anchors.rows(), "mean_iou": anchors.mean_iou, "size_px": size_px}
+        text += f"\n\n{anchors.text(size_px, mean_best_iou(sizes, np.reshape(ANCHORS_PX, (-1, 2))))}"
+    print(json.dumps(found, ensure_ascii=False) if json_ else text)
+
+
+@data_app.command(name="save")
+def save_(
+    dataset: DataName,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")],
+    keys: Keys = None,
+    data: Data = None,
+    split: Annotated[Split, typer.Option("--split")] = Split.val,
+    count: Annotated[int, typer.Option("--count", min=1)] = 24,
+) -> None:
+    """Write some pictures of a data set as PNG files."""
+    from convzoo.data.checks import splits as checks
+
+    chosen = _datasets(dataset, keys, data, (split.value,))[split.value]
+    for path in checks.save_pictures(chosen, out, count):
+        print(path)

@@ -1,0 +1,30 @@
+"""What --download fetches before a verb begins."""
+
+from pathlib import Path
+from typing import Any
+
+from convzoo import errors, logs
+
+
+def fetch(wanted: bool, spec: dict[str, Any], data: Path | None, weights: str | None = None) -> None:
+    """Fetch CIFAR-10 where --download asks for it; weights by name are fetched where they are read.
+
+    Raises:
+        UsageError: nothing that could be fetched.
+    """
+    if not wanted:
+        return
+    from convzoo.convert.sources import is_remote
+
+    if spec["name"] != "cifar10" and weights and is_remote(weights):
+        return
+    if spec["name"] != "cifar10" or data is None:
+        raise errors.UsageError(
+            "--download fetches CIFAR-10 into the folder that --data names; other data sets are not fetched"
+        )
+    from convzoo import distributed
+    from convzoo.data.datasets.download import download_cifar10
+
+    if distributed.rank() == 0:
+        logs.setup()
+        download_cifar10(data)

@@ -1,0 +1,98 @@
+"""The verb `eval`: a model's numbers on the validation images."""
+
+import functools
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convzoo import logs
+from convzoo.cli.download import fetch
+from convzoo.cli.files import _each
+from convzoo.cli.options import (
+    Data,
+    Device,
+    Download,
+    Json,
+    OnBad,
+    OnBadSample,
+    Overrides,
+    Precision,
+    Provider,
+    Workers,
+)
+
+RawOutputs = Annotated[
+    Path | None,
+    typer.Option("--raw-outputs", help="Score outputs computed elsewhere: PICTURE_0.bin ...", show_default=False),
+]
+
+
+def eval_(
+    model: Annotated[
+        Path, typer.Argument(help="A model file, an exported file, another program's weights, or a folder: a row each.")
+    ],
+    overrides: Overrides = None,
+    data: Data = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for tables, plots and the worst images.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    provider: Provider = None,
+    raw_outputs: RawOutputs = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", min=1, show_default="the recipe's, at most 256")
+    ] = None,
+    workers: Workers = None,
+    precision: Annotated[Precision, typer.Option("--precision")] = Precision.fp32,
+    on_bad_sample: OnBadSample = OnBad.error,
+    json_: Json = False,
+    download: Download = False,
+) -> None:
+    """Measure a model on the validation images: every image once, n of N stated. `val` is the same."""
+    from convzoo import build, distributed
+    from convzoo.deploy.exported import model_files, open_any
+    from convzoo.deploy.raw_outputs import score_raw_outputs
+    from convzoo.inference import evaluate
+
+    measure = functools.partial(score_raw_outputs, folder=raw_outputs) if raw_outputs else evaluate.evaluate_open
+    files = model_files(model)
+    joined = distributed.start(distributed.resolve_device(device))
+    logs.setup(distributed.rank())
+
+    def row(file: Path) -> None:
+        opened = open_any(file, distributed.resolve_device(device), provider, tuple(overrides or ()))
+        fetch(download, opened.recipe.data, data)
+        evaluation = measure(
+            opened, data=data, batch_size=batch_size, workers=workers, precision=precision.value, on_bad_sample=on_bad_sample.value
+        )  # fmt: skip
+        if distributed.rank() == 0:
+            _show(file, evaluation, json_)
+            if out:
+                evaluation.write(_folder_of(file, files, out), build.build_dataset(opened.recipe, data, "val"))
+
+    try:
+        _each(files, row, model, stop=distributed.world_size() > 1)
+    finally:
+        if joined:
+            distributed.stop()
+
+
+def _folder_of(file: Path, files: list[Path], out: Path) -> Path:
+    if len(files) == 1:
+        return out
+    return out / (file.stem if len({other.stem for other in files}) == len(files) else file.name)
+
+
+def _show(file: Path, evaluation: Any, json_: bool) -> None:
+    from convzoo.report.tables import summary
+
+    if json_:
+        speed = {"seconds": round(evaluation.seconds, 3), "images_per_s": round(evaluation.images_per_s, 1)}
+        print(json.dumps({"model": str(file), **evaluation.result, **speed}))
+        return
+    speed = f"{evaluation.seconds:.1f} s, {evaluation.images_per_s:.0f} img/s"
+    print(f"{file}  {summary(evaluation.result)}  {speed}")
+    if evaluation.metric.text():
+        print(evaluation.metric.text())

@@ -1,0 +1,76 @@
+"""The verb `export`: a model for another runtime, compared there."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from convzoo.cli.options import Json, SocVersion
+from convzoo.deploy import FORMATS
+from convzoo.errors import UsageError
+
+
+class Stage(StrEnum):
+    raw = "raw"
+    decoded = "decoded"
+    nms = "nms"
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """Return (height, width) of `H,W`, or of one number for a square. Raises UsageError."""
+    if text is None:
+        return None
+    try:
+        sides = [int(side) for side in text.lower().replace("x", ",").split(",")]
+    except ValueError:
+        sides = []
+    if len(sides) not in (1, 2) or not all(0 < side <= 1 << 14 for side in sides):
+        raise UsageError(f"--size {text}: HEIGHT,WIDTH in pixels, such as 416,416")
+    return sides[0], sides[-1]
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="A model file.")],
+    format: Annotated[str, typer.Option("--format", metavar="|".join(FORMATS), help="What to write.")],
+    out: Annotated[Path | None, typer.Option("--out", help="File or folder.", show_default="beside the model")] = None,
+    stage: Annotated[
+        Stage, typer.Option("--stage", help="Detectors: head maps, boxes and scores, or boxes after suppression.")
+    ] = Stage.raw,
+    preprocessing: Annotated[
+        bool, typer.Option("--preprocessing", help="Take uint8 RGB pictures [B, H, W, 3] and normalise them inside.")
+    ] = False,
+    batch: Annotated[
+        int | None, typer.Option("--batch", min=1, help="Pictures in a batch.", show_default="any")
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option("--size", metavar="H,W", help="Input in pixels.", show_default="the recipe's")
+    ] = None,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="Take any size that is a multiple of 32 pixels.")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", help="Compare on this data set's pictures.", show_default="embedded pictures"),
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option("--tolerance", min=0, help="Largest relative difference of an output from PyTorch's.")
+    ] = 1e-4,
+    soc_version: SocVersion = "Ascend310",
+    json_: Json = False,
+) -> None:
+    """Write a model for another runtime, run it there, compare it with PyTorch, and only then keep the file.
+
+    Exit 4, and nothing left behind, where they differ.
+    """
+    wanted_size = parse_size(size)
+    from convzoo.deploy.export import Wanted
+    from convzoo.deploy.export import export as run_export
+
+    wanted = Wanted(
+        format, out=out, stage=stage.value, preprocessing=preprocessing, batch=batch, size=wanted_size,
+        dynamic_size=dynamic_size, data=data, tolerance=tolerance, soc_version=soc_version,
+    )  # fmt: skip
+    report = run_export(model, wanted)
+    print(json.dumps(report.plain) if json_ else report.text())

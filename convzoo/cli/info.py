@@ -1,0 +1,59 @@
+"""The verbs `list` and `doctor`: what there is, and what this machine has."""
+
+import json
+import shutil
+from typing import Annotated
+
+import typer
+
+from convzoo.cli.options import Json
+
+
+def list_(
+    weights: Annotated[bool, typer.Option("--weights", help="List the published weights instead.")] = False,
+    json_: Json = False,
+) -> None:
+    """List the recipes, models and data sets, or the published weights."""
+    from convzoo.config import recipe as recipes
+    from convzoo.config import registry
+
+    if weights:
+        from convzoo.convert import published
+
+        print(json.dumps([entry.plain() for entry in published.TABLE]) if json_ else published.text())
+        return
+    headers = {
+        name: (recipes.SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for name in recipes.shipped()
+    }
+    found = {"recipes": headers, **{f"{kind}s": registry.names(kind) for kind in ("model", "dataset", "transform")}}
+    if json_:
+        print(json.dumps({**found, "recipe_schema": recipes.Recipe.model_json_schema()}, ensure_ascii=False))
+        return
+    print("recipes")
+    for name, header in headers.items():
+        print(f"  {name:26} {header}")
+    for kind in ("models", "datasets", "transforms"):
+        print(f"{kind}\n  {', '.join(found[kind])}")
+
+
+def doctor(json_: Json = False) -> None:
+    """Say what this machine has: versions, devices, precision, threads, optional packages."""
+    import torch
+
+    from convzoo import distributed
+    from convzoo.environment import environment, optional_packages
+
+    device = distributed.resolve_device("auto")
+    found = {
+        **environment(device),
+        "computes_bfloat16": distributed.computes_bfloat16(device),
+        "devices": torch.accelerator.device_count(),
+        **optional_packages(),
+        **{tool: shutil.which(tool) for tool in ("atc", "amct_onnx")},  # Ascend's, of CANN
+    }
+    print(
+        json.dumps(found)
+        if json_
+        else "\n".join(f"{key:20} {'no' if value is None else value}" for key, value in found.items())
+    )

@@ -1,0 +1,57 @@
+"""The options that several verbs share."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Calibration = Annotated[
+    Path | None,
+    typer.Option("--calibration", help="Calibrate on a folder of pictures.", show_default="--data's training split"),
+]
+MaxDrop = Annotated[float, typer.Option("--max-drop", help="What INT8 may lose of top-1 or AP, in points of percent.")]
+
+
+class OnBad(StrEnum):
+    error = "error"
+    skip = "skip"
+
+
+class To(StrEnum):
+    darknet = "darknet"
+    mindspore = "mindspore"
+
+
+class Precision(StrEnum):
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
+
+
+class Split(StrEnum):
+    train = "train"
+    val = "val"
+
+
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="SECTION.KEY=VALUE", help="Recipe keys to replace, such as optim.lr=0.05.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps, xpu or npu.")]
+Workers = Annotated[
+    int | None, typer.Option("--workers", help="Loader processes.", show_default="what suits the machine")
+]
+OnBadSample = Annotated[
+    OnBad, typer.Option("--on-bad-sample", help="What an unreadable picture means: stop, or leave it out and count it.")
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Use the network: for CIFAR-10 into --data, and weights by LIBRARY:NAME.")
+]
+Data = Annotated[Path | None, typer.Option("--data", help="Folder or zip with the pictures.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+Provider = Annotated[
+    str | None,
+    typer.Option("--provider", help="ONNX Runtime's execution provider, by name.", show_default="CPUExecutionProvider"),
+]
+SocVersion = Annotated[str, typer.Option("--soc-version", help="The Ascend chip of an .om file, as `atc` calls it.")]

@@ -1,0 +1,81 @@
+"""The verb `predict`: what pictures show, as text, JSON lines, pictures or label files."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from convzoo.cli.options import Device, Json, OnBad, OnBadSample, Precision
+from convzoo.errors import UsageError
+
+Folder = partial(typer.Option, file_okay=False, show_default=False)
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="A model file, an exported file, or another program's weights.")],
+    sources: Annotated[list[str] | None, typer.Argument(help="Picture files, folders or globs.")] = None,
+    save: Annotated[Path | None, Folder("--save", help="Folder for annotated copies.")] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option("--min-score", min=0, max=1, help="Leave out boxes with a lower score.", show_default="0.25"),
+    ] = None,
+    yolo_txt: Annotated[
+        Path | None, Folder("--yolo-txt", help="Folder for text files of boxes: class cx cy w h score, 0..1.")
+    ] = None,
+    crops: Annotated[Path | None, Folder("--crops", help="Folder for what each box holds, by class.")] = None,
+    dump_inputs: Annotated[
+        Path | None,
+        Folder("--dump-inputs", help="Only write the network's inputs and index.json, for another machine."),
+    ] = None,
+    npy: Annotated[bool, typer.Option("--npy", help="With --dump-inputs: .npy files instead of plain .bin.")] = False,
+    data: Annotated[Path | None, Folder("--data", help="With --dump-inputs: the data set's pictures.")] = None,
+    device: Device = "auto",
+    provider: Annotated[
+        str | None, typer.Option("--provider", help="ONNX Runtime's execution provider.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
+    precision: Annotated[Precision, typer.Option("--precision")] = Precision.fp32,
+    on_bad_sample: OnBadSample = OnBad.error,
+    json_: Json = False,
+) -> None:
+    """Say what pictures show: a line each or JSON lines, annotated copies, and for detectors label files and crops."""
+    from convzoo import distributed
+    from convzoo.deploy.exported import open_any
+    from convzoo.inference.predict import MIN_SCORE
+    from convzoo.inference.predict import predict as answers_to
+
+    opened = open_any(model, distributed.resolve_device(device), provider)
+    if dump_inputs:
+        from convzoo.deploy import raw_outputs
+
+        count = raw_outputs.dump_inputs(opened, dump_inputs, sources or (), data, "npy" if npy else "bin")
+        print(f"{count} inputs in {dump_inputs}")
+        return
+    if not sources:
+        raise UsageError("predict needs picture files, folders or globs")
+    answers = answers_to(
+        opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names, sources,
+        batch_size=batch_size, on_bad_sample=on_bad_sample.value, min_score=MIN_SCORE if min_score is None else min_score,
+    )  # fmt: skip
+    answers = _written(answers, opened, min_score is not None, yolo_txt, crops, save)
+    for answer in answers:
+        print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
+
+
+def _written(
+    answers: Any, opened: Any, detections: bool, yolo_txt: Path | None, crops: Path | None, save: Path | None
+) -> Any:
+    """Pass the answers on while they are written to what was asked for."""
+    from convzoo.inference import answers as predict_files
+
+    if detections:
+        answers = predict_files.detections_only(answers)
+    if yolo_txt:
+        answers = predict_files.save_yolo_txt(answers, yolo_txt, opened.class_names)
+    if crops:
+        answers = predict_files.save_crops(answers, crops)
+    if save:
+        answers = predict_files.save_annotated(answers, save)
+    return answers

@@ -1,0 +1,1 @@
+"""Foreign weights and configurations, and ours: Darknet, MindSpore, torchvision, timm."""

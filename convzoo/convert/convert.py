@@ -1,0 +1,274 @@
+"""Foreign weights to a model file of ours, model files to Darknet and MindSpore, zoo configurations to recipes.
+
+A conversion takes every tensor or fails; its file gets its name only when it is whole, and checked where that was
+asked for.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convzoo import build
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
+from convzoo.convert import darknet, mindspore, mindspore_keys, mindspore_recipe, presets
+from convzoo.convert.report import Report, describe, describe_checks
+from convzoo.convert.sources import ANY, WEIGHT_SUFFIXES, Source, Wanted, is_own, is_remote, open_source
+from convzoo.convert.state_dict import Converted, full_model, network
+from convzoo.convert.verify import checks
+from convzoo.data.datasets.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
+from convzoo.data.imagenet import wnids
+from convzoo.errors import ToleranceError, UsageError
+from convzoo.files import file_sha256, written_whole
+from convzoo.inference import torch_model
+from convzoo.model_file import ModelInfo, save_model, tensors_sha256
+from convzoo.version import __version__
+
+DETECTORS = {"yolov3"}
+FOREIGN_SUFFIXES = {"darknet": ".weights", "mindspore": ".ckpt"}
+WRITERS = tuple(FOREIGN_SUFFIXES)
+RECIPE_SUFFIXES = (".yaml", ".yml")
+# For training on from the weights; a recipe that somebody trains with is a file of its own.
+TRAINING = {
+    "loss": {"label_smoothing": 0.0},
+    "optim": {"name": "sgd", "lr": 0.01, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0001},
+    "schedule": {"name": "cosine_annealing"},
+    "train": {"epochs": 30, "batch_size": 64, "precision": "auto"},
+}
+
+
+def convert(
+    source: str,
+    out: Path,
+    wanted: Wanted = ANY,
+    *,
+    to: str | None = None,
+    check: bool = False,
+    data_name: str | None = None,
+    download: bool = False,
+) -> Report:
+    """Convert weights or a zoo configuration to `out`.
+
+    Args:
+        source: a weight file, LIBRARY:NAME, one of our model files (with `to`), or a zoo configuration.
+        to: darknet or mindspore writes a file for that program instead of a model file of ours.
+        check: compare the network with where it comes from first.
+        data_name: the recipe's data set.
+    Raises:
+        UsageError: a wrong path, name or option.
+        ConvzooError: an unreadable, damaged or mismatching file.
+        ToleranceError: the network computes something else than its source.
+        MissingPackageError: the source library is not installed.
+    """
+    _check_out(out, source)
+    if not is_remote(source) and mindspore_keys.is_text(Path(source)):
+        _refuse("for a configuration", to=to, check=check, data_name=data_name, **vars(wanted))
+        return _convert_configuration(Path(source), out)
+    if to:
+        _refuse("with --to", check=check, data_name=data_name, classes=wanted.classes)
+    if to is None and not is_remote(source) and is_own(Path(source)):
+        raise UsageError(
+            f"{source}: a model file of convzoo already; --to darknet or --to mindspore writes it for those"
+        )
+    opened = open_source(source, wanted, download)
+    if opened.converted.missing:
+        network(opened.converted)  # says what is missing and what to do with a backbone
+    if to:
+        return _write_foreign(opened, out, to)
+    return _write_model(opened, out, check, data_name)
+
+
+def targets(folder: Path, out: Path, to: str | None = None) -> dict[Path, Path]:
+    """Return the files to convert in a folder with the file that each becomes in the folder `out`, which is made.
+
+    Raises:
+        UsageError: no such file in the folder, or `out` is no folder and cannot become one.
+    """
+    suffix = FOREIGN_SUFFIXES.get(to or "", ".safetensors")
+    named = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.endswith(".state.pt")]
+    if to:
+        files = [file for file in named if file.suffix == ".safetensors" and is_own(file)]
+    else:
+        files = [file for file in named if file.name.lower().endswith((".safetensors", *WEIGHT_SUFFIXES))]
+        files = [file for file in files if not is_own(file)]
+    if not files:
+        kinds = "model files (.safetensors)" if to else f"weights of another program ({', '.join(WEIGHT_SUFFIXES)})"
+        raise UsageError(f"{folder}: no {kinds} in it")
+    if out.is_file() or not out.parent.is_dir():
+        raise UsageError(f"--out {out}: {'a file' if out.is_file() else 'no such folder'}; a folder becomes a folder")
+    out.mkdir(exist_ok=True)
+    unique = len({file.stem for file in files}) == len(files) and not out.samefile(folder)
+    return {file: out / f"{file.stem if unique else file.name}{suffix}" for file in files}
+
+
+def _check_out(out: Path, source: str) -> None:
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"--out {out}: {'a folder, not a file' if out.is_dir() else 'no such folder'}")
+    if not is_remote(source) and out.exists() and Path(source).exists() and out.samefile(source):
+        raise UsageError(f"--out {out}: the source itself")
+
+
+def _refuse(when: str, **options: Any) -> None:
+    for name, value in options.items():
+        if value:
+            name = {"model_name": "model"}.get(name, name)
+            raise UsageError(f"--{name.replace('_', '-')} has no meaning {when}")
+
+
+def _write_model(opened: Source, out: Path, check: bool, data_name: str | None) -> Report:
+    converted, report = opened.converted, Report()
+    info = model_info(opened, data_name)
+    describe(opened, info, report)
+    if check:
+        done = checks(converted, opened.path)
+        info.provenance["checked"] = [check.what for check in done]
+        describe_checks(done, report)
+    digest = save_model(out, converted.state_dict, info)
+    report.add(
+        "written", f"{out}  (SHA-256 over tensors and description {digest[:12]}...)", out=str(out), sha256=digest
+    )
+    return report
+
+
+def model_info(opened: Source, data_name: str | None = None) -> ModelInfo:
+    """Return what a model file of these weights says of itself; notes on what had to be assumed go to the source's own.
+
+    Raises:
+        UsageError: no such data set.
+    """
+    converted = opened.converted
+    detects = converted.model["name"] in DETECTORS
+    if data_name is not None and not detects:
+        registry.builder("dataset", data_name)
+    if data_name == "cifar10" and converted.model["name"] == "tinydarknet":
+        _attach_cifar10(converted)
+    names = converted.class_names
+    if converted.transform is None and not detects:
+        converted.transform = presets.crop_transform({"size_px": 256, "mode": "short_side", "antialias": True}, 224)
+        converted.notes.append("preprocessing assumed: short side 256, centre crop 224, ImageNet mean and std")
+    if names is None:
+        names = [str(number) for number in range(full_model(converted.model)["num_classes"])]
+        converted.notes.append(f"classes are called {names[0]} to {names[-1]} until --classes names them")
+    default_data = "coco" if detects else "cifar10" if names == CIFAR10_CLASSES else "image_folder"
+    plain = recipe_of(converted, data_name or default_data)
+    recipe = recipes.from_plain(plain, Path(opened.name).name)
+    provenance = {
+        "converted_from": opened.name,
+        "sha256": opened.sha256,
+        "format": converted.source,
+        "header": converted.header,
+        "dropped": len(converted.dropped),
+        "converter": f"convzoo {__version__}",
+    }
+    if converted.class_names is None:
+        provenance["class_names"] = "numbers"
+    as_they_are = names == CIFAR10_CLASSES and not recipe.transform.eval
+    return ModelInfo(recipe.plain(), names, {}, provenance, opened.licence, input_hw=(32, 32) if as_they_are else None)
+
+
+def recipe_of(converted: Converted, data_name: str) -> dict[str, Any]:
+    """Return a whole recipe for converted weights: theirs for evaluation, plain fine-tuning for training on."""
+    detects = converted.model["name"] in DETECTORS
+    transform = converted.transform or presets.transform([{"letterbox": {}}] if detects else [])
+    return {
+        "task": "detect" if detects else "classify",
+        "seed": 0,
+        "data": {"name": data_name},
+        "transform": {**transform, "train": _augmentation(transform["eval"], detects)},
+        "model": dict(converted.model),
+        **TRAINING,
+        "postprocess": converted.postprocess,
+    }
+
+
+def _augmentation(operations: list[dict[str, Any]], detects: bool) -> list[dict[str, Any]]:
+    if detects:
+        return [{"random_place": {}}, {"flip_lr": {"prob": 0.5}}, {"hsv_distort": {}}]
+    crop = next((keys["size_px"] for op in operations for name, keys in op.items() if name == "center_crop"), None)
+    if crop is not None:
+        return [{"random_resized_crop": {"size_px": crop}}, {"flip_lr": {"prob": 0.5}}]
+    return [{"pad_crop": {"padding_px": 4}}, {"flip_lr": {"prob": 0.5}}, *operations]
+
+
+def _attach_cifar10(converted: Converted) -> None:
+    """Attach what the zoo means by CIFAR-10 for Tiny-DarkNet, which has 1000 outputs there too."""
+    resize = {"resize": {"size_px": 227, "mode": "stretch", "antialias": False}}
+    converted.transform = presets.transform(
+        [resize], tuple(mindspore_recipe.CIFAR10_MEAN), tuple(mindspore_recipe.CIFAR10_STD)
+    )
+    unused = converted.model["num_classes"] - len(CIFAR10_CLASSES)
+    if converted.class_names in (None, wnids()) and unused >= 0:
+        converted.class_names = CIFAR10_CLASSES + [f"unused {number}" for number in range(unused)]
+    converted.notes = ["preprocessing and classes: the zoo's for CIFAR-10, stretched to 227x227"]
+
+
+def open_converted(opened: Source, device: torch.device, data_name: str | None = None) -> torch_model.OpenModel:
+    """Return foreign weights as an open model, as if converted and opened.
+
+    Raises:
+        UsageError: no such data set.
+        ConvzooError: the weights are a backbone on its own.
+    """
+    info = model_info(opened, data_name)
+    model: Any = network(opened.converted)
+    model = model.to(device, memory_format=torch.channels_last)
+    recipe = recipes.from_plain(info.recipe, Path(opened.name).name)
+    return torch_model.OpenModel(model, recipe, info, Path(opened.name), tensors_sha256(opened.converted.state_dict))
+
+
+def _write_foreign(opened: Source, out: Path, to: str) -> Report:
+    """Write weights for another program, and read them back before the file gets its name."""
+    if to not in WRITERS:
+        raise UsageError(f"--to {to}: one of {', '.join(WRITERS)}")
+    converted = opened.converted
+    model, state_dict, report = converted.model, converted.state_dict, Report()
+    if to == "darknet":
+        came_from = (opened.info.provenance.get("header") if opened.info else converted.header) or {}
+        version = tuple(came_from.get(key, default) for key, default in (("major", 0), ("minor", 2), ("revision", 0)))
+        data = darknet.write(state_dict, model, came_from.get("seen", 0), version)
+        again = darknet.read(data, model["name"], full_model(model)["num_classes"])
+    else:
+        data = mindspore.write(state_dict, model)
+        again = mindspore.read(data)
+    if any(not torch.equal(again.state_dict[row.name], state_dict[row.name].float()) for row in again.table):
+        raise ToleranceError(f"{out}: not written: read back, the tensors differ")
+    with written_whole(out) as temporary:
+        temporary.write_bytes(data)
+    report.add("source", f"{opened.name}: {converted.source}", source=opened.name, format=converted.source)
+    report.add("tensors", f"{len(again.table)}, read back equal", num_tensors=len(again.table))
+    if to == "darknet" and converted.transform and any(converted.transform["mean"]):
+        report.add("note", "Darknet feeds values 0..1 without a mean; this network expects its own mean and std")
+    report.add("note", "such a file holds neither class names nor preprocessing")
+    report.plain["notes"] = [text for heading, text in report.lines if heading == "note"]
+    report.add("written", f"{out}  ({len(data):,} bytes)", out=str(out), bytes=len(data), sha256=file_sha256(out))
+    return report
+
+
+def _convert_configuration(path: Path, out: Path) -> Report:
+    """Write a zoo configuration as a recipe."""
+    if out.suffix not in RECIPE_SUFFIXES:
+        raise UsageError(f"--out {out}: {path} is a configuration, which becomes a recipe: name it FILE.yaml")
+    zoo = mindspore_recipe.convert(path)
+    recipe = recipes.from_plain(zoo.sections, out.name.removesuffix(out.suffix))
+    if recipe.task in registry.names("task"):
+        build.check_recipe(recipe)
+    report = Report()
+    report.add("source", f"{path}: configuration of {recipe.model['name']} of the MindSpore zoo", source=str(path))
+    for key, why in zoo.dropped.items():
+        report.add("left out", f"{key:30} {why}")
+    for note in zoo.notes:
+        report.add("note", note)
+    sha256 = file_sha256(path)
+    report.plain.update(recipe=recipe.plain(), dropped=zoo.dropped, notes=zoo.notes, source_sha256=sha256)
+    header = [
+        f"Converted by convzoo {__version__} from {path.name}, a configuration of the MindSpore zoo's {recipe.model['name']} (SHA-256 {sha256[:12]}...)."
+    ]
+    header += [f"Note: {note}." for note in zoo.notes]
+    header += [f"Left out: {key} ({why})" for key, why in zoo.dropped.items()]
+    weights = " --weights FILE" if recipe.train.freeze else ""  # what is frozen must come from somewhere
+    header.append(f"Run: convzoo train {out.name} --data DIR{weights}")
+    with written_whole(out) as temporary:
+        temporary.write_text("".join(f"# {line}\n" for line in header) + recipe.to_yaml(), encoding="utf-8")
+    report.add("written", str(out), out=str(out))
+    return report

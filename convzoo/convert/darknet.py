@@ -1,0 +1,253 @@
+"""Darknet's `.weights` files: a header, then bare float32 in the order of the cfg file's layers.
+
+Per convolution: bias (with batch norm: beta, gamma, running mean, running variance), then weights OIHW; a fully
+connected layer likewise. Nothing in the file names the network, so its size must fit one exactly. Our networks
+register their modules in the cfg's order, which is therefore the order of `named_modules`.
+Facts: github.com/pjreddie/darknet, src/parser.c, load_weights_upto and load_convolutional_weights.
+"""
+
+import functools
+import itertools
+import math
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convzoo.convert import presets
+from convzoo.convert.state_dict import (
+    Converted,
+    assemble,
+    describe,
+    file_bytes,
+    full_model,
+    meta_network,
+    read_class_names,
+    require_same_numerics,
+)
+from convzoo.data.imagenet import darknet_wnids
+from convzoo.errors import ConvzooError, UsageError
+
+NUM_CLASSES = {"tinydarknet": 1000, "darknet53": 1000, "yolov3": 80}
+# How many floats one more class adds; they tell a network of other classes from a damaged file.
+CLASS_FLOATS = {"tinydarknet": 128 + 1, "darknet53": 1024 + 1, "yolov3": 3 * (1024 + 512 + 256 + 3)}
+MAX_CLASSES = 22_000  # ImageNet-22k's 21,842 fit
+BACKBONE_LAYERS = 52  # darknet53.conv.74: 74 layers of the cfg, 52 of them convolutions
+CROP_PX = {"tinydarknet": 224, "darknet53": 256}
+NORM_KEYS = ("bias", "weight", "running_mean", "running_var")  # of a batch norm, in file order
+
+
+class Header(NamedTuple):
+    """Version and the number of training images seen; `seen` takes 8 bytes from version 0.2 on, before that 4."""
+
+    major: int
+    minor: int
+    revision: int
+    seen: int
+    num_bytes: int
+
+
+# The tensors of one convolution or fully connected layer with their shapes, in file order.
+Layer = dict[str, tuple[int, ...]]
+
+
+def read(
+    source: Path | bytes | memoryview,
+    model_name: str | None = None,
+    num_classes: int | None = None,
+    classes: Path | None = None,
+) -> Converted:
+    """Read a Darknet weight file.
+
+    Args:
+        source: the file, or its bytes.
+        model_name: tinydarknet, darknet53 or yolov3 where it is known; by default the one whose size fits.
+        num_classes: of a network trained on other classes than the original.
+        classes: a file of class names in the order of the outputs, such as Darknet's data/imagenet.labels.list.
+    Returns:
+        the weights; of a partial file, such as darknet53.conv.74, the tensors it has and the names of those it lacks.
+    Raises:
+        UsageError: no such file, or a model that Darknet does not have.
+        ConvzooError: not such a file, or its size fits no network.
+    """
+    where = str(source) if isinstance(source, Path) else "Darknet weights"
+    data = file_bytes(source)
+    header = read_header(data, where)
+    model, num_layers = _recognise(where, header.num_bytes, len(data) - header.num_bytes, model_name, num_classes)
+    layers = _layers(model["name"], model["num_classes"])
+    floats = torch.from_numpy(data[header.num_bytes :].view("<f4"))
+    unfilled = {name.rpartition(".")[0] for layer in layers[num_layers:] for name in layer}
+    tensors = dict(_tensors(floats, layers[:num_layers]))
+    state_dict, table, missing = assemble(where, model, tensors, {}, lambda name: name.rpartition(".")[0] in unfilled)
+    names = None if unfilled else _class_names(model, classes)
+    version = ".".join(map(str, header[:3]))
+    what = f"the first {num_layers} of {len(layers)} convolutions of {model['name']}" if unfilled else describe(model)
+    return Converted(
+        source=f"Darknet weights, version {version}, {header.seen} images seen: {what}",
+        model=model,
+        state_dict=state_dict,
+        transform=None if unfilled else _transform(model["name"]),
+        postprocess=dict(VALID) if model["name"] == "yolov3" else {},
+        class_names=names,
+        table=table,
+        header={**header._asdict(), "bytes_used": len(data), "bytes_left": 0},
+        missing=missing,
+        notes=[] if unfilled else _notes(model, names),
+    )
+
+
+def write(
+    state_dict: Mapping[str, Tensor], model: Mapping[str, Any], seen: int = 0, version: tuple[int, int, int] = (0, 2, 0)
+) -> bytes:
+    """Write a network of Darknet's definition as a `.weights` file.
+
+    Args:
+        model: the recipe's `model` section.
+        seen: training images; Darknet stops at once where it exceeds max_batches, unless run with -clear.
+    Raises:
+        UsageError: Darknet has no such network, or one that computes something else.
+    """
+    name = model["name"]
+    _require_darknet(name)
+    num_classes = full_model(model)["num_classes"]
+    require_same_numerics(model, {"name": name, "num_classes": num_classes}, "Darknet's")
+    checked, _, _ = assemble("the network to write", model, state_dict, {})
+    parts = [struct.pack("<iiiq" if _long_seen(*version[:2]) else "<iiii", *version, seen)]
+    for layer in _layers(name, num_classes):
+        parts += [checked[key].detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes() for key in layer]
+    return b"".join(parts)
+
+
+def looks_like(head: bytes) -> bool:
+    """Tell from the first bytes whether this may be a Darknet file; major and minor are small numbers."""
+    if len(head) < 12:
+        return False
+    major, minor, revision = struct.unpack("<iii", head[:12])
+    return 0 <= major < 10 and 0 <= minor < 100 and 0 <= revision < 1000
+
+
+def read_header(data: np.ndarray, where: str) -> Header:
+    """Read the header. Raises ConvzooError for anything but one."""
+    if not looks_like(data[:12].tobytes()):
+        raise ConvzooError(f"{where}: not a Darknet weight file: it does not begin with a version")
+    major, minor, revision = struct.unpack("<iii", data[:12].tobytes())
+    num_bytes = 20 if _long_seen(major, minor) else 16
+    if len(data) < num_bytes:
+        raise ConvzooError(f"{where}: truncated: {len(data)} bytes, the header alone takes {num_bytes}")
+    (seen,) = struct.unpack("<q" if num_bytes == 20 else "<i", data[12:num_bytes].tobytes())
+    return Header(major, minor, revision, seen, num_bytes)
+
+
+def _long_seen(major: int, minor: int) -> bool:
+    return major * 10 + minor >= 2
+
+
+@functools.lru_cache(maxsize=16)
+def _layers(name: str, num_classes: int) -> list[Layer]:
+    network = meta_network({"name": name, "num_classes": num_classes})
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    layers = []
+    for path, module in network.named_modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        # Batch norm is the convolution's own: its beta stands in the bias's place.
+        norm = f"{path.removesuffix('conv')}norm"
+        has_norm = path.endswith("conv") and f"{norm}.weight" in shapes
+        keys = [f"{norm}.{key}" for key in NORM_KEYS] if has_norm else [f"{path}.bias"]
+        layers.append({key: shapes[key] for key in [*keys, f"{path}.weight"]})
+    return layers
+
+
+def _num_floats(layer: Layer) -> int:
+    return sum(math.prod(shape) for shape in layer.values())
+
+
+def _tensors(floats: Tensor, layers: Sequence[Layer]) -> Iterator[tuple[str, Tensor]]:
+    at = 0
+    for layer in layers:
+        for name, shape in layer.items():
+            size = math.prod(shape)
+            yield name, floats[at : at + size].view(shape)
+            at += size
+
+
+def _require_darknet(name: str) -> None:
+    if name not in NUM_CLASSES:
+        raise UsageError(f"Darknet's weight files are for {', '.join(NUM_CLASSES)}, not {name}")
+
+
+def _recognise(
+    where: str, header_bytes: int, num_bytes: int, model_name: str | None, num_classes: int | None
+) -> tuple[dict[str, Any], int]:
+    """Return the model section whose layers the bytes after the header fill, and how many of them.
+
+    Without a name only whole networks and darknet53.conv.74 are found: a cut-off file could end at any layer's end.
+    """
+    if model_name is not None:
+        _require_darknet(model_name)
+    if num_classes is not None and num_classes < 1:
+        raise UsageError(f"a network has at least one class, not {num_classes}")
+    ends = {}  # where each network's layers end, in bytes after the header
+    for name in NUM_CLASSES:
+        layers = _layers(name, num_classes or NUM_CLASSES[name])
+        ends[name] = [4 * floats for floats in itertools.accumulate(map(_num_floats, layers))]
+        if ends[name][-1] == num_bytes and model_name not in (None, name):
+            raise ConvzooError(f"{where}: holds {name}, not {model_name}")
+    if model_name:
+        ends = {model_name: ends[model_name]}
+    for name, layer_ends in ends.items():
+        num_layers = layer_ends.index(num_bytes) + 1 if num_bytes in layer_ends else 0
+        is_backbone = num_layers == BACKBONE_LAYERS and name == "darknet53"
+        if num_layers == len(layer_ends) or is_backbone or (num_layers and model_name):
+            return {"name": name, "num_classes": num_classes or NUM_CLASSES[name]}, num_layers
+    raise ConvzooError(f"{where}: {_why_not(header_bytes, num_bytes, ends, num_classes)}")
+
+
+def _why_not(header_bytes: int, num_bytes: int, ends: dict[str, list[int]], num_classes: int | None) -> str:
+    """Say which network is nearest, or what the file may be where its size is no accident."""
+    name = min(ends, key=lambda name: abs(ends[name][-1] - num_bytes))
+    needed = f"{name} with {num_classes or NUM_CLASSES[name]} classes takes {header_bytes + ends[name][-1]}"
+    text = f"{header_bytes + num_bytes} bytes, {needed}"
+    for other, layer_ends in ends.items():
+        more, rest = divmod(num_bytes - layer_ends[-1], 4 * CLASS_FLOATS[other])
+        classes = more + (num_classes or NUM_CLASSES[other])
+        if num_bytes in layer_ends:
+            return f"{text}; it is cut off, or {other} up to a layer: then say so with --model {other}"
+        if rest == 0 and 0 < classes < MAX_CLASSES:
+            return f"{text}; it is damaged, or {other} with {classes} classes: then say so with --num-classes {classes}"
+    return f"{'truncated' if num_bytes < ends[name][-1] else 'over-long'}: {text}"
+
+
+def _class_names(model: dict[str, Any], classes: Path | None) -> list[str] | None:
+    if classes is not None:
+        return read_class_names(classes, model["num_classes"])
+    if model["name"] != "yolov3":
+        return list(darknet_wnids()) if model["num_classes"] == 1000 else None
+    return presets.coco_names() if model["num_classes"] == 80 else None
+
+
+# What Darknet's `detector valid` does with a detector's outputs.
+VALID = {"score_threshold": 0.005, "iou_threshold": 0.45, "multi_label": True}
+
+
+def _transform(name: str) -> dict[str, Any]:
+    if name == "yolov3":
+        return presets.transform([{"letterbox": {"size_px": 416, "align_corners": True}}])
+    return presets.crop_transform(
+        {"size_px": 256, "mode": "short_side", "antialias": True},
+        CROP_PX[name],
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+    )
+
+
+def _notes(model: dict[str, Any], names: list[str] | None) -> list[str]:
+    if names is None:
+        return ["no class names: the file holds none; pass --classes FILE, one name a line in output order"]
+    if names == list(darknet_wnids()):
+        return ["class names: ImageNet's WordNet ids in Darknet's order; --classes FILE where it was trained on others"]
+    return []

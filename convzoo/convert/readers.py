@@ -1,0 +1,73 @@
+"""Foreign weights and ours: Darknet, MindSpore, torchvision and timm, dict -> dict, strict both ways."""
+
+from pathlib import Path
+
+from convzoo.convert import darknet, mindspore, torch_zoos
+from convzoo.convert.state_dict import Converted, Row, load_backbone, network
+from convzoo.errors import ConvzooError, UsageError
+
+__all__ = ["Converted", "Row", "kind_of", "load_backbone", "network", "read"]
+
+READERS = {
+    "darknet": darknet.read,
+    "mindspore": mindspore.read,
+    "torch": torch_zoos.read,
+    "safetensors": torch_zoos.read,
+}
+
+
+def read(
+    path: Path, model_name: str | None = None, num_classes: int | None = None, classes: Path | None = None
+) -> Converted:
+    """Read a foreign weight file, whose format its content tells.
+
+    Args:
+        model_name: refuse any other network; a partial Darknet file needs it.
+        num_classes: refuse any other number of classes; a Darknet file of a network trained on other classes needs it.
+        classes: a file of class names, one a line in the order of the outputs.
+    Raises:
+        UsageError: no such file, or an unknown network.
+        ConvzooError: none of the formats, damaged, or not exactly the tensors of one of the networks.
+    """
+    return READERS[kind_of(path)](path, model_name, num_classes, classes)
+
+
+def kind_of(path: Path) -> str:
+    """Tell the format from the first bytes: darknet, mindspore, torch or safetensors.
+
+    Raises:
+        UsageError: no such file.
+        ConvzooError: none of them.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: {'a folder, not a weight file' if path.is_dir() else 'no such weight file'}")
+    with open(path, "rb") as file:
+        head = file.read(256)
+    impostor = _impostor(head)
+    if impostor:
+        raise ConvzooError(f"{path}: {impostor}")
+    if head.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
+        return "torch"
+    if head[8:9] == b"{":
+        return "safetensors"
+    if mindspore.looks_like(head):
+        return "mindspore"
+    if darknet.looks_like(head):
+        return "darknet"
+    raise ConvzooError(f"{path}: not a Darknet, MindSpore, PyTorch or safetensors weight file")
+
+
+def _impostor(head: bytes) -> str | None:
+    """Recognise by its first bytes what is often found in a weight file's place."""
+    text = head.lstrip().lower()
+    if not head:
+        return "an empty file"
+    if text.startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "an HTML page, not a weight file; the download went wrong"
+    if text.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer, not the file itself; run git lfs pull"
+    if head.startswith(b"\x89HDF"):
+        return "an HDF5 file, perhaps of Keras, which convzoo does not read"
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
+        return "a compressed file; unpack it first"
+    return None

@@ -1,0 +1,267 @@
+"""What every reader of foreign weights returns, and the strict way there.
+
+A reader recognises the network, names the model section that rebuilds it, and hands over its tensors under their own
+names together with a name map. `assemble` then takes exactly the tensors that the network has, shape by shape.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from convzoo.config import registry
+from convzoo.errors import ConvzooError, UsageError
+
+StateDict = dict[str, Tensor]
+
+# Keys of a model section that change training only: two networks that differ in nothing else compute the same.
+TRAINING_KEYS = {"dropout", "init", "norm_momentum", "backbone_norm_momentum"}
+BACKBONE = "backbone."
+
+
+class Row(NamedTuple):
+    """One tensor: its name in the source, its name here, its shape here and the source's data type."""
+
+    source: str
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass
+class Converted:
+    """Foreign weights as a network of ours.
+
+    Attributes:
+        source: one line about the file: format, version, what it holds.
+        model: the recipe's `model` section that rebuilds the network.
+        state_dict: float32 tensors under our names; they may be views of the file, copy them before it changes.
+        transform: the recipe's `transform` section with which the source evaluates, or None where it is not known.
+        postprocess: the recipe's `postprocess` section with which a detector's source evaluates.
+        class_names: in the order of the outputs, or None where the source does not say.
+        table: what was consumed, tensor by tensor.
+        header: what the file says of itself, and `bytes_used` and `bytes_left`.
+        missing: names of the network's tensors that the file does not hold; empty but for a backbone on its own.
+        dropped: names in the file that are not weights, such as optimiser slots.
+        notes: what a reader should know, a line each.
+    """
+
+    source: str
+    model: dict[str, Any]
+    state_dict: StateDict
+    transform: dict[str, Any] | None = None
+    postprocess: dict[str, Any] = field(default_factory=dict)
+    class_names: list[str] | None = None
+    table: list[Row] = field(default_factory=list)
+    header: dict[str, Any] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def num_convolutions(self) -> int:
+        """How many convolutions the weights fill."""
+        return sum(name.endswith("weight") and tensor.dim() == 4 for name, tensor in self.state_dict.items())
+
+
+def full_model(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model section with every default written out. Raises UsageError for an unknown key or name."""
+    bound = registry.bind("model", model)
+    defaults = bound.func.__kwdefaults__ or {}
+    return {"name": model["name"], **defaults, **bound.keywords}
+
+
+def meta_network(model: Mapping[str, Any]) -> nn.Module:
+    """Build a network without memory for its weights, to know their names and shapes."""
+    with torch.device("meta"):
+        return registry.bind("model", model)()
+
+
+def network(converted: Converted) -> nn.Module:
+    """Build the network with the converted weights in eval mode; its tensors are those of the state dict.
+
+    Raises:
+        ConvzooError: the weights are a backbone on its own.
+    """
+    if converted.missing:
+        first = converted.missing[0]
+        raise ConvzooError(
+            f"{converted.source}: a backbone on its own ('{first}' is missing); train with it as --weights"
+        )
+    model = meta_network(converted.model)
+    model.load_state_dict(converted.state_dict, assign=True)
+    return model.eval()
+
+
+def backbone_numerics(model: Mapping[str, Any]) -> dict[str, str]:
+    """Return what the backbone of a network computes besides its weights, under the names of YOLOv3's keys."""
+    full = full_model(model)
+    act = full.get("backbone_act", "leaky")
+    slope = full.get("leaky_slope", 0.1)
+    return {
+        "backbone_act": f"leaky {slope:g}" if act == "leaky" else act,
+        "down_padding": full.get("down_padding", "symmetric"),
+    }
+
+
+def load_backbone(model: nn.Module, converted: Converted) -> int:
+    """Copy the backbone's weights into a network that has the same one, such as yolov3, and leave the rest.
+
+    Returns:
+        how many convolutions were filled.
+    Raises:
+        ConvzooError: no backbone in it, or not a whole one of the same shape.
+    """
+    wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(BACKBONE)}
+    given = {name: tensor for name, tensor in converted.state_dict.items() if name.startswith(BACKBONE)}
+    if not wanted or not given:
+        raise ConvzooError(f"{converted.source}: no backbone to take from it for this network")
+    for name, tensor in wanted.items():
+        if name not in given or given[name].shape != tensor.shape:
+            have = f"is {list(given[name].shape)}, not {list(tensor.shape)}" if name in given else "is missing"
+            raise ConvzooError(f"{converted.source}: '{name}' {have}")
+    if len(given) > len(wanted):
+        raise ConvzooError(f"{converted.source}: '{min(set(given) - set(wanted))}' is not in this network's backbone")
+    model.load_state_dict(given, strict=False)
+    return sum(tensor.dim() == 4 for tensor in given.values())
+
+
+def require_same_numerics(model: Mapping[str, Any], wanted: Mapping[str, Any], whose: str) -> None:
+    """Refuse to write weights for a program whose network of that name computes something else.
+
+    Raises:
+        UsageError: with the first key that differs.
+    """
+    ours, theirs = full_model(model), full_model(wanted)
+    for key, value in theirs.items():
+        if key not in TRAINING_KEYS and ours[key] != value:
+            differs = f"{whose} {model['name']} has {key} {value}, this model {ours[key]}"
+            raise UsageError(f"{differs}: written out, it would compute something else there")
+
+
+def assemble(
+    where: str,
+    model: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    may_miss: Callable[[str], bool] = lambda name: False,
+) -> tuple[StateDict, list[Row], list[str]]:
+    """Take exactly the tensors that the network has.
+
+    Args:
+        where: the file, for messages.
+        tensors: under the source's names.
+        names: ours -> the source's, where they differ.
+        may_miss: whether a tensor, by its name here, may be absent.
+    Returns:
+        state dict, table and the names of absent tensors.
+    Raises:
+        ConvzooError: with the first tensor that is missing, extra, of another shape or type, or not finite.
+    """
+    wanted = meta_network(model).state_dict()
+    theirs = {name: names.get(name, name) for name in wanted}
+    missing = [name for name in wanted if theirs[name] not in tensors and not _is_counter(name)]
+    bad = [name for name in missing if not may_miss(name)]
+    if bad:
+        raise ConvzooError(f"{where}: '{theirs[bad[0]]}' of {describe(model)} is missing ({len(bad)} missing in all)")
+    extra = sorted(set(tensors) - set(theirs.values()))
+    if extra:
+        raise ConvzooError(f"{where}: '{extra[0]}' is not in {describe(model)} ({len(extra)} extra in all)")
+    state_dict: StateDict = {}
+    table = []
+    for name, expected in wanted.items():
+        tensor = tensors.get(theirs[name])
+        if tensor is None:
+            if _is_counter(name) and not may_miss(name):
+                state_dict[name] = torch.tensor(0)
+            elif name not in missing:
+                missing.append(name)
+            continue
+        if tensor.shape != expected.shape:
+            raise ConvzooError(
+                f"{where}: '{theirs[name]}' is {list(tensor.shape)}, {describe(model)} has {list(expected.shape)}"
+            )
+        state_dict[name] = tensor.long() if _is_counter(name) else _float32(where, theirs[name], tensor)
+        table.append(Row(theirs[name], name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
+    return state_dict, table, missing
+
+
+def _is_counter(name: str) -> bool:
+    return name.endswith("num_batches_tracked")
+
+
+def _float32(where: str, name: str, tensor: Tensor) -> Tensor:
+    if not tensor.is_floating_point():
+        raise ConvzooError(f"{where}: '{name}' is {str(tensor.dtype).removeprefix('torch.')}, not floating point")
+    tensor = tensor.float()
+    # The sum of finite numbers is finite but for overflow; it is 5 times faster than looking at each.
+    if not tensor.sum().isfinite() and not tensor.isfinite().all():
+        raise ConvzooError(f"{where}: '{name}' holds values that are not finite")
+    if name.endswith(("running_var", "moving_variance", "rolling_variance")) and (tensor < 0).any():
+        raise ConvzooError(f"{where}: '{name}' holds a negative variance")
+    return tensor
+
+
+def describe(model: Mapping[str, Any]) -> str:
+    """Name a network for messages, such as `vgg16 (batch_norm True, 10 classes)`."""
+    full, defaults = full_model(model), full_model({"name": model["name"]})
+    changed = {key: value for key, value in full.items() if key not in TRAINING_KEYS and value != defaults[key]}
+    classes = f"{changed.pop('num_classes', full['num_classes'])} classes"
+    return f"{model['name']} ({', '.join([*(f'{key} {value}' for key, value in changed.items()), classes])})"
+
+
+def require_asked_for(where: str, model: Mapping[str, Any], model_name: str | None, num_classes: int | None) -> None:
+    """Compare what the file holds with what was asked for.
+
+    Raises:
+        UsageError: there is no network of the name that was asked for.
+        ConvzooError: the file holds another network or another number of classes.
+    """
+    found = full_model(model)
+    if found["num_classes"] < 1:
+        raise ConvzooError(f"{where}: {found['name']} with {found['num_classes']} classes")
+    if model_name is not None and model_name != found["name"]:
+        registry.builder("model", model_name)
+        raise ConvzooError(f"{where}: holds {found['name']}, not {model_name}")
+    if num_classes is not None and num_classes != found["num_classes"]:
+        raise ConvzooError(f"{where}: {found['name']} with {found['num_classes']} classes, not {num_classes}")
+
+
+def file_bytes(source: Path | bytes | bytearray | memoryview) -> np.ndarray:
+    """Return the bytes of a file, mapped copy-on-write instead of read, or of a buffer, as uint8 [N].
+
+    Raises:
+        UsageError: no such file.
+        ConvzooError: an empty file.
+    """
+    if not isinstance(source, Path):
+        return np.frombuffer(bytearray(source), np.uint8)
+    if not source.is_file():
+        raise UsageError(f"{source}: {'a folder, not a weight file' if source.is_dir() else 'no such weight file'}")
+    if source.stat().st_size == 0:
+        raise ConvzooError(f"{source}: an empty file")
+    return np.memmap(source, np.uint8, "c")
+
+
+def read_class_names(path: Path, num_classes: int) -> list[str]:
+    """Read class names, one a line in the order of the outputs.
+
+    Raises:
+        UsageError: no such file, not text, a name twice, or not as many lines as there are classes.
+    """
+    try:
+        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read as a list of class names ({error.__class__.__name__})") from None
+    if len(names) == 21842 and num_classes == 1000:
+        names = names[:1000]  # Darknet's own imagenet.labels.list, of which its networks use the head
+    if len(names) != num_classes:
+        raise UsageError(f"{path}: {len(names)} class names, the network has {num_classes} outputs")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise UsageError(f"{path}: class name '{twice}' stands there twice")
+    return names

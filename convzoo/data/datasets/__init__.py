@@ -1,0 +1,1 @@
+"""Data sets: one source a file, each a builder marked `@register("dataset")`."""

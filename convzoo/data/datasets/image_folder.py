@@ -1,0 +1,146 @@
+"""Pictures in one folder per class, on disk or in a zip file that is read without unpacking.
+
+Layouts: train/ and val/ (also validation/, validation_preprocess/ or test/; ilsvrc/ for train), or class folders that are
+one split whole. Classes are the sorted folder names; hidden folders are not classes.
+"""
+
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from convzoo.config.registry import register
+from convzoo.data.datasets.in_memory import PackedStrings, first_of_shuffled
+from convzoo.data.decode import EXTENSIONS, decode_rgb
+from convzoo.errors import DataError, UsageError
+from convzoo.types import Sample
+
+SPLITS = {"train": ("train", "ilsvrc"), "val": ("val", "validation", "validation_preprocess", "test")}
+
+
+class FolderImages:
+    """Picture files with their classes; only paths and labels are held in memory.
+
+    Attributes:
+        is_whole_root: whether the class folders lie in the root itself, which then is either split.
+    """
+
+    def __init__(
+        self, root: Path, files: PackedStrings, labels: np.ndarray, class_names: list[str], is_whole_root: bool = False
+    ):
+        self.root = root
+        self.is_whole_root = is_whole_root
+        self.files = files
+        self.labels = labels
+        self.class_names = class_names
+        self._archive: zipfile.ZipFile | None = None
+        self._archive_pid = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def path(self, index: int) -> str:
+        return f"{self.root}/{self.files[index]}"
+
+    def load(self, index: int) -> Sample:
+        image = decode_rgb(self._read(self.files[index]), self.path(index))
+        return Sample(image, int(self.labels[index]), index, self.path(index), (image.shape[1], image.shape[2]))
+
+    def _read(self, name: str) -> bytes:
+        try:
+            if self.root.is_dir():
+                return (self.root / name).read_bytes()
+            if self._archive is None or self._archive_pid != os.getpid():  # workers must not share a file position
+                self._archive, self._archive_pid = zipfile.ZipFile(self.root), os.getpid()
+            return self._archive.read(name)
+        except (OSError, zipfile.BadZipFile, KeyError, RuntimeError) as error:
+            raise DataError(f"{self.root}/{name}: cannot be read: {error}") from None
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_archive": None}
+
+
+@register("dataset")
+def image_folder(root: Path | None, split: str, *, max_train_images: int | None = None) -> FolderImages:
+    """Build a data set from class folders.
+
+    Raises:
+        UsageError: no path, or it does not exist.
+        DataError: no such split, no classes, or a class without pictures.
+    """
+    if root is None:
+        raise UsageError("this recipe needs --data: a folder or zip with train/ and val/, one folder per class in each")
+    if not root.exists():
+        raise UsageError(f"--data {root}: no such file or folder")
+    base = _split_folder(root, split) if root.is_dir() else None
+    entries = sorted(_folder_entries(root, base) if base else _zip_entries(root, split))
+    by_class: dict[str, list[str]] = {}
+    for class_name, file in entries:
+        by_class.setdefault(class_name, []).extend([file] if file else [])
+    if not by_class:
+        raise DataError(f"{root}: no class folders for '{split}'")
+    empty = [name for name, files in by_class.items() if not files]
+    if empty:
+        raise DataError(f"{root}: class folder '{empty[0]}' of '{split}' has no pictures ({', '.join(EXTENSIONS)})")
+    class_names = sorted(by_class)
+    files = [file for name in class_names for file in by_class[name]]
+    labels = np.repeat(np.arange(len(class_names)), [len(by_class[name]) for name in class_names])
+    if split == "train":
+        keep = first_of_shuffled(len(files), max_train_images)
+        files, labels = [files[i] for i in keep], labels[keep]
+    return FolderImages(root, PackedStrings(files), labels, class_names, is_whole_root=base == root)
+
+
+def _split_folder(root: Path, split: str) -> Path:
+    """Return the folder of a split, which is the root itself where that holds neither split but other folders."""
+    base = next((root / name for name in SPLITS[split] if (root / name).is_dir()), None)
+    if base is not None:
+        return base
+    other = SPLITS["val" if split == "train" else "train"]
+    folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+    if not folders or any(name in folders for name in other):
+        raise DataError(f"{root}: no folder {' or '.join(SPLITS[split])} in it")
+    return root
+
+
+def _folder_entries(root: Path, base: Path) -> Iterator[tuple[str, str]]:
+    """Yield (class, file relative to root), and (class, "") once for every class folder."""
+    for folder in os.scandir(base):
+        if folder.is_dir() and not folder.name.startswith("."):
+            yield folder.name, ""
+            for directory, subfolders, files in os.walk(folder.path, followlinks=True):
+                subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+                relative = os.path.relpath(directory, root)
+                for file in files:
+                    if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
+                        yield folder.name, f"{relative}/{file}"
+
+
+def _zip_entries(root: Path, split: str) -> Iterator[tuple[str, str]]:
+    try:
+        with zipfile.ZipFile(root) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(f"{root}: not a zip file that can be read: {error}") from None
+    visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+    base = next(
+        (found for wanted in SPLITS[split] for found in [_find_in_zip(visible, wanted)] if found is not None), None
+    )
+    if base is None:
+        raise DataError(f"{root}: no folder {' or '.join(SPLITS[split])} in it")
+    for name in visible:
+        class_name, slash, rest = name.removeprefix(base).partition("/")
+        if name.startswith(base) and slash:
+            yield class_name, name if rest.lower().endswith(EXTENSIONS) else ""
+
+
+def _find_in_zip(names: list[str], wanted: str) -> str | None:
+    """Return the prefix of a split's folder, at the top or below one enclosing folder."""
+    for name in names:
+        parts = name.split("/")
+        for depth in (0, 1):
+            if len(parts) > depth + 1 and parts[depth] == wanted:
+                return "/".join(parts[: depth + 1]) + "/"
+    return None

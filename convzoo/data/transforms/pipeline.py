@@ -1,0 +1,86 @@
+"""The pipeline of a recipe's operations, its random numbers, and what operations are made of."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from convzoo.boxes import Placement
+from convzoo.errors import DataError
+from convzoo.types import Boxes, Key, Sample
+
+# The streams of random numbers that a seed gives, kept apart.
+ORDER, AUGMENT, SIZE = 0, 1, 2
+
+
+def keyed_rng(seed: int, stream: int, epoch: int, index: int) -> np.random.Generator:
+    """Return a generator that is a function of its arguments alone."""
+    return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, index, epoch]))
+
+
+def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Turn [B, 3, H, W] uint8 into float32, torch's default type, (value / 255 - mean) / std."""
+    mean_255 = torch.tensor(mean, device=images.device).view(1, 3, 1, 1) * 255
+    std_255 = torch.tensor(std, device=images.device).view(1, 3, 1, 1) * 255
+    return (images.to(torch.get_default_dtype()) - mean_255) / std_255
+
+
+class Pipeline:
+    """The operations of a recipe's `transform.train` or `transform.eval`, in order."""
+
+    def __init__(self, operations: Sequence[Callable[..., Sample]], seed: int):
+        self.operations = [
+            (operation, "another" in inspect.signature(operation).parameters) for operation in operations
+        ]
+        self.seed = seed
+
+    def __call__(
+        self, sample: Sample, key: Key, another: Callable[[np.random.Generator], Sample] | None = None
+    ) -> Sample:
+        """Return the sample as the network gets it; `another` draws a second one for the operations that mix."""
+        rng = keyed_rng(self.seed, AUGMENT, key.epoch, key.index)
+        sample = replace(sample, truth=sample.target, size_px=key.size_px)
+        for operation, mixes in self.operations:
+            sample = operation(sample, rng, another) if mixes else operation(sample, rng)
+        return sample
+
+
+def moved(sample: Sample, image: Tensor, step: Placement) -> Sample:
+    """Return the sample with a new image, in which the old one lies as `step` says; boxes move along, none is cut."""
+    before, target = sample.placement, sample.target
+    placement = Placement(
+        before.scale_x * step.scale_x,
+        before.scale_y * step.scale_y,
+        before.offset_x * step.scale_x + step.offset_x,
+        before.offset_y * step.scale_y + step.offset_y,
+    )
+    if isinstance(target, Boxes):
+        scale, offset = np.tile(step[:2], 2), np.tile(step[2:], 2)
+        target = replace(target, xyxy=target.xyxy * scale + offset)
+    return replace(sample, image=image, target=target, placement=placement)
+
+
+def interpolated(image: Tensor, size_hw: list[int], interpolation: str, antialias: bool) -> Tensor:
+    """Resize [3, H, W]; "by_scale" is the MindSpore zoo's rule: bicubic to enlarge, nearest to shrink, else bilinear."""
+    if interpolation == "by_scale":
+        larger = [new > old for new, old in zip(size_hw, image.shape[-2:], strict=True)]
+        smaller = [new < old for new, old in zip(size_hw, image.shape[-2:], strict=True)]
+        interpolation = "bicubic" if all(larger) else "nearest-exact" if all(smaller) else "bilinear"
+    return F.resize(image, size_hw, InterpolationMode(interpolation), antialias=antialias)
+
+
+def stack_images(samples: Sequence[Sample]) -> Tensor:
+    """Stack pictures of one size to [B, 3, H, W]. Raises DataError where sizes differ."""
+    first = samples[0].image.shape
+    for sample in samples:
+        if sample.image.shape != first:
+            shapes = f"{first[1]}x{first[2]} and {sample.image.shape[1]}x{sample.image.shape[2]}"
+            raise DataError(
+                f"{sample.path}: pictures of one batch differ in size ({shapes}); end the transform with resize or center_crop"
+            )
+    return torch.stack([sample.image for sample in samples])

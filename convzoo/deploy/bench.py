@@ -1,0 +1,291 @@
+"""What every form of a model costs and gives on this machine: size, speed, memory, accuracy, distance from PyTorch."""
+
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from convzoo import distributed
+from convzoo.config.registry import nearest
+from convzoo.deploy import export, library, timing
+from convzoo.deploy.exported import OpenExport, open_any
+from convzoo.deploy.parity import compare, pictures
+from convzoo.deploy.quantize import comparison, quantize
+from convzoo.environment import environment
+from convzoo.errors import ConvzooError, DataError, MissingPackageError, ToleranceError, UsageError
+from convzoo.inference import evaluate
+from convzoo.inference.torch_model import OpenModel
+from convzoo.logs import log
+from convzoo.report.tables import percent, table
+
+# The rows of a model file's table: which format, in which precision. int8 is a file of its own.
+ROWS = {
+    "pytorch": ("pytorch", "fp32"), "pt2": ("pt2", "fp32"), "onnx": ("onnx", "fp32"), "openvino": ("openvino", "fp32"),
+    "openvino-bf16": ("openvino", "bf16"), "onnx-int8": ("onnx", "int8"), "openvino-int8": ("openvino", "int8"),
+}  # fmt: skip
+THROUGHPUT_BATCH = 8
+EMBEDDED = ("digits", "digit_scenes")
+SAME_BOX = 0.02  # a detection of a lossy form is the same within this: of the input's side, and of the score
+MB = 1e6
+MEMORY = "growth of a fresh process from before the file is opened to its peak over three batches"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to measure.
+
+    Attributes:
+        formats: keys of ROWS.
+        data: folder of the recipe's data set, for accuracy and INT8; None also where it is embedded.
+        calibration: a folder of pictures for INT8; max_drop: what INT8 may lose, in points of percent.
+        rounds, seconds: every row is timed `seconds` in each round, one row after the other.
+        batch: pictures in the batch whose latency is taken.
+        out: folder for bench.json and bench.md.
+    """
+
+    formats: tuple[str, ...] = tuple(ROWS)
+    data: Path | None = None
+    calibration: Path | None = None
+    max_drop: float = 0.5
+    rounds: int = 3
+    seconds: float = 2.0
+    batch: int = 1
+    out: Path | None = None
+
+
+@dataclass
+class Row:
+    """One form of the model: how to open it, and what was measured, by the names of the JSON."""
+
+    name: str
+    path: Path
+    precision: str = "fp32"
+    found: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+    def open(self) -> OpenModel | OpenExport:
+        return open_any(self.path, torch.device("cpu"))
+
+    def runner(self) -> Any:
+        return self.open().runner(self.precision)
+
+
+@dataclass(frozen=True)
+class Report:
+    """The table."""
+
+    model: Path
+    rows: list[Row]
+    facts: dict[str, Any]
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        rows = [{"form": row.name, **row.found, **({"note": row.note} if row.note else {})} for row in self.rows]
+        return {"model": str(self.model), **self.facts, "rows": rows}
+
+    def text(self) -> str:
+        """Return the table in Markdown."""
+        facts, measure = self.facts, self.facts["measure"]
+        batch = facts["batch"]
+        head = ["form", "MB", f"median ms, batch {batch}", "p95 ms", f"pictures/s, batch {THROUGHPUT_BATCH}", "peak MB"]
+        head += [measure, "largest difference", "agreement"]
+        lines = [_cells(row, measure) for row in self.rows if row.found]
+        notes = [f"- {row.name}: {row.note}" for row in self.rows if row.note]
+        where = facts["data"] or "no data given, so no accuracy"
+        return "\n".join([
+            f"# {self.model.name}", "", table(head, lines), "", *notes, *[""] * bool(notes),
+            f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores; {facts['rounds']} rounds of {facts['seconds']:g} s, "
+            f"the forms one after the other in each; input {facts['size']}. Accuracy: {where}. "
+            f"Difference: the largest |a-b| / max|b| from PyTorch's outputs on real pictures, agreement of the predictions there. "
+            f"Peak: {MEMORY}. {', '.join(f'{name} {version}' for name, version in facts['versions'].items())}.",
+        ])  # fmt: skip
+
+
+def _cells(row: Row, measure: str) -> list[str]:
+    found = row.found
+    agreed = f"{found['agreed']} of {found['predictions']}" if "agreed" in found else ""
+    memory = found["peak_memory_bytes"]
+    return [
+        row.name, f"{found['bytes'] / MB:.1f}", f"{found['latency_ms']:.2f}", f"{found['latency_p95_ms']:.2f}",
+        f"{found['pictures_per_s']:.1f}", "" if memory is None else f"{memory / MB:.0f}",
+        percent(found["result"].get(measure)) if "result" in found else "",
+        f"{found['largest_difference']:.1e}" if "largest_difference" in found else "", agreed,
+    ]  # fmt: skip
+
+
+def bench(model: Path, wanted: Wanted) -> Report:
+    """Measure a model file in every form asked for, or an exported file in its own.
+
+    Raises:
+        UsageError: no such file, or an unknown form.
+        DataError: data that cannot be evaluated.
+        ConvzooError: no form of it runs here.
+    """
+    unknown = [name for name in wanted.formats if name not in ROWS]
+    if unknown:
+        raise UsageError(f"--formats {unknown[0]}: unknown{nearest(unknown[0], ROWS)}")
+    if wanted.out:
+        wanted.out.mkdir(parents=True, exist_ok=True)
+    opened = open_any(model, torch.device("cpu"))
+    with tempfile.TemporaryDirectory(prefix="convzoo-bench-") as name:
+        rows = _forms(model, wanted, Path(name)) if isinstance(opened, OpenModel) else _own(opened)
+        run = [row for row in rows if not row.note]
+        if not run:
+            raise ConvzooError(f"{model}: nothing to measure: {'; '.join(f'{row.name}: {row.note}' for row in rows)}")
+        real = _pictures(opened, wanted.data)
+        for row in run:
+            row.found["bytes"] = export.bytes_of(row.path)
+            row.found["peak_memory_bytes"] = peak_memory(row, real)
+            _compare(row, opened, real)
+            _evaluate(row, opened, wanted.data)
+        _time(run, real, wanted)
+    report = Report(model, rows, _facts(opened, real, wanted))
+    if wanted.out:
+        (wanted.out / "bench.json").write_text(json.dumps(report.plain, indent=2) + "\n", encoding="utf-8")
+        (wanted.out / "bench.md").write_text(report.text() + "\n", encoding="utf-8")
+    return report
+
+
+def _own(opened: OpenExport) -> list[Row]:
+    rows = [Row(opened.format, opened.path)]
+    is_int8 = "quantization" in opened.info.provenance
+    if opened.format == "openvino" and not is_int8 and distributed.computes_bfloat16(torch.device("cpu")):
+        rows.append(Row("openvino-bf16", opened.path, "bf16"))
+    return [Row(f"{row.name}-int8", row.path) for row in rows] if is_int8 else rows
+
+
+def _forms(model: Path, wanted: Wanted, folder: Path) -> list[Row]:
+    """Write the model in every form asked for; a form that is not to be had gets a note instead."""
+    floats, rows = {}, []
+    for name in wanted.formats:
+        format, precision = ROWS[name]
+        row = Row(name, model, precision)
+        rows.append(row)
+        if format == "pytorch":
+            continue
+        if precision == "bf16" and not distributed.computes_bfloat16(torch.device("cpu")):
+            row.note = "not measured: this CPU does not compute in bfloat16"
+            continue
+        log.info(f"{name}: writing and checking it")
+        try:
+            if format not in floats:
+                floats[format] = export.export(model, export.Wanted(format, out=folder, data=wanted.data)).path
+            row.path = floats[format]
+            if precision == "int8":
+                asked = comparison.Wanted(format, wanted.data, wanted.max_drop, wanted.calibration, out=folder)
+                row.path, row.precision = quantize.quantize(model, asked, floats[format]).path, "fp32"
+        except (ToleranceError, MissingPackageError) as error:
+            row.note = f"refused: {error}" if isinstance(error, ToleranceError) else str(error)
+        except (UsageError, DataError) as error:
+            if precision != "int8" or wanted.data:
+                raise
+            row.note = f"not measured: {error}"  # no data given, and none embedded
+    return rows
+
+
+def _pictures(opened: OpenModel | OpenExport, data: Path | None) -> Tensor:
+    """Return real pictures [N, 3, H, W] uint8 as the network gets them."""
+    if isinstance(opened, OpenExport):
+        return pictures(opened, data, opened.info.size)  # type: ignore[arg-type]  # has what they need of an OpenModel
+    return pictures(opened, data, export.input_size(opened, data))
+
+
+def _compare(row: Row, opened: OpenModel | OpenExport, real: Tensor) -> None:
+    """Add how far the row's outputs are from PyTorch's, where PyTorch's are known."""
+    form = row.open()
+    if not isinstance(opened, OpenModel) or not isinstance(form, OpenExport):
+        return
+    parity = compare(opened, form.runner(row.precision), real, SAME_BOX)
+    row.found["largest_difference"] = max(kinds["real"] for kinds in parity.outputs.values())
+    row.found["agreed"], row.found["predictions"] = parity.agreed, parity.predictions
+
+
+def _evaluate(row: Row, opened: OpenModel | OpenExport, data: Path | None) -> None:
+    if data is None and opened.recipe.data["name"] not in EMBEDDED:
+        return
+    found = evaluate.evaluate_open(row.open(), data, precision=row.precision)  # type: ignore[arg-type]
+    row.found["result"] = found.result
+
+
+def _time(rows: list[Row], real: Tensor, wanted: Wanted) -> None:
+    """Add latency and throughput, the rows one after the other in every round."""
+    runners = {row.name: row.runner() for row in rows}
+    for batch in dict.fromkeys((wanted.batch, THROUGHPUT_BATCH)):
+        images = real[torch.arange(batch) % len(real)]
+        calls: dict[str, Callable[[], Any]] = {
+            name: lambda run=run, images=images: run(images) for name, run in runners.items()
+        }
+        times = timing.alternate(calls, wanted.rounds, wanted.seconds)
+        for row in rows:
+            rounds = times[row.name]
+            taken = [second for one in rounds for second in one]
+            if batch == wanted.batch:
+                row.found["latency_ms"] = 1e3 * statistics.median(taken)
+                row.found["latency_p95_ms"] = 1e3 * float(np.percentile(taken, 95))
+                row.found["latency_ms_of_rounds"] = [1e3 * statistics.median(one) for one in rounds]
+            if batch == THROUGHPUT_BATCH:
+                row.found["pictures_per_s"] = batch / statistics.median(taken)
+
+
+def peak_memory(row: Row, real: Tensor) -> int | None:
+    """Return the bytes by which a fresh process grows to open the file and run three batches of one; None off Linux."""
+    with tempfile.NamedTemporaryFile(suffix=".npy") as file:
+        np.save(file.name, real[:1].numpy())
+        given = [str(row.path), row.precision, file.name, str(torch.get_num_threads())]
+        code = "import sys; from convzoo.deploy.bench import measure_memory; measure_memory(*sys.argv[1:])"
+        done = subprocess.run([sys.executable, "-c", code, *given], capture_output=True, text=True)
+    if done.returncode:
+        raise ConvzooError(f"{row.path}: its memory cannot be measured: {done.stderr.strip()[-200:]}")
+    grown = done.stdout.split()[-1]
+    return None if grown == "None" else int(grown)
+
+
+def measure_memory(path: str, precision: str, images: str, threads: str) -> None:
+    """Print by how many bytes this process grows over one file; `peak_memory` calls it in a process of its own."""
+    torch.set_num_threads(int(threads))
+    pixels = np.load(images)
+    row = Row("", Path(path), precision)
+    for module in {".onnx": ["onnx", "onnxruntime"], ".xml": ["openvino"]}.get(row.path.suffix, []):
+        library(module, "bench")  # loaded before: it is the file's share that is asked for
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is not the file's
+    before = memory_bytes("VmRSS")
+    run = row.runner()
+    for _ in range(3):
+        run(pixels)
+    after = memory_bytes("VmHWM")
+    print(None if before is None or after is None else max(after - before, 0))
+
+
+def memory_bytes(key: str) -> int | None:
+    """Return a line of Linux's account of this process, in bytes: VmRSS is what it holds, VmHWM the most it held."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _facts(opened: OpenModel | OpenExport, real: Tensor, wanted: Wanted) -> dict[str, Any]:
+    found = environment(torch.device("cpu"))
+    versions = {"convzoo": found["convzoo"], **export.versions()}
+    return {
+        "measure": opened.task().best_metric, "batch": wanted.batch, "throughput_batch": THROUGHPUT_BATCH,
+        "rounds": wanted.rounds, "seconds": wanted.seconds, "size": "x".join(map(str, real.shape[2:])),
+        "cpu": found["device_name"], "cores": found["cpu_cores"], "threads": found["threads"],
+        "platform": found["platform"], "commit": found["commit"], "versions": versions, "memory": MEMORY,
+        "computes_bfloat16": distributed.computes_bfloat16(torch.device("cpu")),
+        "data": str(wanted.data) if wanted.data else opened.recipe.data["name"] if opened.recipe.data["name"] in EMBEDDED else None,
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Opened models at work: measured on a data set, or asked about pictures."""

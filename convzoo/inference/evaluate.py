@@ -1,0 +1,106 @@
+"""Evaluate models: every image exactly once, in float32 unless asked otherwise, n of N stated."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from convzoo import distributed
+from convzoo.build import build_dataset
+from convzoo.data.loader import OnBadSample, Transformed, build_loader, checked, default_workers, label_map
+from convzoo.data.sampler import EvalBatches
+from convzoo.errors import DataError
+from convzoo.logs import progress
+from convzoo.types import Metric, Task
+
+
+@dataclass
+class Evaluation:
+    """What was measured: `result` holds fractions, `images` counted and `images_expected`; seconds with the loading."""
+
+    metric: Metric
+    result: dict[str, Any]
+    unreadable: list[str]
+    seconds: float
+
+    @property
+    def images_per_s(self) -> float:
+        """Images counted over all ranks in a second."""
+        return self.result["images"] / max(1e-9, self.seconds)
+
+    def write(self, folder: Path, dataset: Any) -> None:
+        """Write metrics.json and what the task has to show: tables, plots, the worst images."""
+        folder.mkdir(parents=True, exist_ok=True)
+        report = {**self.result, "unreadable": self.unreadable, "seconds": round(self.seconds, 2)}
+        (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        self.metric.write(folder, dataset)
+
+
+def evaluate(
+    runner: Any,
+    task: Task,
+    dataset: Transformed,
+    *,
+    batch_size: int,
+    workers: int | None = None,
+    on_bad_sample: OnBadSample = "error",
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Run over this rank's share of a data set and add up over the ranks.
+
+    Args:
+        batch_size: over all ranks.
+        stop: asked after each batch; a true answer ends the loop early, and the counts say so.
+    Raises:
+        DataError: an unreadable picture, unless on_bad_sample is "skip", which counts them.
+    """
+    started = time.perf_counter()
+    batches = EvalBatches(
+        len(dataset), max(1, batch_size // distributed.world_size()), distributed.rank(), distributed.world_size()
+    )
+    workers = default_workers(torch.device(runner.device).type) if workers is None else workers
+    loader = build_loader(dataset, task, batches, min(workers, len(batches)))
+    metric, unreadable = task.new_metric(), []
+    for batch in progress(loader, len(batches), "evaluate"):
+        batch = checked(batch, on_bad_sample)
+        unreadable += [bad.reason for bad in batch.bad]
+        outputs = runner(batch.images)
+        metric.update(task.postprocess(outputs[0] if len(outputs) == 1 else outputs, batch), batch)
+        if stop():
+            break
+    shares = distributed.gather_objects((metric, unreadable))
+    metric = shares[0][0].merge([share[0] for share in shares])
+    result = {**metric.result(), "images_expected": len(dataset)}
+    return Evaluation(
+        metric, result, [reason for share in shares for reason in share[1]], time.perf_counter() - started
+    )
+
+
+def evaluate_open(
+    opened: Any, data: Path | None, *, batch_size: int | None = None, workers: int | None = None,
+    precision: str = "fp32", on_bad_sample: OnBadSample = "error",
+) -> Evaluation:  # fmt: skip
+    """Evaluate an open model, or an exported file that was opened, on the validation split of its recipe's data set.
+
+    Classes are matched by name: a data set may have fewer than the model, never others.
+
+    Raises:
+        DataError: no images, an unreadable one, or classes that the model does not know.
+    """
+    dataset = build_dataset(opened.recipe, data, "val")
+    if len(dataset) == 0:
+        raise DataError(f"{data}: no images to evaluate")
+    try:
+        mapping = label_map(dataset.class_names, opened.class_names, str(data or opened.recipe.data["name"]))
+    except DataError as error:
+        if opened.info.provenance.get("class_names") != "numbers":
+            raise
+        raise DataError(f"{error}; its weights came without names: convert them again with --classes FILE") from None
+    runner = opened.runner(precision)
+    seen = Transformed(dataset, opened.pipeline(), mapping)
+    batch_size = batch_size or min(256, opened.recipe.train.batch_size)
+    return evaluate(runner, opened.task(), seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample)

@@ -1,0 +1,122 @@
+"""Use a model on files, folders and globs; what is held in memory is one batch, however many pictures there are."""
+
+import glob
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from convzoo.data.decode import EXTENSIONS, decode_rgb
+from convzoo.data.imagenet import titles
+from convzoo.data.loader import OnBadSample
+from convzoo.data.transforms.pipeline import Pipeline
+from convzoo.errors import DataError, UsageError
+from convzoo.inference.answers import Answer
+from convzoo.logs import log
+from convzoo.types import Key, Prediction, Sample, Task
+
+MIN_SCORE = 0.25  # what people want to see of a detector; its measures count much lower scores too
+
+
+def find_pictures(sources: Iterable[str | Path]) -> Iterator[str]:
+    """Yield picture files named directly, in folders (sorted, recursive) or by globs.
+
+    Raises:
+        UsageError: a source that does not exist or matches nothing.
+    """
+    for source in map(str, sources):
+        if os.path.isdir(source):
+            found = (
+                os.path.join(folder, file)
+                for folder, _, files in _sorted_walk(source)
+                for file in sorted(files)
+                if file.lower().endswith(EXTENSIONS)
+            )
+        elif os.path.exists(source):
+            found = iter([source])
+        else:
+            found = iter(sorted(glob.glob(source, recursive=True)))
+        first = next(found, None)
+        if first is None:
+            raise UsageError(
+                f"{source}: {'no pictures in this folder' if os.path.isdir(source) else 'no such file, folder or glob match'}"
+            )
+        yield first
+        yield from found
+
+
+def _sorted_walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield here, folders, files
+
+
+def predict(
+    runner: Any,
+    task: Task,
+    pipeline: Pipeline,
+    class_names: list[str],
+    sources: Iterable[str | Path],
+    *,
+    batch_size: int = 16,
+    on_bad_sample: OnBadSample = "error",
+    min_score: float | None = None,
+) -> Iterator[Answer]:
+    """Yield an answer for each picture, in order.
+
+    Args:
+        min_score: leave out a detector's boxes with lower scores; None for all. A classifier's answers stay as they are.
+    Raises:
+        UsageError: a source that does not exist.
+        DataError: a picture that cannot be read, unless on_bad_sample is "skip", which logs it.
+    """
+    paths = find_pictures(sources)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        number = 0
+        while group := list(itertools.islice(paths, batch_size)):
+            samples = []
+            for path, sample in zip(group, pool.map(_load, group), strict=True):
+                if isinstance(sample, DataError):
+                    if on_bad_sample == "error":
+                        raise DataError(f"{sample} (--on-bad-sample skip leaves such pictures out)")
+                    log.warning(f"skipped {sample}")
+                    continue
+                sample.index, number = number, number + 1
+                samples.append((path, sample))
+            yield from _answers(runner, task, pipeline, class_names, samples, min_score)
+
+
+def _load(path: str) -> Sample | DataError:
+    try:
+        image = decode_rgb(Path(path).read_bytes(), path)
+    except DataError as error:
+        return error
+    except OSError as error:
+        return DataError(f"{path}: cannot be read: {error.strerror}")
+    return Sample(image, 0, 0, path, (image.shape[1], image.shape[2]))
+
+
+def _answers(
+    runner: Any,
+    task: Task,
+    pipeline: Pipeline,
+    class_names: list[str],
+    samples: list[tuple[str, Sample]],
+    min_score: float | None,
+) -> Iterator[Answer]:
+    if not samples:
+        return
+    batch = task.collate([pipeline(sample, Key(0, sample.index)) for _, sample in samples])
+    outputs, class_titles = runner(batch.images), titles(class_names)
+    predictions: list[Prediction] = task.postprocess(outputs[0] if len(outputs) == 1 else outputs, batch)
+    for (path, sample), prediction in zip(samples, predictions, strict=True):
+        labels, scores, boxes = prediction.labels, prediction.scores, prediction.boxes_xyxy
+        if boxes is not None and min_score is not None:
+            kept = scores >= min_score
+            labels, scores, boxes = labels[kept], scores[kept], boxes[kept]
+        names = [class_names[label] for label in labels]
+        readable = [class_titles[label] for label in labels] if class_titles else None
+        image = sample.image.permute(1, 2, 0).numpy()
+        yield Answer(path, names, scores.astype(float).tolist(), image, labels.tolist(), boxes, readable)

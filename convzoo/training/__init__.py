@@ -1,0 +1,1 @@
+"""A training run: the loop, its setup, its folder and its checkpoints."""

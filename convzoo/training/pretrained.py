@@ -1,0 +1,97 @@
+"""The weights that training starts from."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from convzoo import distributed
+from convzoo.config import recipe as recipes
+from convzoo.config.recipe import Recipe
+from convzoo.convert.sources import open_source, source_sha256
+from convzoo.convert.state_dict import (
+    BACKBONE,
+    TRAINING_KEYS,
+    backbone_numerics,
+    full_model,
+    load_backbone,
+    meta_network,
+)
+from convzoo.errors import ConvzooError, UsageError
+from convzoo.logs import log
+from convzoo.model_file import first_mismatch
+
+
+def with_weights_hash(recipe: Recipe, weights: str | Path | None, download: bool = False) -> Recipe:
+    """Return the recipe with the SHA-256 of the weights that training starts from.
+
+    Of a file it is over its bytes, of what a library gives over the tensors.
+
+    Raises:
+        UsageError: no such weights, or others than the recipe names.
+        ConvzooError: they cannot be read or fetched.
+    """
+    wanted = recipe.train.weights_sha256
+    if weights is None:
+        if wanted:
+            raise UsageError(
+                f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {wanted[:12]}...; name them with --weights"
+            )
+        return recipe
+    try:
+        # Rank 0 fetches, the others find it fetched.
+        found = distributed.gather_objects(source_sha256(weights, download) if distributed.rank() == 0 else "")[0]
+    except UsageError as error:
+        raise UsageError(f"--weights {error}") from None
+    if wanted and wanted != found:
+        raise UsageError(
+            f"--weights {weights}: SHA-256 is {found[:12]}..., {recipe.at('train')('weights_sha256')} {wanted[:12]}..."
+        )
+    return recipes.with_overrides(recipe, [f"train.weights_sha256='{found}'"])
+
+
+def start_from(
+    model: nn.Module, recipe: Recipe, source: str | Path, class_names: list[str], download: bool = False
+) -> None:
+    """Load weights of any kind; the last layers only where they know the same classes in the same order.
+
+    Weights of another network, or a part of one, give their backbone where this network has the same.
+
+    Raises:
+        ConvzooError: unreadable weights, or anything but the last layers does not fit.
+    """
+    converted = open_source(source, download=download).converted
+    theirs, ours = full_model(converted.model), full_model(recipe.model)
+    if theirs["name"] != ours["name"] or converted.missing:
+        if not any(name.startswith(BACKBONE) for name in model.state_dict()):
+            raise ConvzooError(f"--weights {source}: it holds a {theirs['name']}, the recipe's is a {ours['name']}")
+        count = load_backbone(model, converted)
+        log.info(f"backbone of {count} convolutions from {source}; all else is new")
+        numerics = backbone_numerics(recipe.model)
+        for key, value in backbone_numerics(converted.model).items():
+            if numerics[key] != value:
+                log.warning(
+                    f"--weights {source}: its backbone was trained with {key} {value}, this recipe has {numerics[key]}"
+                )
+        return
+    weights, own = converted.state_dict, model.state_dict()
+    if converted.class_names != class_names:
+        head = _class_tensors(recipe.model)
+        weights = {**weights, **{name: own[name] for name in head}}
+        log.info(f"weights from {source}; new head {', '.join(head)} for {len(class_names)} classes")
+    else:
+        log.info(f"weights from {source}")
+    problem = first_mismatch(model, weights)
+    if problem:
+        raise ConvzooError(f"--weights {source}: {problem}; it holds a {theirs['name']}")
+    for key, value in theirs.items():
+        if key not in TRAINING_KEYS | {"num_classes"} and ours[key] != value:
+            log.warning(f"--weights {source}: trained with model.{key}={value}, this recipe has {ours[key]}")
+    model.load_state_dict(weights)
+
+
+def _class_tensors(spec: dict[str, Any]) -> list[str]:
+    """Return the names of the tensors whose shape follows the number of classes."""
+    num_classes = full_model(spec)["num_classes"]
+    one_more = meta_network({**spec, "num_classes": num_classes + 1}).state_dict()
+    return [name for name, tensor in meta_network(spec).state_dict().items() if tensor.shape != one_more[name].shape]

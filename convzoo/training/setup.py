@@ -1,0 +1,204 @@
+"""The parts of a training run: built in the order in which they depend on each other, saved and restored whole."""
+
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from convzoo import distributed
+from convzoo.build import build_dataset, build_pipeline, build_task, check_recipe, size_seen
+from convzoo.config import registry
+from convzoo.config.recipe import Recipe
+from convzoo.data.loader import (
+    OnBadSample,
+    Transformed,
+    build_loader,
+    check_same_classes,
+    checked,
+    default_workers,
+    label_map,
+)
+from convzoo.data.sampler import TrainBatches, check_batch_size
+from convzoo.errors import DataError, UsageError
+from convzoo.logs import log
+from convzoo.model_file import ModelInfo, StateDict, load_into
+from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
+from convzoo.training.pretrained import start_from
+from convzoo.types import Batch
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a run needs to know that does not change its numbers: the command line's half of a run.
+
+    Attributes:
+        val_data: where the validation data is looked for, None for `data`.
+        weights: a model file, a foreign one or LIBRARY:NAME to start from; the SHA-256 goes into the recipe.
+        workers: loader processes, None for what suits the machine.
+        accumulate: micro-batches per global batch and rank.
+        save_every_steps: besides the ends of epochs that the recipe's save_every_epochs says.
+        log_every_steps: a line of the log every so many steps; None for one now and then where there is no terminal.
+        download: whether weights by LIBRARY:NAME may use the network.
+        command: what to write down as the command of this run.
+    """
+
+    data: Path | None = None
+    val_data: Path | None = None
+    out: Path | None = None
+    device: str = "auto"
+    weights: str | Path | None = None
+    workers: int | None = None
+    accumulate: int = 1
+    save_every_steps: int | None = None
+    log_every_steps: int | None = None
+    compile: bool = False
+    profile: bool = False
+    resume: bool = False
+    download: bool = False
+    on_bad_sample: OnBadSample = "error"
+    command: str = "convzoo.train"
+
+
+@dataclass
+class Progress:
+    """Everything of a run but the weights that must survive an interruption."""
+
+    step: int = 0
+    closed_step: int = 0  # the last end of an epoch whose evaluation is done
+    best: float | None = None
+    sums: dict[str, float] = dataclasses.field(default_factory=dict)  # logged scalars of the current epoch
+    images_left_out: int = 0
+    updates_left_out: int = 0
+
+
+class Setup:
+    """A run's data, task, network and optimiser."""
+
+    def __init__(self, recipe: Recipe, machine: Machine, device: torch.device):
+        self.recipe, self.machine, self.device = recipe, machine, device
+        self.progress = Progress()
+        check_recipe(recipe)
+        torch.manual_seed(recipe.seed)
+        self._build_data()
+        self._build_network()
+        train = recipe.train
+        self.steps_per_epoch = max(1, len(self.train_data) // train.batch_size)
+        self.total_steps = train.epochs * self.steps_per_epoch
+        self.effective_batch = min(train.batch_size, len(self.train_data))
+        self.lr_at = build_schedule(recipe.schedule, recipe.optim.lr, self.steps_per_epoch, train.epochs)
+        self.optimizer = build_optimizer(self.model, recipe.optim)
+        self.loss_scale = LossScale(train.loss_scale)
+        self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay is not None else None
+        self.precision = train.precision
+        if self.precision == "auto":
+            self.precision = "bf16" if distributed.computes_bfloat16(device) else "fp32"
+
+    def _build_data(self) -> None:
+        recipe, machine = self.recipe, self.machine
+        evaluates = recipe.train.eval_every_epochs > 0
+        if machine.val_data and not evaluates:
+            raise UsageError(
+                f"--val-data {machine.val_data}: {recipe.at('train')('eval_every_epochs')} 0, nothing is evaluated"
+            )
+        alone = machine.val_data is not None or not evaluates
+        train_set = build_dataset(recipe, machine.data, "train", alone)
+        val_set = build_dataset(recipe, machine.val_data or machine.data, "val") if evaluates else None
+        if val_set is not None:
+            check_same_classes(train_set.class_names, val_set.class_names)
+        self.class_names: list[str] = train_set.class_names
+        found, wanted = len(self.class_names), recipe.model.get("num_classes")
+        if found != wanted:
+            raise DataError(
+                f"the data has {found} classes, {recipe.at('model')('num_classes')} {wanted}; set model.num_classes={found}"
+            )
+        self.arithmetic = check_batch_size(
+            len(train_set), recipe.train.batch_size, machine.accumulate, distributed.world_size()
+        )
+        self.train_data = Transformed(train_set, build_pipeline(recipe, "train"))
+        self.val_data = None
+        if val_set is not None:
+            source = str(machine.val_data or machine.data)
+            mapping = label_map(val_set.class_names, self.class_names, source)
+            self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"), mapping)
+        self.data_account = {
+            "root": str(machine.data), **({"val_root": str(machine.val_data)} if machine.val_data else {}),
+            "train_images": len(train_set), "val_images": 0 if val_set is None else len(val_set), "class_names": self.class_names,
+            ("train_images_per_class" if recipe.task == "classify" else "train_objects_per_class"):
+                dict(zip(self.class_names, torch.bincount(torch.as_tensor(train_set.labels), minlength=found).tolist(), strict=True)),
+        }  # fmt: skip
+        self.task = build_task(recipe, self.class_names)
+
+    def _build_network(self) -> None:
+        recipe, device = self.recipe, self.device
+        model = registry.bind("model", recipe.model, recipe.at("model"))()
+        if self.machine.weights:
+            start_from(model, recipe, self.machine.weights, self.class_names, self.machine.download)
+        if recipe.train.sync_batch_norm:
+            if device.type == "cpu":
+                raise UsageError("train.sync_batch_norm: works on accelerators only; set it to false")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.frozen_modules = freeze(model, recipe.train.freeze)
+        self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network: nn.Module = torch.compile(self.model) if self.machine.compile else self.model  # type: ignore[assignment]
+        if distributed.world_size() > 1:
+            self.network = DistributedDataParallel(
+                self.network, device_ids=None if device.type == "cpu" else [device.index]
+            )
+
+    def train_mode(self) -> None:
+        self.model.train()
+        for module in self.frozen_modules:
+            module.eval()
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield this rank's micro-batches from the current step to the last."""
+        recipe, machine = self.recipe, self.machine
+        keys = TrainBatches(
+            len(self.train_data), recipe.train.batch_size, recipe.seed, self.progress.step, self.total_steps,
+            machine.accumulate, distributed.rank(), distributed.world_size(), recipe.transform.multi_scale_px, recipe.transform.multi_scale_every_steps,
+        )  # fmt: skip
+        workers = default_workers(self.device.type) if machine.workers is None else machine.workers
+        for batch in build_loader(self.train_data, self.task, keys, workers, pin_memory=self.device.type == "cuda"):
+            yield checked(batch, machine.on_bad_sample)
+
+    def published(self) -> StateDict:
+        """Return the weights that are evaluated and saved: the moving average where there is one."""
+        return self.average.average if self.average else self.model.state_dict()
+
+    def info(self, metrics: dict[str, Any], env: dict[str, Any]) -> ModelInfo:
+        provenance = {
+            "trained_with": env,
+            "command": self.machine.command,
+            "data": self.data_account["root"],
+            "step": self.progress.step,
+        }
+        eval_pipeline = build_pipeline(self.recipe, "eval")
+        seen = Transformed(self.train_data.dataset, eval_pipeline) if self.val_data is None else self.val_data
+        input_hw = size_seen(seen)
+        return ModelInfo(self.recipe.plain(), self.class_names, metrics, provenance, input_hw=input_hw)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "progress": dataclasses.asdict(self.progress),
+            "optimizer": self.optimizer.state_dict(),
+            "loss_scale": self.loss_scale.state_dict(),
+            "weights": self.model.state_dict() if self.average else None,
+            "world_size": distributed.world_size(),
+        }
+
+    def restore(self, weights: StateDict, state: dict[str, Any]) -> None:
+        load_into(self.model, state["weights"] or weights, "the run's checkpoint")
+        if self.average:
+            self.average.average = {name: tensor.to(self.device) for name, tensor in weights.items()}
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loss_scale.load_state_dict(state["loss_scale"])
+        self.progress = Progress(**state["progress"])
+        if state["world_size"] != distributed.world_size():
+            log.warning(
+                f"continued on {distributed.world_size()} ranks, begun on {state['world_size']}: not bit for bit the same run"
+            )
