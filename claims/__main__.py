@@ -3,6 +3,7 @@
 For each claim: expected, got, and whether that is within what the claim allows; what cannot run here says why. Exit 0
 when all that ran is within, else 4. Measured again is only what changed; interrupted, the same command goes on.
 
+    python -m claims --keep                 the same, and keep the comparison for docs/results.md
     python -m claims --list                 what there is
     python -m claims --record [ID ...]      measure every seed and setting and write claims/measurements.json
     python -m claims --write                write the documents' tables from it
@@ -12,9 +13,11 @@ import argparse
 import json
 import sys
 
-from claims.claim import Measurement, claims, expected, is_within, measured, record, shown
+from claims.claim import VERIFICATION, Measurement, claims, expected, is_within, measured, record, shown
 from claims.run import RUNS, MeasurementError, measure, missing
 from claims.tables import NOT_MEASURED, documents, rendered
+
+COLUMNS = ("claim", "value", "expected", "got", "verdict")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -23,6 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("ids", nargs="*", metavar="ID", help="claims; all by default")
     parser.add_argument("--quick", action="store_true", help="those that take seconds, under five minutes in all")
+    parser.add_argument("--keep", action="store_true")
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--record", action="store_true")
     parser.add_argument("--write", action="store_true")
@@ -41,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     elif arguments.record:
         return record_all(names)
     else:
-        return verify(names)
+        return verify(names, arguments.keep)
     return 0
 
 
@@ -52,20 +56,20 @@ def show_list(names: list[str]) -> None:
         print(f"{name:32} {claim.minutes:>5g} min  {state:14} {missing(claim) or ''}  {claim.title}")
 
 
-def verify(names: list[str]) -> int:
-    """Measure each claim once and print the comparison as a table."""
-    worst, rows = 0, []
-    print("| claim | value | expected | got | |\n|---|---|---|---|---|", flush=True)
+def verify(names: list[str], keep: bool = False) -> int:
+    """Measure each claim once and print the comparison as a table; keep it for the documents if asked."""
+    rows: list[tuple[str, ...]] = []
+    print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
     for name in names:
-        new = check(name)
-        for row in new:
+        for row in check(name):
+            rows.append(row)
             print(f"| {' | '.join(row)} |", flush=True)
-        rows += new
-        worst = max(worst, *(4 if row[-1] in ("NOT WITHIN", "FAILED") else 0 for row in new))
     ran = [row for row in rows if not row[-1].startswith("not run")]
     within = sum(row[-1] == "within" for row in ran)
     print(f"\n{within} of {len(ran)} values within, {len(rows) - len(ran)} claims not run here; logs in {RUNS}")
-    return worst
+    if keep:
+        VERIFICATION.write_text(json.dumps({"columns": COLUMNS, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return 0 if within == len(ran) else 4
 
 
 def check(name: str) -> list[tuple[str, ...]]:

@@ -13,6 +13,7 @@ from pydantic import Field
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 MEASUREMENTS = HERE / "measurements.json"
+VERIFICATION = HERE / "verification.json"  # the last comparison that was kept
 Unit = Literal["percent", "points", "times", "difference", "count", "bytes"]
 
 

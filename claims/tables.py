@@ -1,11 +1,12 @@
 """The documents' tables, written from the claims: `<!-- claims: NAME -->` to `<!-- end -->` holds the table NAME."""
 
+import json
 import re
 from pathlib import Path
 
 import yaml
 
-from claims.claim import HERE, ROOT, claims, expected, measured, shown
+from claims.claim import HERE, ROOT, VERIFICATION, claims, expected, measured, shown
 
 BLOCK = re.compile(r"(<!-- claims: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CELL = re.compile(r"\{([\w-]+)\.(\w+)(?::(\w+))?\}")
@@ -14,10 +15,19 @@ NOT_MEASURED = "not measured"
 
 def table(name: str) -> str:
     """Return a table in Markdown. Raises KeyError for a table, a claim or a value that does not exist."""
+    if name == "verification":
+        kept = json.loads(VERIFICATION.read_text(encoding="utf-8"))
+        return markdown([kept["columns"], *kept["rows"]])
     spec = yaml.safe_load((HERE / "tables.yaml").read_text(encoding="utf-8"))[name]
-    rows = [spec["columns"], ["---"] * len(spec["columns"])]
+    rows = [spec["columns"]]
     rows += [[CELL.sub(lambda match: cell(*match.groups()), str(text)) for text in row] for row in spec["rows"]]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return markdown(rows)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Return a table whose first row is its head."""
+    head, *body = rows
+    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *body])
 
 
 def cell(name: str, what: str, form: str | None = None) -> str:
