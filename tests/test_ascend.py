@@ -21,7 +21,7 @@ from test_mindir import CPU, SMALL_YOLO, noise, off, write_model
 
 from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy import export
-from convzoo.deploy.export import Wanted
+from convzoo.deploy.export import ExportOptions
 from convzoo.deploy.exported import open_any, open_exported
 from convzoo.deploy.formats import ascend, mindir
 from convzoo.deploy.metadata import ExportInfo
@@ -118,7 +118,7 @@ def _exported_once():
     """Make each ONNX file once: that takes the time, and all models here have the same weights."""
     real, made = export.export, {}
 
-    def cached(model: Path, wanted: Wanted) -> export.Report:
+    def cached(model: Path, wanted: ExportOptions) -> export.ExportResult:
         key = (model.name, wanted.format, wanted.batch, wanted.stage, wanted.preprocessing, wanted.size)
         if key not in made:
             done = real(model, wanted)
@@ -164,8 +164,8 @@ def acl(tmp_path, monkeypatch):
     sys.modules.pop("acl", None)
 
 
-def om(model: Path, **options) -> export.Report:
-    return ascend.export(model, Wanted("om", **options))
+def om(model: Path, **options) -> export.ExportResult:
+    return ascend.export(model, ExportOptions("om", **options))
 
 
 def names(folder: Path) -> list[str]:
@@ -305,10 +305,10 @@ def air(model, tool, monkeypatch):
     real = export.export
     monkeypatch.setattr(export, "export", lambda model, wanted: real(model, replace(wanted, format="onnx", out=None)))
 
-    def run(said: dict, status: int) -> export.Report:
+    def run(said: dict, status: int) -> export.ExportResult:
         tool("mindspore-python", STAND_IN.format(python=sys.executable, said=said, status=status))
         monkeypatch.setenv(mindir.PYTHON, os.environ["PATH"].split(":")[0] + "/mindspore-python")
-        return ascend.export(model, Wanted("air"))
+        return ascend.export(model, ExportOptions("air"))
 
     return run
 
@@ -329,7 +329,7 @@ def test_air_elsewhere(model, air, monkeypatch):
     monkeypatch.delenv(mindir.PYTHON)
     monkeypatch.setattr(mindir, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"take \S+\.safetensors along .*pip install mindspore") as caught:
-        ascend.export(model, Wanted("air"))
+        ascend.export(model, ExportOptions("air"))
     assert describe(caught.value)[0] == 5
 
 
@@ -341,8 +341,8 @@ def test_one_size_only(model):
 # --- AMCT
 
 
-def int8(model: Path, **options) -> comparison.Report:
-    return quantize.quantize(model, comparison.Wanted("om", calibration_images=5, eval_images=50, **options))
+def int8(model: Path, **options) -> comparison.QuantizeResult:
+    return quantize.quantize(model, comparison.QuantizeOptions("om", calibration_images=5, eval_images=50, **options))
 
 
 def test_int8_by_the_vendors_quantiser(model, tool, acl, tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ def originals(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("originals")
     model = write_model(folder, TINY)
     for format in FORMATS:
-        export.export(model, export.Wanted(format))
+        export.export(model, export.ExportOptions(format))
     return folder
 
 
@@ -381,7 +381,7 @@ def test_what_is_in_the_file_is_not_overridden(files):
         open_any(path, CPU, overrides=("model.leaky_slope=0.2",))
     with pytest.raises(UsageError, match="did you mean 'mean'"):
         open_any(path, CPU, overrides=("transform.meen=[0,0,0]",))
-    inside = export.export(files / f"{TINY}.safetensors", export.Wanted("pt2", preprocessing=True)).path
+    inside = export.export(files / f"{TINY}.safetensors", export.ExportOptions("pt2", preprocessing=True)).path
     with pytest.raises(UsageError, match="mean and std is fixed"):
         open_any(inside, CPU, overrides=("transform.mean=[0.1,0.1,0.1]",))
     with pytest.raises(UsageError, match="takes pictures of uint8"):

@@ -44,9 +44,9 @@ def convert(
     """
     from convzoo.convert.convert import convert as run_conversion
     from convzoo.convert.convert import targets
-    from convzoo.convert.sources import Wanted
+    from convzoo.convert.sources import ExpectedWeights
 
-    wanted = Wanted(model, num_classes, classes)
+    wanted = ExpectedWeights(model, num_classes, classes)
     options: dict[str, Any] = {"to": to, "check": check, "data_name": data_name}
     if not Path(source).is_dir():
         report = run_conversion(source, out, wanted, download=download, **options)

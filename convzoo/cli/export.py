@@ -65,10 +65,10 @@ def export(
     Exit 4, and nothing left behind, where they differ.
     """
     wanted_size = parse_size(size)
-    from convzoo.deploy.export import Wanted
+    from convzoo.deploy.export import ExportOptions
     from convzoo.deploy.export import export as run_export
 
-    wanted = Wanted(
+    wanted = ExportOptions(
         format, out=out, stage=stage.value, preprocessing=preprocessing, batch=batch, size=wanted_size,
         dynamic_size=dynamic_size, data=data, tolerance=tolerance, soc_version=soc_version,
     )  # fmt: skip

@@ -13,9 +13,9 @@ from convzoo import build
 from convzoo.config import recipe as recipes
 from convzoo.config import registry
 from convzoo.convert import darknet, mindspore, mindspore_keys, mindspore_recipe, presets
-from convzoo.convert.report import Report, describe, describe_checks
-from convzoo.convert.sources import ANY, WEIGHT_SUFFIXES, Source, Wanted, is_own, is_remote, open_source
-from convzoo.convert.state_dict import Converted, full_model, network
+from convzoo.convert.report import ConversionReport, describe, describe_checks
+from convzoo.convert.sources import ANY, WEIGHT_SUFFIXES, ExpectedWeights, WeightSource, is_own, is_remote, open_source
+from convzoo.convert.state_dict import ConvertedWeights, network, resolve_model_spec
 from convzoo.convert.verify import checks
 from convzoo.data.datasets.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
 from convzoo.data.imagenet import wnids
@@ -41,13 +41,13 @@ TRAINING = {
 def convert(
     source: str,
     out: Path,
-    wanted: Wanted = ANY,
+    wanted: ExpectedWeights = ANY,
     *,
     to: str | None = None,
     check: bool = False,
     data_name: str | None = None,
     download: bool = False,
-) -> Report:
+) -> ConversionReport:
     """Convert weights or a zoo configuration to `out`.
 
     Args:
@@ -116,8 +116,8 @@ def _refuse(when: str, **options: Any) -> None:
             raise UsageError(f"--{name.replace('_', '-')} has no meaning {when}")
 
 
-def _write_model(opened: Source, out: Path, check: bool, data_name: str | None) -> Report:
-    converted, report = opened.converted, Report()
+def _write_model(opened: WeightSource, out: Path, check: bool, data_name: str | None) -> ConversionReport:
+    converted, report = opened.converted, ConversionReport()
     info = model_info(opened, data_name)
     describe(opened, info, report)
     if check:
@@ -131,7 +131,7 @@ def _write_model(opened: Source, out: Path, check: bool, data_name: str | None) 
     return report
 
 
-def model_info(opened: Source, data_name: str | None = None) -> ModelInfo:
+def model_info(opened: WeightSource, data_name: str | None = None) -> ModelInfo:
     """Return what a model file of these weights says of itself; notes on what had to be assumed go to the source's own.
 
     Raises:
@@ -148,7 +148,7 @@ def model_info(opened: Source, data_name: str | None = None) -> ModelInfo:
         converted.transform = presets.crop_transform({"size_px": 256, "mode": "short_side", "antialias": True}, 224)
         converted.notes.append("preprocessing assumed: short side 256, centre crop 224, ImageNet mean and std")
     if names is None:
-        names = [str(number) for number in range(full_model(converted.model)["num_classes"])]
+        names = [str(number) for number in range(resolve_model_spec(converted.model)["num_classes"])]
         converted.notes.append(f"classes are called {names[0]} to {names[-1]} until --classes names them")
     default_data = "coco" if detects else "cifar10" if names == CIFAR10_CLASSES else "image_folder"
     plain = recipe_of(converted, data_name or default_data)
@@ -167,7 +167,7 @@ def model_info(opened: Source, data_name: str | None = None) -> ModelInfo:
     return ModelInfo(recipe.plain(), names, {}, provenance, opened.licence, input_hw=(32, 32) if as_they_are else None)
 
 
-def recipe_of(converted: Converted, data_name: str) -> dict[str, Any]:
+def recipe_of(converted: ConvertedWeights, data_name: str) -> dict[str, Any]:
     """Return a whole recipe for converted weights: theirs for evaluation, plain fine-tuning for training on."""
     detects = converted.model["name"] in DETECTORS
     transform = converted.transform or presets.transform([{"letterbox": {}}] if detects else [])
@@ -191,7 +191,7 @@ def _augmentation(operations: list[dict[str, Any]], detects: bool) -> list[dict[
     return [{"pad_crop": {"padding_px": 4}}, {"flip_lr": {"prob": 0.5}}, *operations]
 
 
-def _attach_cifar10(converted: Converted) -> None:
+def _attach_cifar10(converted: ConvertedWeights) -> None:
     """Attach what the zoo means by CIFAR-10 for Tiny-DarkNet, which has 1000 outputs there too."""
     resize = {"resize": {"size_px": 227, "mode": "stretch", "antialias": False}}
     converted.transform = presets.transform(
@@ -203,7 +203,7 @@ def _attach_cifar10(converted: Converted) -> None:
     converted.notes = ["preprocessing and classes: the zoo's for CIFAR-10, stretched to 227x227"]
 
 
-def open_converted(opened: Source, device: torch.device, data_name: str | None = None) -> torch_model.OpenModel:
+def open_converted(opened: WeightSource, device: torch.device, data_name: str | None = None) -> torch_model.TorchModel:
     """Return foreign weights as an open model, as if converted and opened.
 
     Raises:
@@ -214,20 +214,20 @@ def open_converted(opened: Source, device: torch.device, data_name: str | None =
     model: Any = network(opened.converted)
     model = model.to(device, memory_format=torch.channels_last)
     recipe = recipes.from_plain(info.recipe, Path(opened.name).name)
-    return torch_model.OpenModel(model, recipe, info, Path(opened.name), tensors_sha256(opened.converted.state_dict))
+    return torch_model.TorchModel(model, recipe, info, Path(opened.name), tensors_sha256(opened.converted.state_dict))
 
 
-def _write_foreign(opened: Source, out: Path, to: str) -> Report:
+def _write_foreign(opened: WeightSource, out: Path, to: str) -> ConversionReport:
     """Write weights for another program, and read them back before the file gets its name."""
     if to not in WRITERS:
         raise UsageError(f"--to {to}: one of {', '.join(WRITERS)}")
     converted = opened.converted
-    model, state_dict, report = converted.model, converted.state_dict, Report()
+    model, state_dict, report = converted.model, converted.state_dict, ConversionReport()
     if to == "darknet":
         came_from = (opened.info.provenance.get("header") if opened.info else converted.header) or {}
         version = tuple(came_from.get(key, default) for key, default in (("major", 0), ("minor", 2), ("revision", 0)))
         data = darknet.write(state_dict, model, came_from.get("seen", 0), version)
-        again = darknet.read(data, model["name"], full_model(model)["num_classes"])
+        again = darknet.read(data, model["name"], resolve_model_spec(model)["num_classes"])
     else:
         data = mindspore.write(state_dict, model)
         again = mindspore.read(data)
@@ -245,7 +245,7 @@ def _write_foreign(opened: Source, out: Path, to: str) -> Report:
     return report
 
 
-def _convert_configuration(path: Path, out: Path) -> Report:
+def _convert_configuration(path: Path, out: Path) -> ConversionReport:
     """Write a zoo configuration as a recipe."""
     if out.suffix not in RECIPE_SUFFIXES:
         raise UsageError(f"--out {out}: {path} is a configuration, which becomes a recipe: name it FILE.yaml")
@@ -253,7 +253,7 @@ def _convert_configuration(path: Path, out: Path) -> Report:
     recipe = recipes.from_plain(zoo.sections, out.name.removesuffix(out.suffix))
     if recipe.task in registry.names("task"):
         build.check_recipe(recipe)
-    report = Report()
+    report = ConversionReport()
     report.add("source", f"{path}: configuration of {recipe.model['name']} of the MindSpore zoo", source=str(path))
     for key, why in zoo.dropped.items():
         report.add("left out", f"{key:30} {why}")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from convzoo.convert import presets
 from convzoo.convert.mindspore_ckpt import TEXT, read_records, write_records
 from convzoo.convert.state_dict import (
-    Converted,
+    ConvertedWeights,
     assemble,
     describe,
     file_bytes,
@@ -57,7 +57,7 @@ def read(
     model_name: str | None = None,
     num_classes: int | None = None,
     classes: Path | None = None,
-) -> Converted:
+) -> ConvertedWeights:
     """Read a MindSpore `.ckpt` file of one of the zoo's networks.
 
     Args:
@@ -88,7 +88,7 @@ def convert(
     model_name: str | None = None,
     num_classes: int | None = None,
     classes: Path | None = None,
-) -> Converted:
+) -> ConvertedWeights:
     """Convert parameters under the zoo's names, prefixed or not, such as those of a MindSpore `.safetensors`.
 
     Raises:
@@ -109,7 +109,7 @@ def convert(
     transform, names, notes = evaluation(model)
     if classes is not None:
         names = read_class_names(classes, model["num_classes"])
-    return Converted(
+    return ConvertedWeights(
         source=f"MindSpore checkpoint: {'the backbone of ' if is_backbone else ''}{describe(model)}",
         model=model,
         state_dict=state_dict,

@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 @dataclass
-class Converted:
+class ConvertedWeights:
     """Foreign weights as a network of ours.
 
     Attributes:
@@ -68,7 +68,7 @@ class Converted:
         return sum(name.endswith("weight") and tensor.dim() == 4 for name, tensor in self.state_dict.items())
 
 
-def full_model(model: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_model_spec(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model section with every default written out. Raises UsageError for an unknown key or name."""
     bound = registry.bind("model", model)
     defaults = bound.func.__kwdefaults__ or {}
@@ -81,7 +81,7 @@ def meta_network(model: Mapping[str, Any]) -> nn.Module:
         return registry.bind("model", model)()
 
 
-def network(converted: Converted) -> nn.Module:
+def network(converted: ConvertedWeights) -> nn.Module:
     """Build the network with the converted weights in eval mode; its tensors are those of the state dict.
 
     Raises:
@@ -99,7 +99,7 @@ def network(converted: Converted) -> nn.Module:
 
 def backbone_numerics(model: Mapping[str, Any]) -> dict[str, str]:
     """Return what the backbone of a network computes besides its weights, under the names of YOLOv3's keys."""
-    full = full_model(model)
+    full = resolve_model_spec(model)
     act = full.get("backbone_act", "leaky")
     slope = full.get("leaky_slope", 0.1)
     return {
@@ -108,7 +108,7 @@ def backbone_numerics(model: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def load_backbone(model: nn.Module, converted: Converted) -> int:
+def load_backbone(model: nn.Module, converted: ConvertedWeights) -> int:
     """Copy the backbone's weights into a network that has the same one, such as yolov3, and leave the rest.
 
     Returns:
@@ -136,7 +136,7 @@ def require_same_numerics(model: Mapping[str, Any], wanted: Mapping[str, Any], w
     Raises:
         UsageError: with the first key that differs.
     """
-    ours, theirs = full_model(model), full_model(wanted)
+    ours, theirs = resolve_model_spec(model), resolve_model_spec(wanted)
     for key, value in theirs.items():
         if key not in TRAINING_KEYS and ours[key] != value:
             differs = f"{whose} {model['name']} has {key} {value}, this model {ours[key]}"
@@ -208,7 +208,7 @@ def _float32(where: str, name: str, tensor: Tensor) -> Tensor:
 
 def describe(model: Mapping[str, Any]) -> str:
     """Name a network for messages, such as `vgg16 (batch_norm True, 10 classes)`."""
-    full, defaults = full_model(model), full_model({"name": model["name"]})
+    full, defaults = resolve_model_spec(model), resolve_model_spec({"name": model["name"]})
     changed = {key: value for key, value in full.items() if key not in TRAINING_KEYS and value != defaults[key]}
     classes = f"{changed.pop('num_classes', full['num_classes'])} classes"
     return f"{model['name']} ({', '.join([*(f'{key} {value}' for key, value in changed.items()), classes])})"
@@ -221,7 +221,7 @@ def require_asked_for(where: str, model: Mapping[str, Any], model_name: str | No
         UsageError: there is no network of the name that was asked for.
         ConvzooError: the file holds another network or another number of classes.
     """
-    found = full_model(model)
+    found = resolve_model_spec(model)
     if found["num_classes"] < 1:
         raise ConvzooError(f"{where}: {found['name']} with {found['num_classes']} classes")
     if model_name is not None and model_name != found["name"]:

@@ -19,13 +19,13 @@ from torch import Tensor
 from convzoo import distributed
 from convzoo.config.registry import nearest
 from convzoo.deploy import export, library, timing
-from convzoo.deploy.exported import OpenExport, open_any
+from convzoo.deploy.exported import ExportedModel, open_any
 from convzoo.deploy.parity import compare, pictures
 from convzoo.deploy.quantize import comparison, quantize
 from convzoo.environment import environment
 from convzoo.errors import ConvzooError, DataError, MissingPackageError, ToleranceError, UsageError
 from convzoo.inference import evaluate
-from convzoo.inference.torch_model import OpenModel
+from convzoo.inference.torch_model import TorchModel
 from convzoo.logs import log
 from convzoo.report.tables import percent, table
 
@@ -42,7 +42,7 @@ MEMORY = "growth of a fresh process from before the file is opened to its peak o
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BenchOptions:
     """What to measure.
 
     Attributes:
@@ -74,7 +74,7 @@ class Row:
     found: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
-    def open(self) -> OpenModel | OpenExport:
+    def open(self) -> TorchModel | ExportedModel:
         return open_any(self.path, torch.device("cpu"))
 
     def runner(self) -> Any:
@@ -82,7 +82,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchResult:
     """The table."""
 
     model: Path
@@ -124,7 +124,7 @@ def _cells(row: Row, measure: str) -> list[str]:
     ]  # fmt: skip
 
 
-def bench(model: Path, wanted: Wanted) -> Report:
+def bench(model: Path, wanted: BenchOptions) -> BenchResult:
     """Measure a model file in every form asked for, or an exported file in its own.
 
     Raises:
@@ -139,7 +139,7 @@ def bench(model: Path, wanted: Wanted) -> Report:
         wanted.out.mkdir(parents=True, exist_ok=True)
     opened = open_any(model, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="convzoo-bench-") as name:
-        rows = _forms(model, wanted, Path(name)) if isinstance(opened, OpenModel) else _own(opened)
+        rows = _forms(model, wanted, Path(name)) if isinstance(opened, TorchModel) else _own(opened)
         run = [row for row in rows if not row.note]
         if not run:
             raise ConvzooError(f"{model}: nothing to measure: {'; '.join(f'{row.name}: {row.note}' for row in rows)}")
@@ -150,14 +150,14 @@ def bench(model: Path, wanted: Wanted) -> Report:
             _compare(row, opened, real)
             _evaluate(row, opened, wanted.data)
         _time(run, real, wanted)
-    report = Report(model, rows, _facts(opened, real, wanted))
+    report = BenchResult(model, rows, _facts(opened, real, wanted))
     if wanted.out:
         (wanted.out / "bench.json").write_text(json.dumps(report.plain, indent=2) + "\n", encoding="utf-8")
         (wanted.out / "bench.md").write_text(report.text() + "\n", encoding="utf-8")
     return report
 
 
-def _own(opened: OpenExport) -> list[Row]:
+def _own(opened: ExportedModel) -> list[Row]:
     rows = [Row(opened.format, opened.path)]
     is_int8 = "quantization" in opened.info.provenance
     if opened.format == "openvino" and not is_int8 and distributed.computes_bfloat16(torch.device("cpu")):
@@ -165,7 +165,7 @@ def _own(opened: OpenExport) -> list[Row]:
     return [Row(f"{row.name}-int8", row.path) for row in rows] if is_int8 else rows
 
 
-def _forms(model: Path, wanted: Wanted, folder: Path) -> list[Row]:
+def _forms(model: Path, wanted: BenchOptions, folder: Path) -> list[Row]:
     """Write the model in every form asked for; a form that is not to be had gets a note instead."""
     floats, rows = {}, []
     for name in wanted.formats:
@@ -180,10 +180,10 @@ def _forms(model: Path, wanted: Wanted, folder: Path) -> list[Row]:
         log.info(f"{name}: writing and checking it")
         try:
             if format not in floats:
-                floats[format] = export.export(model, export.Wanted(format, out=folder, data=wanted.data)).path
+                floats[format] = export.export(model, export.ExportOptions(format, out=folder, data=wanted.data)).path
             row.path = floats[format]
             if precision == "int8":
-                asked = comparison.Wanted(format, wanted.data, wanted.max_drop, wanted.calibration, out=folder)
+                asked = comparison.QuantizeOptions(format, wanted.data, wanted.max_drop, wanted.calibration, out=folder)
                 row.path, row.precision = quantize.quantize(model, asked, floats[format]).path, "fp32"
         except (ToleranceError, MissingPackageError) as error:
             row.note = f"refused: {error}" if isinstance(error, ToleranceError) else str(error)
@@ -194,31 +194,31 @@ def _forms(model: Path, wanted: Wanted, folder: Path) -> list[Row]:
     return rows
 
 
-def _pictures(opened: OpenModel | OpenExport, data: Path | None) -> Tensor:
+def _pictures(opened: TorchModel | ExportedModel, data: Path | None) -> Tensor:
     """Return real pictures [N, 3, H, W] uint8 as the network gets them."""
-    if isinstance(opened, OpenExport):
-        return pictures(opened, data, opened.info.size)  # type: ignore[arg-type]  # has what they need of an OpenModel
+    if isinstance(opened, ExportedModel):
+        return pictures(opened, data, opened.info.size)  # type: ignore[arg-type]  # has what they need of a TorchModel
     return pictures(opened, data, export.input_size(opened, data))
 
 
-def _compare(row: Row, opened: OpenModel | OpenExport, real: Tensor) -> None:
+def _compare(row: Row, opened: TorchModel | ExportedModel, real: Tensor) -> None:
     """Add how far the row's outputs are from PyTorch's, where PyTorch's are known."""
     form = row.open()
-    if not isinstance(opened, OpenModel) or not isinstance(form, OpenExport):
+    if not isinstance(opened, TorchModel) or not isinstance(form, ExportedModel):
         return
     parity = compare(opened, form.runner(row.precision), real, SAME_BOX)
     row.found["largest_difference"] = max(kinds["real"] for kinds in parity.outputs.values())
     row.found["agreed"], row.found["predictions"] = parity.agreed, parity.predictions
 
 
-def _evaluate(row: Row, opened: OpenModel | OpenExport, data: Path | None) -> None:
+def _evaluate(row: Row, opened: TorchModel | ExportedModel, data: Path | None) -> None:
     if data is None and opened.recipe.data["name"] not in EMBEDDED:
         return
     found = evaluate.evaluate_open(row.open(), data, precision=row.precision)  # type: ignore[arg-type]
     row.found["result"] = found.result
 
 
-def _time(rows: list[Row], real: Tensor, wanted: Wanted) -> None:
+def _time(rows: list[Row], real: Tensor, wanted: BenchOptions) -> None:
     """Add latency and throughput, the rows one after the other in every round."""
     runners = {row.name: row.runner() for row in rows}
     for batch in dict.fromkeys((wanted.batch, THROUGHPUT_BATCH)):
@@ -277,7 +277,7 @@ def memory_bytes(key: str) -> int | None:
     return None
 
 
-def _facts(opened: OpenModel | OpenExport, real: Tensor, wanted: Wanted) -> dict[str, Any]:
+def _facts(opened: TorchModel | ExportedModel, real: Tensor, wanted: BenchOptions) -> dict[str, Any]:
     found = environment(torch.device("cpu"))
     versions = {"convzoo": found["convzoo"], **export.versions()}
     return {

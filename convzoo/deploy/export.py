@@ -18,21 +18,21 @@ import torch
 from convzoo import build
 from convzoo.config import recipe as recipes
 from convzoo.deploy import SUFFIXES, format_module, library
-from convzoo.deploy.exported import OpenExport, open_exported
+from convzoo.deploy.exported import ExportedModel, open_exported
 from convzoo.deploy.graph import Deployed, check_suppression, trace
 from convzoo.deploy.metadata import ExportInfo, first_line
 from convzoo.deploy.parity import Parity, compare, pictures
 from convzoo.errors import ConvzooError, ToleranceError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference import torch_model
-from convzoo.inference.torch_model import OpenModel
+from convzoo.inference.torch_model import TorchModel
 from convzoo.types import Key
 
 VERSIONED = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportOptions:
     """What to export.
 
     Attributes:
@@ -61,7 +61,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Report:
+class ExportResult:
     """An export that was compared and kept."""
 
     path: Path
@@ -104,7 +104,7 @@ def differences(parity: Parity) -> list[str]:
     return [f"{name:11} largest relative difference {', '.join(parts)} pictures" for name, parts in found.items()]
 
 
-def export(model: Path, wanted: Wanted) -> Report:
+def export(model: Path, wanted: ExportOptions) -> ExportResult:
     """Export a model file.
 
     Raises:
@@ -135,7 +135,9 @@ def export(model: Path, wanted: Wanted) -> Report:
             with written_whole(target.with_name(other.name)) as beside:
                 os.replace(other, beside)
         os.replace(draft, temporary)
-    return Report(target, wanted.format, exported.info, parity, wanted.tolerance, size, time.perf_counter() - started)
+    return ExportResult(
+        target, wanted.format, exported.info, parity, wanted.tolerance, size, time.perf_counter() - started
+    )
 
 
 def target_path(model: Path, out: Path | None, suffix: str, ending: str = "") -> Path:
@@ -155,7 +157,7 @@ def bytes_of(path: Path) -> int:
     return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
 
 
-def describe(opened: OpenModel, wanted: Wanted, opset: int | None) -> ExportInfo:
+def describe(opened: TorchModel, wanted: ExportOptions, opset: int | None) -> ExportInfo:
     """Gather the metadata. Raises UsageError for combinations that do not exist."""
     recipe, task = opened.recipe, opened.recipe.task
     if wanted.stage != "raw" and task != "detect":
@@ -188,7 +190,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def input_size(opened: OpenModel, data: Path | None) -> tuple[int, int]:
+def input_size(opened: TorchModel, data: Path | None) -> tuple[int, int]:
     """Return the size that the evaluation transform gives, else the one that the model was trained on, else the data's.
 
     Raises:
@@ -205,7 +207,7 @@ def input_size(opened: OpenModel, data: Path | None) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
 
-def resized(opened: OpenModel, size: tuple[int, int]) -> OpenModel:
+def resized(opened: TorchModel, size: tuple[int, int]) -> TorchModel:
     """Return the model with an evaluation transform that gives another size, in the same proportions. Raises UsageError."""
     plain = opened.recipe.plain()
     operations = [(name, keys) for one in plain["transform"]["eval"] for name, keys in one.items()]
@@ -234,7 +236,7 @@ def _folder_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(module: ModuleType, opened: OpenModel, info: ExportInfo, draft: Path) -> list[Path]:
+def _write(module: ModuleType, opened: TorchModel, info: ExportInfo, draft: Path) -> list[Path]:
     program = trace(Deployed(opened, info, module.suppress))
     try:
         return module.write(program, info, draft)
@@ -245,7 +247,7 @@ def _write(module: ModuleType, opened: OpenModel, info: ExportInfo, draft: Path)
         raise ConvzooError(f"{opened.path}: cannot be written as {draft.suffix}: {first_line(error)}") from error
 
 
-def _checked(opened: OpenModel, draft: Path, real: torch.Tensor, tolerance: float) -> tuple[OpenExport, Parity]:
+def _checked(opened: TorchModel, draft: Path, real: torch.Tensor, tolerance: float) -> tuple[ExportedModel, Parity]:
     """Open the draft in its own runtime and compare. Raises ToleranceError, or ConvzooError where it does not run."""
     try:
         exported = open_exported(draft)
@@ -262,7 +264,7 @@ def _checked(opened: OpenModel, draft: Path, real: torch.Tensor, tolerance: floa
     return exported, parity
 
 
-def _check_disk(draft: Path, opened: OpenModel) -> None:
+def _check_disk(draft: Path, opened: TorchModel) -> None:
     """Raise OSError where it was the disk that failed: libraries do not always say so, or even notice."""
     needed = sum(parameter.numel() * parameter.element_size() for parameter in opened.model.parameters())
     with open(draft.with_name("probe"), "wb") as file:

@@ -27,7 +27,7 @@ Session = Callable[[Tensor], Sequence[Any]]  # pictures as the file takes them -
 
 
 @dataclass(frozen=True)
-class Place:
+class RuntimeOptions:
     """Where and how a file runs: the device, ONNX Runtime's execution provider, and the precision."""
 
     device: str = "cpu"
@@ -106,15 +106,15 @@ class ExportRunner:
 
 
 @dataclass
-class OpenExport:
-    """An exported file, read and verified; `runner` starts it. It answers as `torch_model.OpenModel` does."""
+class ExportedModel:
+    """An exported file, read and verified; `runner` starts it. It answers as `torch_model.TorchModel` does."""
 
     path: Path
     format: str
     info: ExportInfo
     recipe: Recipe
     content: Any
-    place: Place
+    place: RuntimeOptions
 
     @property
     def class_names(self) -> list[str]:
@@ -142,7 +142,7 @@ class OpenExport:
             raise ConvzooError(f"{self.path}: its runtime does not take it: {first_line(error)}") from error
         return ExportRunner(self.format, self.path, self.info, self.recipe, session)
 
-    def changed(self, overrides: tuple[str, ...]) -> "OpenExport":
+    def changed(self, overrides: tuple[str, ...]) -> "ExportedModel":
         """Return the same file under a recipe with overrides. Raises UsageError for what is fixed in the file."""
         recipe = recipes.with_overrides(self.recipe, overrides)
         fixed = {"model": recipe.model != self.recipe.model}
@@ -157,7 +157,9 @@ class OpenExport:
         return replace(self, recipe=recipe)
 
 
-def open_exported(path: str | Path, place: Place | None = None, overrides: tuple[str, ...] = ()) -> OpenExport:
+def open_exported(
+    path: str | Path, place: RuntimeOptions | None = None, overrides: tuple[str, ...] = ()
+) -> ExportedModel:
     """Read and verify an exported file, its format told by its suffix.
 
     Raises:
@@ -177,13 +179,13 @@ def open_exported(path: str | Path, place: Place | None = None, overrides: tuple
         info, recipe = check_document(document)
     except ConvzooError as error:
         raise type(error)(f"{path}: {error}") from None
-    opened = OpenExport(path, name, info, recipe, content, place or Place())
+    opened = ExportedModel(path, name, info, recipe, content, place or RuntimeOptions())
     return opened.changed(overrides) if overrides else opened
 
 
 def open_any(
     path: str | Path, device: torch.device, provider: str | None = None, overrides: tuple[str, ...] = ()
-) -> torch_model.OpenModel | OpenExport:
+) -> torch_model.TorchModel | ExportedModel:
     """Open a model file, an exported one, or weights of another program, converted in memory.
 
     All have recipe, class_names, info, task, pipeline and runner.
@@ -195,7 +197,7 @@ def open_any(
     if provider and path.suffix.lower() != ".onnx":
         raise UsageError(f"--provider {provider}: only ONNX Runtime has those; {path.name} is not an .onnx file")
     if path.suffix.lower() in SUFFIXES.values():
-        return open_exported(path, Place(str(device), provider), overrides)
+        return open_exported(path, RuntimeOptions(str(device), provider), overrides)
     if is_foreign(path):
         return open_converted(open_source(path), device).changed(overrides)
     return torch_model.open_model(path, device, overrides)

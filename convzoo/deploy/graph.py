@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import UsageError
-from convzoo.inference.torch_model import OpenModel
+from convzoo.inference.torch_model import TorchModel
 from convzoo.models.yolov3 import STRIDES
 from convzoo.tasks.postprocess import FAR_PX
 from convzoo.tasks.yolo import decode
@@ -33,7 +33,7 @@ class Deployed(nn.Module):
     Outputs of each stage: `types.Runner` and `Detect.postprocess` say what they hold.
     """
 
-    def __init__(self, opened: OpenModel, info: ExportInfo, suppress: Suppress):
+    def __init__(self, opened: TorchModel, info: ExportInfo, suppress: Suppress):
         super().__init__()
         self.network = folded(opened.model)
         self.info = info

@@ -17,13 +17,13 @@ from torch import Tensor
 from convzoo import build
 from convzoo.data.decode import decode_rgb
 from convzoo.data.transforms.pipeline import normalize
-from convzoo.deploy.exported import OpenExport
+from convzoo.deploy.exported import ExportedModel
 from convzoo.errors import DataError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference import evaluate
 from convzoo.inference.evaluate import Evaluation
 from convzoo.inference.predict import find_pictures
-from convzoo.inference.torch_model import OpenModel
+from convzoo.inference.torch_model import TorchModel
 from convzoo.models.yolov3 import STRIDES
 from convzoo.types import Batch, Key, Prediction, Sample
 
@@ -33,7 +33,7 @@ INTEGERS = {8: "<i8", 4: "<i4"}
 
 
 def dump_inputs(
-    opened: OpenModel | OpenExport,
+    opened: TorchModel | ExportedModel,
     folder: Path,
     sources: Sequence[str | Path] = (),
     data: Path | None = None,
@@ -101,7 +101,7 @@ def _unique(path: str, taken: set[str]) -> str:
 
 
 def score_raw_outputs(
-    opened: OpenModel | OpenExport, folder: Path, data: Path | None = None, **options: Any
+    opened: TorchModel | ExportedModel, folder: Path, data: Path | None = None, **options: Any
 ) -> Evaluation:
     """Evaluate outputs that were computed elsewhere, on the validation pictures of the recipe's data set.
 
@@ -115,10 +115,10 @@ def score_raw_outputs(
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
-    return evaluate.evaluate_open(_Elsewhere(opened, folder), data, **options)
+    return evaluate.evaluate_open(RecordedOutputs(opened, folder), data, **options)
 
 
-class _Elsewhere:
+class RecordedOutputs:
     """An opened model as `evaluate_open` takes it, whose outputs are files: its task reads them by the picture's path."""
 
     def __init__(self, opened: Any, folder: Path):
@@ -127,10 +127,10 @@ class _Elsewhere:
         self.inner, self.names, self.owner = opened.task(), _names(folder), {}
         self.collate, self.new_metric, self.pipeline = self.inner.collate, self.inner.new_metric, opened.pipeline
 
-    def runner(self, precision: str) -> "_Elsewhere":
+    def runner(self, precision: str) -> "RecordedOutputs":
         return self
 
-    def task(self) -> "_Elsewhere":
+    def task(self) -> "RecordedOutputs":
         return self
 
     def __call__(self, images: Tensor) -> tuple[Tensor, ...]:

@@ -18,10 +18,10 @@ from convzoo.inference.evaluate import Evaluation, evaluate
 from convzoo.inference.torch_model import TorchRunner
 from convzoo.logs import log
 from convzoo.report.tables import summary
-from convzoo.training.pretrained import with_weights_hash
-from convzoo.training.progress import Meter, profiled
+from convzoo.training.pretrained import check_pretrained_hash
+from convzoo.training.progress import ProgressLogger, profiled
 from convzoo.training.run_folder import RunFolder, open_run
-from convzoo.training.setup import Machine, Setup
+from convzoo.training.setup import RunOptions, TrainState
 from convzoo.training.stop import StopRequest
 from convzoo.types import Batch
 
@@ -29,7 +29,7 @@ AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 EVAL_BATCH = 256
 
 
-def train(recipe: Recipe, machine: Machine) -> Path:
+def train(recipe: Recipe, machine: RunOptions) -> Path:
     """Train as the recipe says, and return the run's folder.
 
     Raises:
@@ -40,7 +40,7 @@ def train(recipe: Recipe, machine: Machine) -> Path:
     with _opened(recipe, machine) as (setup, run, stop, profiler_step):
         recipe, progress = setup.recipe, setup.progress
         trained = [parameter for parameter in setup.model.parameters() if parameter.requires_grad]
-        meter, batches = Meter(setup, run), setup.batches()
+        meter, batches = ProgressLogger(setup, run), setup.batches()
         evaluation, stopping = None, False
 
         while True:
@@ -114,14 +114,16 @@ def train(recipe: Recipe, machine: Machine) -> Path:
 
 
 @contextlib.contextmanager
-def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder, "StopRequest", Callable[[], None]]]:
+def _opened(
+    recipe: Recipe, machine: RunOptions
+) -> Iterator[tuple[TrainState, RunFolder, "StopRequest", Callable[[], None]]]:
     """Take the device, the ranks, the data, the network and the run's folder, continued where it was; give them back."""
     device = distributed.resolve_device(machine.device)
     joined = distributed.start(device)
     logs.setup(distributed.rank())
     run, log_copy = None, logs.Copy()
     try:
-        setup = Setup(with_weights_hash(recipe, machine.weights, machine.download), machine, device)
+        setup = TrainState(check_pretrained_hash(recipe, machine.weights, machine.download), machine, device)
         run, continued = _open_on_rank_0(machine, setup.recipe)
         if distributed.rank() == 0:
             log_copy.open(run.path / "train.log")
@@ -143,7 +145,7 @@ def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder
             distributed.stop()
 
 
-def _forward_backward(setup: Setup, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
+def _forward_backward(setup: TrainState, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
     """Add up the gradients of one global batch.
 
     Returns:
@@ -173,7 +175,9 @@ def _forward_backward(setup: Setup, batches: Iterator[Batch]) -> tuple[dict[str,
     return scalars, left_out, waited_s
 
 
-def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest") -> tuple[Evaluation | None, bool]:
+def _close_epoch(
+    setup: TrainState, run: RunFolder, meter: ProgressLogger, stop: "StopRequest"
+) -> tuple[Evaluation | None, bool]:
     """Evaluate if it is due, write the epoch's row, save if it is due or the best so far; return the evaluation and whether a stop was asked for meanwhile."""
     progress, train_recipe = setup.progress, setup.recipe.train
     epoch = progress.step // setup.steps_per_epoch
@@ -200,7 +204,7 @@ def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest"
     return evaluation, False
 
 
-def _evaluate(setup: Setup, stop: Callable[[], bool]) -> Evaluation:
+def _evaluate(setup: TrainState, stop: Callable[[], bool]) -> Evaluation:
     """Evaluate the weights that would be published, in float32, exactly as `convzoo eval` does."""
     assert setup.val_data is not None
     distributed.broadcast_buffers(setup.model)
@@ -225,13 +229,13 @@ def _evaluate(setup: Setup, stop: Callable[[], bool]) -> Evaluation:
             setup.model.load_state_dict(trained)
 
 
-def _save(setup: Setup, run: RunFolder, metrics: dict, is_best: bool) -> None:
+def _save(setup: TrainState, run: RunFolder, metrics: dict, is_best: bool) -> None:
     if distributed.rank() == 0:
         info = setup.info(metrics, environment(setup.device))
-        run.checkpoints.save(setup.progress.step, setup.published(), info, setup.state(), is_best)
+        run.checkpoints.save(setup.progress.step, setup.weights_to_save(), info, setup.state(), is_best)
 
 
-def _open_on_rank_0(machine: Machine, recipe: Recipe) -> tuple[RunFolder, bool]:
+def _open_on_rank_0(machine: RunOptions, recipe: Recipe) -> tuple[RunFolder, bool]:
     """Let rank 0 open the folder and tell the others, its error included."""
     answer: tuple = ()
     if distributed.rank() == 0:
@@ -246,7 +250,7 @@ def _open_on_rank_0(machine: Machine, recipe: Recipe) -> tuple[RunFolder, bool]:
     return (run if distributed.rank() == 0 else RunFolder(path, recipe, None)), continued
 
 
-def _restore(setup: Setup, run: RunFolder) -> None:
+def _restore(setup: TrainState, run: RunFolder) -> None:
     found = run.checkpoints.newest_whole()
     if found is None and run.checkpoints.steps():
         raise ConvzooError(f"{run.path}: no checkpoint of this run is whole; start again in another folder")
@@ -260,7 +264,7 @@ def _restore(setup: Setup, run: RunFolder) -> None:
             mark.unlink(missing_ok=True)
 
 
-def _log_start(setup: Setup, run: RunFolder) -> None:
+def _log_start(setup: TrainState, run: RunFolder) -> None:
     recipe, count = setup.recipe, sum(p.numel() for p in setup.model.parameters())
     log.info(setup.arithmetic)
     log.info(
@@ -272,7 +276,7 @@ def _log_start(setup: Setup, run: RunFolder) -> None:
         log.info(f"continued at step {setup.progress.step} of {setup.total_steps}")
 
 
-def _finish(setup: Setup, run: RunFolder, meter: Meter, evaluation: Evaluation | None) -> None:
+def _finish(setup: TrainState, run: RunFolder, meter: ProgressLogger, evaluation: Evaluation | None) -> None:
     """Write what a finished run leaves: curves, tables, worst images and its README."""
     if distributed.rank() != 0:
         return

@@ -18,16 +18,16 @@ from convzoo.report.plots import plot_curves
 from convzoo.report.run_readme import write_card
 from convzoo.report.tables import summary
 from convzoo.training.run_folder import RunFolder
-from convzoo.training.setup import Setup
+from convzoo.training.setup import TrainState
 
 LOG_EVERY_S = 20.0
 DRAW_EVERY_S = 30.0  # drawing takes half a second, which epochs may be shorter than
 
 
-class Meter:
+class ProgressLogger:
     """A bar on a terminal, a line now and then elsewhere, or every so many steps where asked for, rows of metrics."""
 
-    def __init__(self, setup: Setup, run: RunFolder):
+    def __init__(self, setup: TrainState, run: RunFolder):
         self.setup, self.run = setup, run
         self.is_main = distributed.rank() == 0
         self.bar = logs.bar(setup.total_steps if self.is_main else 0, setup.progress.step, setup.recipe.name)

@@ -28,12 +28,12 @@ from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
 from convzoo.model_file import ModelInfo, StateDict, load_into
 from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
-from convzoo.training.pretrained import start_from
+from convzoo.training.pretrained import load_pretrained
 from convzoo.types import Batch
 
 
 @dataclass(frozen=True)
-class Machine:
+class RunOptions:
     """What a run needs to know that does not change its numbers: the command line's half of a run.
 
     Attributes:
@@ -76,10 +76,10 @@ class Progress:
     updates_left_out: int = 0
 
 
-class Setup:
+class TrainState:
     """A run's data, task, network and optimiser."""
 
-    def __init__(self, recipe: Recipe, machine: Machine, device: torch.device):
+    def __init__(self, recipe: Recipe, machine: RunOptions, device: torch.device):
         self.recipe, self.machine, self.device = recipe, machine, device
         self.progress = Progress()
         check_recipe(recipe)
@@ -137,7 +137,7 @@ class Setup:
         recipe, device = self.recipe, self.device
         model = registry.bind("model", recipe.model, recipe.at("model"))()
         if self.machine.weights:
-            start_from(model, recipe, self.machine.weights, self.class_names, self.machine.download)
+            load_pretrained(model, recipe, self.machine.weights, self.class_names, self.machine.download)
         if recipe.train.sync_batch_norm:
             if device.type == "cpu":
                 raise UsageError("train.sync_batch_norm: works on accelerators only; set it to false")
@@ -166,7 +166,7 @@ class Setup:
         for batch in build_loader(self.train_data, self.task, keys, workers, pin_memory=self.device.type == "cuda"):
             yield checked(batch, machine.on_bad_sample)
 
-    def published(self) -> StateDict:
+    def weights_to_save(self) -> StateDict:
         """Return the weights that are evaluated and saved: the moving average where there is one."""
         return self.average.average if self.average else self.model.state_dict()
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from convzoo.deploy import export as exporting
 from convzoo.deploy import parity
-from convzoo.deploy.exported import OpenExport, Place, Session, open_exported
+from convzoo.deploy.exported import ExportedModel, RuntimeOptions, Session, open_exported
 from convzoo.deploy.formats import mindir
 from convzoo.deploy.formats.ascend_runtime import AclSession
 from convzoo.deploy.graph import Deployed, trace
@@ -38,7 +38,7 @@ CANN = "a part of CANN (hiascend.com)"
 HALF_TOLERANCE = 2e-2  # the device computes in float16, whose relative rounding of 5e-4 adds up over 50 to 120 layers
 
 
-def export(model: Path, wanted: exporting.Wanted) -> exporting.Report:
+def export(model: Path, wanted: exporting.ExportOptions) -> exporting.ExportResult:
     """Write an .air or .om file from a model file.
 
     The report's comparison is the .om file's where `acl` can run it, else that of the file it was made from.
@@ -53,7 +53,7 @@ def export(model: Path, wanted: exporting.Wanted) -> exporting.Report:
     return _export_air(model, wanted) if wanted.format == "air" else _export_om(model, wanted)
 
 
-def _export_air(model: Path, wanted: exporting.Wanted) -> exporting.Report:
+def _export_air(model: Path, wanted: exporting.ExportOptions) -> exporting.ExportResult:
     """Write NAME.mindir, compared, and the same network as NAME.air, which only `atc` reads."""
     started = time.perf_counter()
     target = exporting.target_path(model, wanted.out, ".air")
@@ -76,7 +76,7 @@ def _export_air(model: Path, wanted: exporting.Wanted) -> exporting.Report:
     return _reported(report, target, "air", started)
 
 
-def _export_om(model: Path, wanted: exporting.Wanted) -> exporting.Report:
+def _export_om(model: Path, wanted: exporting.ExportOptions) -> exporting.ExportResult:
     """Write NAME.onnx (or .mindir), compared, what AIPP is to do, if it is, and NAME.om from them."""
     started = time.perf_counter()
     target = exporting.target_path(model, wanted.out, ".om")
@@ -107,13 +107,13 @@ def _export_om(model: Path, wanted: exporting.Wanted) -> exporting.Report:
     return _reported(report, target, "om", started)
 
 
-def _reported(report: exporting.Report, target: Path, format: str, started: float) -> exporting.Report:
+def _reported(report: exporting.ExportResult, target: Path, format: str, started: float) -> exporting.ExportResult:
     info = check_document(mindir.read_beside(target)[0])[0]
     seconds, size = time.perf_counter() - started, target.stat().st_size
     return replace(report, path=target, format=format, info=info, bytes=size, seconds=seconds)
 
 
-def _opened(model: Path, wanted: exporting.Wanted) -> torch_model.OpenModel:
+def _opened(model: Path, wanted: exporting.ExportOptions) -> torch_model.TorchModel:
     opened = torch_model.open_model(model, torch.device("cpu"))
     return exporting.resized(opened, wanted.size) if wanted.size else opened
 
@@ -125,7 +125,7 @@ def publish(drafts: list[Path], folder: Path) -> None:
             os.replace(draft, temporary)
 
 
-def _compared(opened: torch_model.OpenModel, file: OpenExport, wanted: exporting.Wanted) -> parity.Parity:
+def _compared(opened: torch_model.TorchModel, file: ExportedModel, wanted: exporting.ExportOptions) -> parity.Parity:
     tolerance = max(wanted.tolerance, HALF_TOLERANCE)
     real = parity.pictures(opened, wanted.data, file.info.size)
     found = parity.compare(opened, file.runner(), real, tolerance)
@@ -199,7 +199,7 @@ def read(path: Path) -> tuple[str, bytes]:
     return mindir.read_beside(path)
 
 
-def start(content: bytes, info: ExportInfo, place: Place) -> Session:
+def start(content: bytes, info: ExportInfo, place: RuntimeOptions) -> Session:
     """Load the file on a device. Raises UsageError, MissingPackageError without `acl`, ConvzooError where acl fails."""
     if place.precision != "fp32":
         raise UsageError(f"--precision {place.precision}: an .om file has the precision that atc gave it")

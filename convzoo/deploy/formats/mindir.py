@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convzoo.deploy.exported import Place, Session
+from convzoo.deploy.exported import RuntimeOptions, Session
 from convzoo.deploy.formats import mindir_worker
 from convzoo.deploy.formats.mindir_plan import Plan
 from convzoo.deploy.metadata import MAX_DOCUMENT, ExportInfo, check_seal, sealed
@@ -35,7 +35,7 @@ END_S = 10  # to end by itself, before it is ended
 
 
 def prepare(wanted: Any) -> Any:
-    """Complete a `export.Wanted`. Raises UsageError, and MissingPackageError before any work is done."""
+    """Complete a `export.ExportOptions`. Raises UsageError, and MissingPackageError before any work is done."""
     if wanted.dynamic_size:
         raise UsageError("--format mindir --dynamic-size: a MINDIR file takes pictures of one size")
     if wanted.stage == "nms":
@@ -75,7 +75,7 @@ def read(path: Path) -> tuple[str, bytes]:
     return read_beside(path)
 
 
-def start(content: bytes, info: ExportInfo, place: Place) -> Session:
+def start(content: bytes, info: ExportInfo, place: RuntimeOptions) -> Session:
     """Open the file in MindSpore, with as many threads as PyTorch has. Raises UsageError, MissingPackageError."""
     if place.precision != "fp32":
         raise UsageError(f"--precision {place.precision}: a MINDIR file has the precision it was exported with")

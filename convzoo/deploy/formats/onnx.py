@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from convzoo.deploy import library
-from convzoo.deploy.exported import Place, Session
+from convzoo.deploy.exported import RuntimeOptions, Session
 from convzoo.deploy.graph import quiet
 from convzoo.deploy.metadata import ExportInfo, check_seal, first_line, sealed
 from convzoo.errors import ConvzooError, UsageError
@@ -105,7 +105,7 @@ def _tensors(message: Any) -> Iterator[Any]:
                 yield from _tensors(part)
 
 
-def start(content: bytes, info: ExportInfo, place: Place) -> Session:
+def start(content: bytes, info: ExportInfo, place: RuntimeOptions) -> Session:
     """Start ONNX Runtime, with as many threads as PyTorch has.
 
     Raises:

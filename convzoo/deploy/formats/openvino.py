@@ -8,7 +8,7 @@ import torch
 from defusedxml import ElementTree
 
 from convzoo.deploy import library
-from convzoo.deploy.exported import Place, Session
+from convzoo.deploy.exported import RuntimeOptions, Session
 from convzoo.deploy.formats import onnx
 from convzoo.deploy.metadata import ExportInfo, check_seal, sealed
 from convzoo.errors import ConvzooError, UsageError
@@ -68,7 +68,7 @@ def read(path: Path) -> tuple[str, tuple[bytes, bytes]]:
     return document, (data, weights)
 
 
-def start(content: tuple[bytes, bytes], info: ExportInfo, place: Place) -> Session:
+def start(content: tuple[bytes, bytes], info: ExportInfo, place: RuntimeOptions) -> Session:
     """Compile for the CPU in the precision asked for, with as many threads as PyTorch has. Raises UsageError."""
     openvino = library("openvino", "running an OpenVINO file")
     if place.precision not in HINTS:

@@ -8,7 +8,7 @@ import torchvision.ops
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
-from convzoo.deploy.exported import Place, Session
+from convzoo.deploy.exported import RuntimeOptions, Session
 from convzoo.deploy.formats.pt2_safety import DOCUMENT, archive, archive_digest, cleaned, members
 from convzoo.deploy.graph import quiet
 from convzoo.deploy.metadata import UNSEALED, ExportInfo, parse_document
@@ -48,7 +48,7 @@ def read(path: Path) -> tuple[str, dict[str, bytes]]:
     return document, cleaned(files)
 
 
-def start(content: dict[str, bytes], info: ExportInfo, place: Place) -> Session:
+def start(content: dict[str, bytes], info: ExportInfo, place: RuntimeOptions) -> Session:
     """Load the checked archive on a device. Raises UsageError for another precision than the file's."""
     if place.precision != "fp32":
         raise UsageError(f"--precision {place.precision}: a .pt2 file has the precision it was exported with")

@@ -26,7 +26,7 @@ MAX_DELAY_US = 100  # that a picture waits for others
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8", 7: "TYPE_INT64", 10: "TYPE_FP16"}  # of ONNX's element types
 
 
-def export(model: Path, wanted: exporting.Wanted) -> exporting.Report:
+def export(model: Path, wanted: exporting.ExportOptions) -> exporting.ExportResult:
     """Write the repository's folder NAME for a model file; the ONNX file in it is compared as every other.
 
     `wanted.out` is the repository, the model file's folder if None.

@@ -11,15 +11,15 @@ from convzoo.deploy.exported import open_exported
 from convzoo.deploy.formats import ascend, mindir
 from convzoo.deploy.metadata import UNSEALED
 from convzoo.deploy.quantize.calibration import Calibration, find_calibration
-from convzoo.deploy.quantize.comparison import Comparison, Report, Wanted
-from convzoo.deploy.quantize.schemes import Way
+from convzoo.deploy.quantize.comparison import Comparison, QuantizeOptions, QuantizeResult
+from convzoo.deploy.quantize.schemes import QuantizationScheme
 from convzoo.errors import UsageError
 from convzoo.inference import torch_model
 
-WAY = Way("amct")
+SCHEME = QuantizationScheme("amct")
 
 
-def quantize_model(model: Path, wanted: Wanted) -> Report:
+def quantize_model(model: Path, wanted: QuantizeOptions) -> QuantizeResult:
     """Write a model file's INT8 .om, and keep it only if it is accurate enough and faster on the device.
 
     Left beside it is what an Ascend host needs where a tool is missing: NAME.onnx, the calibration's inputs in
@@ -31,7 +31,7 @@ def quantize_model(model: Path, wanted: Wanted) -> Report:
     """
     target = export.target_path(model, wanted.out, ".om", "-int8")
     source = target.with_name(f"{model.stem}.onnx")
-    info = export.export(model, export.Wanted("onnx", out=source, batch=1, data=wanted.data)).info
+    info = export.export(model, export.ExportOptions("onnx", out=source, batch=1, data=wanted.data)).info
     opened = torch_model.open_model(model, torch.device("cpu"))
     found = find_calibration(opened, wanted.data, wanted.calibration, wanted.calibration_images, info.size)
     inputs = target.with_name(f"{model.stem}-calibration")
@@ -43,14 +43,14 @@ def quantize_model(model: Path, wanted: Wanted) -> Report:
             ascend.compile_om(made_from, info, file, None, wanted.soc_version)
             mindir.write_beside(info.model_copy(update={"seal": UNSEALED}), file)
         comparison = Comparison(open_exported(before), found, wanted, Path(folder))
-        trial = comparison.measured(WAY, after)
+        trial = comparison.measured(SCHEME, after)
         if not comparison.passes(trial):
             raise comparison.refusal([trial])
         described, float_bytes = comparison.description(trial), before.stat().st_size
         provenance = {**info.provenance, "quantization": described}
         changed = {"metrics": trial.result, "provenance": provenance, "seal": UNSEALED}
         ascend.publish([after, mindir.write_beside(info.model_copy(update=changed), after)], target.parent)
-    return Report(target, target.stat().st_size, float_bytes, described)
+    return QuantizeResult(target, target.stat().st_size, float_bytes, described)
 
 
 def _write_inputs(calibration: Calibration, folder: Path) -> None:

@@ -16,7 +16,7 @@ from convzoo.data.decode import decode_rgb
 from convzoo.data.transforms.pipeline import ORDER, keyed_rng, normalize
 from convzoo.errors import DataError, UsageError
 from convzoo.inference.predict import find_pictures
-from convzoo.inference.torch_model import OpenModel
+from convzoo.inference.torch_model import TorchModel
 from convzoo.logs import log
 from convzoo.types import Key, Sample
 
@@ -38,7 +38,7 @@ class Calibration:
         size: (height, width) of the network's input.
     """
 
-    opened: OpenModel
+    opened: TorchModel
     where: str
     load: Callable[[int], Sample]
     indices: list[int]
@@ -60,7 +60,7 @@ class Calibration:
 
 
 def find_calibration(
-    opened: OpenModel, data: Path | None, folder: Path | None, most: int, size: tuple[int, int]
+    opened: TorchModel, data: Path | None, folder: Path | None, most: int, size: tuple[int, int]
 ) -> Calibration:
     """Choose at most `most` pictures, the same ones every time, of a folder or else of the training split.
 
@@ -95,10 +95,10 @@ def find_calibration(
     return Calibration(opened, where, load, indices, frozenset(digests), resolved, size)
 
 
-Source = tuple[Callable[[int], Sample], list[str], str]
+PictureSource = tuple[Callable[[int], Sample], list[str], str]
 
 
-def _of_folder(folder: Path) -> Source:
+def _of_folder(folder: Path) -> PictureSource:
     if not folder.is_dir():
         raise UsageError(f"--calibration {folder}: no such folder")
     try:
@@ -116,7 +116,7 @@ def _of_folder(folder: Path) -> Source:
     return load, paths, f"--calibration {folder}"
 
 
-def _of_training(opened: OpenModel, data: Path | None) -> Source:
+def _of_training(opened: TorchModel, data: Path | None) -> PictureSource:
     try:
         dataset = build_dataset(opened.recipe, data, "train")
     except DataError as error:

@@ -11,7 +11,7 @@ import torch
 
 from convzoo import build, distributed
 from convzoo.data.loader import Transformed, label_map
-from convzoo.deploy.exported import OpenExport, open_exported
+from convzoo.deploy.exported import ExportedModel, open_exported
 from convzoo.deploy.metadata import UNSEALED
 from convzoo.deploy.quantize import layer_errors, schemes
 from convzoo.deploy.quantize.calibration import Calibration, Evaluated
@@ -26,7 +26,7 @@ SECONDS = 1.0  # of each variant in each round
 
 
 @dataclass(frozen=True)
-class Wanted:
+class QuantizeOptions:
     """What to quantise to.
 
     Attributes:
@@ -50,7 +50,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Trial:
+class Candidate:
     """A way that was tried.
 
     Attributes:
@@ -59,7 +59,7 @@ class Trial:
         drop: points of percent that the task's measure lost; errors: of the layers, worst first.
     """
 
-    way: schemes.Way
+    way: schemes.QuantizationScheme
     seconds: dict[str, float]
     result: dict[str, Any] | None = None
     drop: float = 0.0
@@ -72,7 +72,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Report:
+class QuantizeResult:
     """An INT8 file that was measured and kept."""
 
     path: Path
@@ -97,7 +97,7 @@ class Report:
         ])  # fmt: skip
 
 
-def measure_speed(before: OpenExport, after: OpenExport, image: np.ndarray) -> dict[str, float]:
+def measure_speed(before: ExportedModel, after: ExportedModel, image: np.ndarray) -> dict[str, float]:
     """Return the median seconds of a picture, float32 [1, 3, H, W], in float32, in bfloat16 where that is computed, in INT8."""
     runners = {"float32": before.runner(), "int8": after.runner()}
     if before.format == "openvino" and distributed.computes_bfloat16(torch.device("cpu")):
@@ -114,7 +114,7 @@ class Comparison:
         DataError: nothing to evaluate, or pictures that are also calibrated on.
     """
 
-    def __init__(self, before: OpenExport, calibration: Calibration, wanted: Wanted, folder: Path):
+    def __init__(self, before: ExportedModel, calibration: Calibration, wanted: QuantizeOptions, folder: Path):
         self.before, self.calibration, self.wanted, self.folder = before, calibration, wanted, folder
         dataset = build.build_dataset(before.recipe, wanted.data, "val")
         if not len(dataset):
@@ -125,17 +125,17 @@ class Comparison:
         self.task = before.task()
         self.float_result = self._evaluated(before)
 
-    def _evaluated(self, opened: OpenExport) -> dict[str, Any]:
+    def _evaluated(self, opened: ExportedModel) -> dict[str, Any]:
         batch_size = min(64, self.before.recipe.train.batch_size)
         try:
             return evaluate.evaluate(opened.runner(), self.task, self.seen, batch_size=batch_size).result
         except DataError as error:  # there is no such option here: every picture counts, before and after
             raise DataError(str(error).partition(" (--on-bad-sample")[0]) from None
 
-    def best(self) -> tuple[Trial, Any]:
+    def best(self) -> tuple[Candidate, Any]:
         """Try one way after the other; return the first that passes, and its network. Raises ToleranceError."""
-        trials: list[Trial] = []
-        for way in schemes.WAYS[self.wanted.format]:
+        trials: list[Candidate] = []
+        for way in schemes.SCHEMES[self.wanted.format]:
             log.info(f"INT8 by {way}: calibrating on {len(self.calibration)} pictures")
             try:
                 worst = [name for name, _ in trials[-1].errors] if trials else []
@@ -152,7 +152,7 @@ class Comparison:
             log.warning(f"refused: {self._why(trial)}")
         raise self.refusal(trials)
 
-    def _tried(self, way: schemes.Way, network: Any) -> Trial:
+    def _tried(self, way: schemes.QuantizationScheme, network: Any) -> Candidate:
         path = self.folder / f"trial{self.before.path.suffix}"
         schemes.write(network, self.wanted.format, self.before.info.model_copy(update={"seal": UNSEALED}), path)
         trial = self.measured(way, path)
@@ -161,15 +161,15 @@ class Comparison:
             trial = replace(trial, errors=errors)
         return trial
 
-    def measured(self, way: schemes.Way, path: Path) -> Trial:
+    def measured(self, way: schemes.QuantizationScheme, path: Path) -> Candidate:
         """Time an INT8 file against the float one and, if it is faster, evaluate it."""
         after = open_exported(path)
         seconds = measure_speed(self.before, after, next(iter(self.calibration)))
-        trial = Trial(way, seconds)
+        trial = Candidate(way, seconds)
         if trial.speedup <= 1:
             return trial  # whatever its accuracy
         result = self._evaluated(after)
-        return Trial(way, seconds, result, 100 * (self._score(self.float_result) - self._score(result)))
+        return Candidate(way, seconds, result, 100 * (self._score(self.float_result) - self._score(result)))
 
     def _score(self, result: dict[str, Any]) -> float:
         score = result.get(self.task.best_metric)
@@ -177,11 +177,11 @@ class Comparison:
             raise DataError(f"{self.wanted.data}: gives no {self.task.best_metric} to compare by")
         return float(score)
 
-    def passes(self, trial: Trial) -> bool:
+    def passes(self, trial: Candidate) -> bool:
         """Tell whether it is faster than float and within the budget."""
         return trial.speedup > 1 and trial.drop <= self.wanted.max_drop + 1e-9  # rounding of the subtraction
 
-    def _why(self, trial: Trial) -> str:
+    def _why(self, trial: Candidate) -> str:
         if trial.speedup <= 1:
             times = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in trial.seconds.items())
             return f"{trial.way}: slower than float ({times})"
@@ -189,7 +189,7 @@ class Comparison:
         told = f" (largest errors: {worst})" if worst else ""
         return f"{trial.way}: loses {trial.drop:.2f} points of {self.task.best_metric}, {trial.speedup:.2f} times as fast{told}"
 
-    def refusal(self, trials: list[Trial]) -> ToleranceError:
+    def refusal(self, trials: list[Candidate]) -> ToleranceError:
         """Return the error that says what each way gave; log the layers' errors of the best."""
         if not trials:
             return ToleranceError(f"{self.before.path.name}: no way of quantising it works; nothing is kept")
@@ -202,7 +202,7 @@ class Comparison:
             f"no INT8 that is faster than float and loses at most {self.wanted.max_drop:g} points, and none is kept: {told}"
         )
 
-    def description(self, trial: Trial) -> dict[str, Any]:
+    def description(self, trial: Candidate) -> dict[str, Any]:
         """Return what was done and measured: for the metadata and the report."""
         wanted, runtime = self.wanted, {"onnx": "onnxruntime", "openvino": "openvino", "om": "acl"}[self.wanted.format]
         return {
@@ -214,7 +214,7 @@ class Comparison:
             "speedup": round(trial.speedup, 3), "threads": torch.get_num_threads(),
         }  # fmt: skip
 
-    def written(self, network: Any, trial: Trial, name: str) -> tuple[Path, list[Path]]:
+    def written(self, network: Any, trial: Candidate, name: str) -> tuple[Path, list[Path]]:
         """Write the network with all that was measured, and check that the file does what the measured one did."""
         info = self.before.info
         provenance = {**info.provenance, "quantization": self.description(trial)}

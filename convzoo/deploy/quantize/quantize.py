@@ -11,13 +11,13 @@ from convzoo.deploy import SUFFIXES, export, format_module, library
 from convzoo.deploy.exported import open_exported
 from convzoo.deploy.quantize import schemes
 from convzoo.deploy.quantize.calibration import find_calibration
-from convzoo.deploy.quantize.comparison import Comparison, Report, Wanted
+from convzoo.deploy.quantize.comparison import Comparison, QuantizeOptions, QuantizeResult
 from convzoo.errors import UsageError
 from convzoo.files import written_whole
 from convzoo.inference import torch_model
 
 
-def quantize(model: Path, wanted: Wanted, exported: Path | None = None) -> Report:
+def quantize(model: Path, wanted: QuantizeOptions, exported: Path | None = None) -> QuantizeResult:
     """Quantise a model file and keep the result only if it is accurate enough and faster.
 
     Args:
@@ -32,8 +32,8 @@ def quantize(model: Path, wanted: Wanted, exported: Path | None = None) -> Repor
         from convzoo.deploy.quantize import amct
 
         return amct.quantize_model(model, wanted)
-    if wanted.format not in schemes.WAYS:
-        raise UsageError(f"--format {wanted.format}: no INT8 in it{nearest(wanted.format, [*schemes.WAYS, 'om'])}")
+    if wanted.format not in schemes.SCHEMES:
+        raise UsageError(f"--format {wanted.format}: no INT8 in it{nearest(wanted.format, [*schemes.SCHEMES, 'om'])}")
     module = format_module(wanted.format)
     target = export.target_path(model, wanted.out, SUFFIXES[wanted.format], "-int8")
     for name in (*module.PACKAGES, "nncf"):
@@ -42,7 +42,7 @@ def quantize(model: Path, wanted: Wanted, exported: Path | None = None) -> Repor
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
         folder = Path(name)
         if exported is None:
-            exported = export.export(model, export.Wanted(wanted.format, out=folder, data=wanted.data)).path
+            exported = export.export(model, export.ExportOptions(wanted.format, out=folder, data=wanted.data)).path
         before = open_exported(exported)
         calibration = find_calibration(
             opened, wanted.data, wanted.calibration, wanted.calibration_images, before.info.size
@@ -56,4 +56,4 @@ def quantize(model: Path, wanted: Wanted, exported: Path | None = None) -> Repor
                 with written_whole(target.with_name(other.name)) as beside:
                     os.replace(other, beside)
             os.replace(draft, temporary)
-        return Report(target, size, export.bytes_of(exported), session.description(trial))
+        return QuantizeResult(target, size, export.bytes_of(exported), session.description(trial))

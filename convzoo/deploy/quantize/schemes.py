@@ -18,7 +18,7 @@ WEIGHTED = ("Conv", "Gemm", "MatMul", "Convolution", "GroupConvolution")
 
 
 @dataclass(frozen=True)
-class Way:
+class QuantizationScheme:
     """A way to quantise.
 
     Attributes:
@@ -43,20 +43,28 @@ class Way:
 
 # In the order in which they are tried, as measured (docs/deploy.md). Symmetric activations of a leaky ReLU waste half their
 # range: Tiny Darknet lost 17 points so, and was no faster. ONNX Runtime runs what NNCF writes for it slower than float.
-WAYS = {
+SCHEMES = {
     "openvino": [
-        Way("nncf"), Way("nncf", spares="ends"), Way("nncf", spares="ends", exact_bias=True),
-        Way("nncf", spares="worst", exact_bias=True), Way("nncf", "performance", exact_bias=True),
+        QuantizationScheme("nncf"),
+        QuantizationScheme("nncf", spares="ends"),
+        QuantizationScheme("nncf", spares="ends", exact_bias=True),
+        QuantizationScheme("nncf", spares="worst", exact_bias=True),
+        QuantizationScheme("nncf", "performance", exact_bias=True),
     ],
     "onnx": [
-        Way("onnxruntime"), Way("onnxruntime", spares="ends"), Way("onnxruntime", spares="worst"),
-        Way("nncf"), Way("nncf", spares="ends"),
+        QuantizationScheme("onnxruntime"),
+        QuantizationScheme("onnxruntime", spares="ends"),
+        QuantizationScheme("onnxruntime", spares="worst"),
+        QuantizationScheme("nncf"),
+        QuantizationScheme("nncf", spares="ends"),
     ],
-}  # fmt: skip
+}
 WORST = 3
 
 
-def quantised(source: Path, format: str, way: Way, calibration: Calibration, worst: Sequence[str] = ()) -> Any:
+def quantised(
+    source: Path, format: str, way: QuantizationScheme, calibration: Calibration, worst: Sequence[str] = ()
+) -> Any:
     """Return the INT8 network as its library holds it.
 
     Args:
@@ -103,12 +111,12 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _spared(way: Way, ends: list[str], worst: Sequence[str]) -> list[str]:
+def _spared(way: QuantizationScheme, ends: list[str], worst: Sequence[str]) -> list[str]:
     more = worst[:WORST] if way.spares == "worst" else ()
     return [] if way.spares == "nothing" else list(dict.fromkeys([*ends, *more]))
 
 
-def _by_nncf(model: Any, way: Way, spared: list[str], calibration: Calibration, feed: Any) -> Any:
+def _by_nncf(model: Any, way: QuantizationScheme, spared: list[str], calibration: Calibration, feed: Any) -> Any:
     nncf = library("nncf", "INT8")
     options: dict[str, Any] = {"preset": nncf.QuantizationPreset(way.preset), "subset_size": len(calibration)}
     options["fast_bias_correction"] = not way.exact_bias
