@@ -155,9 +155,9 @@ def load(
         raise UsageError(
             f"{source}: a network without weights; weights= takes a file or a name of `list --weights`, pretrained=False none"
         )
-    wanted = sources.ExpectedWeights(model_name, num_classes, names)
+    expected = sources.ExpectedWeights(model_name, num_classes, names)
     if sources.is_remote(source) or (Path(source).is_file() and is_foreign(Path(source))):
-        return Model(open_converted(sources.open_source(source, wanted, download), target))
+        return Model(open_converted(sources.open_source(source, expected, download), target))
     opened = open_any(source, target)
     require_asked_for(str(source), opened.recipe.model, model_name, num_classes)
     return Model(opened)
@@ -181,8 +181,8 @@ def _untrained(
     return torch_model.TorchModel(model, recipe, info, Path(name), tensors_sha256(model.state_dict()))
 
 
-def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:
-    """Train as a recipe says and return the run's folder; machine options as `RunOptions`'s attributes.
+def train(recipe: str | Path | Recipe, *overrides: str, **run_options: Any) -> Path:
+    """Train as a recipe says and return the run's folder; run_options as `RunOptions`'s attributes.
 
     Raises:
         InterruptedRun, UsageError, DataError, ConvzooError: as the message says.
@@ -192,6 +192,6 @@ def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:
     )
     paths: dict[str, Any] = {
         key: Path(value) if key in ("data", "val_data", "out") and value is not None else value
-        for key, value in machine.items()
+        for key, value in run_options.items()
     }
     return run_training(loaded, RunOptions(**paths))

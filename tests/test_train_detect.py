@@ -123,10 +123,10 @@ def test_validation_data_with_the_classes_in_another_order_are_the_same_classes(
         Image.new("RGB", (64, 64)).save(tmp_path / name / "images" / split / "1.png")
         (tmp_path / name / "labels" / split / "1.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     small = ["data={name: yolo_txt}", "model.num_classes=2", "model.width=0.03125", "train.batch_size=1"]
-    machine = RunOptions(data=tmp_path / "one", val_data=tmp_path / "two")
-    setup = TrainState(recipes.load("yolov3-digits", small), machine, torch.device("cpu"))
-    assert setup.train_data[Key(0, 0)].target.labels.tolist() == [0] and setup.class_names == ["cat", "dog"]
-    assert setup.val_data[Key(0, 0)].target.labels.tolist() == [1]
+    options = RunOptions(data=tmp_path / "one", val_data=tmp_path / "two")
+    state = TrainState(recipes.load("yolov3-digits", small), options, torch.device("cpu"))
+    assert state.train_data[Key(0, 0)].target.labels.tolist() == [0] and state.class_names == ["cat", "dog"]
+    assert state.val_data[Key(0, 0)].target.labels.tolist() == [1]
 
 
 def test_a_wrong_number_of_classes_is_named(run, shared, tmp_path):

@@ -33,5 +33,5 @@ def bench(
     from convzoo.deploy.bench import bench as run_bench
 
     names = tuple(ROWS) if formats == "all" else tuple(dict.fromkeys(formats.split(",")))
-    report = run_bench(model, BenchOptions(names, data, calibration, max_drop, rounds, seconds, batch, out))
-    print(json.dumps(report.plain) if json_ else report.text())
+    result = run_bench(model, BenchOptions(names, data, calibration, max_drop, rounds, seconds, batch, out))
+    print(json.dumps(result.plain) if json_ else result.text())

@@ -68,9 +68,9 @@ def export(
     from convzoo.deploy.export import ExportOptions
     from convzoo.deploy.export import export as run_export
 
-    wanted = ExportOptions(
+    options = ExportOptions(
         format, out=out, stage=stage.value, preprocessing=preprocessing, batch=batch, size=wanted_size,
         dynamic_size=dynamic_size, data=data, tolerance=tolerance, soc_version=soc_version,
     )  # fmt: skip
-    report = run_export(model, wanted)
-    print(json.dumps(report.plain) if json_ else report.text())
+    result = run_export(model, options)
+    print(json.dumps(result.plain) if json_ else result.text())

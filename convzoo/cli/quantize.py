@@ -35,6 +35,6 @@ def quantize(
     from convzoo.deploy.quantize.comparison import QuantizeOptions
     from convzoo.deploy.quantize.quantize import quantize as run_quantize
 
-    wanted = QuantizeOptions(format, data, max_drop, calibration, calibration_images, eval_images, out, soc_version)
-    report = run_quantize(model, wanted)
-    print(json.dumps(report.plain) if json_ else report.text())
+    options = QuantizeOptions(format, data, max_drop, calibration, calibration_images, eval_images, out, soc_version)
+    result = run_quantize(model, options)
+    print(json.dumps(result.plain) if json_ else result.text())

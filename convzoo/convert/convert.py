@@ -41,7 +41,7 @@ TRAINING = {
 def convert(
     source: str,
     out: Path,
-    wanted: ExpectedWeights = ANY,
+    expected: ExpectedWeights = ANY,
     *,
     to: str | None = None,
     check: bool = False,
@@ -63,15 +63,15 @@ def convert(
     """
     _check_out(out, source)
     if not is_remote(source) and mindspore_keys.is_text(Path(source)):
-        _refuse("for a configuration", to=to, check=check, data_name=data_name, **vars(wanted))
+        _refuse("for a configuration", to=to, check=check, data_name=data_name, **vars(expected))
         return _convert_configuration(Path(source), out)
     if to:
-        _refuse("with --to", check=check, data_name=data_name, classes=wanted.classes)
+        _refuse("with --to", check=check, data_name=data_name, classes=expected.classes)
     if to is None and not is_remote(source) and is_own(Path(source)):
         raise UsageError(
             f"{source}: a model file of convzoo already; --to darknet or --to mindspore writes it for those"
         )
-    opened = open_source(source, wanted, download)
+    opened = open_source(source, expected, download)
     if opened.converted.missing:
         network(opened.converted)  # says what is missing and what to do with a backbone
     if to:

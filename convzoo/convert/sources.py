@@ -78,7 +78,7 @@ def is_own(path: Path) -> bool:
         return False
 
 
-def open_source(source: str | Path, wanted: ExpectedWeights = ANY, download: bool = False) -> WeightSource:
+def open_source(source: str | Path, expected: ExpectedWeights = ANY, download: bool = False) -> WeightSource:
     """Read weights of any kind.
 
     Raises:
@@ -87,11 +87,11 @@ def open_source(source: str | Path, wanted: ExpectedWeights = ANY, download: boo
         MissingPackageError: the library is not installed.
     """
     if is_remote(source):
-        return _fetch(str(source), wanted, download)
+        return _fetch(str(source), expected, download)
     path = Path(source)
     if is_own(path):
-        return _open_own(path, wanted)
-    converted = read(path, wanted.model_name, wanted.num_classes, wanted.classes)
+        return _open_own(path, expected)
+    converted = read(path, expected.model_name, expected.num_classes, expected.classes)
     return _from_file(path.name, path, converted)
 
 
@@ -104,10 +104,10 @@ def source_sha256(source: str | Path, download: bool = False) -> str:
     return file_sha256(Path(source))
 
 
-def _open_own(path: Path, wanted: ExpectedWeights) -> WeightSource:
+def _open_own(path: Path, expected: ExpectedWeights) -> WeightSource:
     tensors, info, _ = load_model(path)
     model = info.recipe["model"]
-    require_asked_for(str(path), model, wanted.model_name, wanted.num_classes)
+    require_asked_for(str(path), model, expected.model_name, expected.num_classes)
     converted = ConvertedWeights(
         source=f"convzoo model file: {describe(model)}",
         model=model,
@@ -124,7 +124,7 @@ def _from_file(name: str, path: Path, converted: ConvertedWeights) -> WeightSour
     return WeightSource(name, path, sha256, converted, entry.licence if entry else None)
 
 
-def _fetch(source: str, wanted: ExpectedWeights, download: bool) -> WeightSource:
+def _fetch(source: str, expected: ExpectedWeights, download: bool) -> WeightSource:
     library, _, name = source.partition(":")
     if not download:
         raise UsageError(f"{source}: comes from the network, which is used only when asked for: add --download")
@@ -133,7 +133,7 @@ def _fetch(source: str, wanted: ExpectedWeights, download: bool) -> WeightSource
         "timm": _from_timm,
         "darknet": _from_darknet,
     }[library]
-    return fetch(name, wanted)
+    return fetch(name, expected)
 
 
 def _unreachable(source: str, error: Exception) -> ConvzooError:
@@ -141,7 +141,7 @@ def _unreachable(source: str, error: Exception) -> ConvzooError:
     return ConvzooError(f"{source}: cannot be fetched: {reason}")
 
 
-def _from_torchvision(name: str, wanted: ExpectedWeights) -> WeightSource:
+def _from_torchvision(name: str, expected: ExpectedWeights) -> WeightSource:
     import torchvision
 
     source = f"torchvision:{name}"
@@ -155,7 +155,7 @@ def _from_torchvision(name: str, wanted: ExpectedWeights) -> WeightSource:
     except (OSError, RuntimeError) as error:  # a URLError is an OSError; a wrong hash a RuntimeError
         raise _unreachable(source, error) from None
     converted = _named(
-        torch_zoos.convert(tensors, source, wanted.model_name, wanted.num_classes, wanted.classes), source
+        torch_zoos.convert(tensors, source, expected.model_name, expected.num_classes, expected.classes), source
     )
     preset = weights.transforms()
     resize = {"size_px": preset.resize_size[0], "mode": "short_side", "interpolation": preset.interpolation.value}
@@ -168,7 +168,7 @@ def _from_torchvision(name: str, wanted: ExpectedWeights) -> WeightSource:
     )
 
 
-def _from_timm(name: str, wanted: ExpectedWeights) -> WeightSource:
+def _from_timm(name: str, expected: ExpectedWeights) -> WeightSource:
     source = f"timm:{name}"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
     try:
@@ -186,7 +186,7 @@ def _from_timm(name: str, wanted: ExpectedWeights) -> WeightSource:
         path = cached if isinstance(cached, str) else hf_hub_download(cfg.hf_hub_id, "model.safetensors")
     except Exception as error:  # huggingface_hub's own errors and those of its HTTP client share no base
         raise _unreachable(source, error) from None
-    converted = _named(torch_zoos.read(Path(path), wanted.model_name, wanted.num_classes, wanted.classes), source)
+    converted = _named(torch_zoos.read(Path(path), expected.model_name, expected.num_classes, expected.classes), source)
     size_px = cfg.input_size[-1]
     resize = {"size_px": int(size_px / cfg.crop_pct), "mode": "short_side", "interpolation": cfg.interpolation}
     converted.transform = presets.crop_transform({**resize, "antialias": True}, size_px, cfg.mean, cfg.std)
@@ -203,7 +203,7 @@ def _named(converted: ConvertedWeights, source: str) -> ConvertedWeights:
     return converted
 
 
-def _from_darknet(name: str, wanted: ExpectedWeights) -> WeightSource:
+def _from_darknet(name: str, expected: ExpectedWeights) -> WeightSource:
     source = f"darknet:{name}"
     entry = published.find(source)
     if entry is None:
@@ -217,5 +217,5 @@ def _from_darknet(name: str, wanted: ExpectedWeights) -> WeightSource:
             raise _unreachable(source, error) from None
     if kind_of(path) != "darknet":
         raise ConvzooError(f"{path}: not a Darknet weight file; remove it and try again")
-    converted = darknet.read(path, wanted.model_name, wanted.num_classes, wanted.classes)
+    converted = darknet.read(path, expected.model_name, expected.num_classes, expected.classes)
     return _from_file(source, path, converted)

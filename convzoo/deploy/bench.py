@@ -124,7 +124,7 @@ def _cells(row: Row, measure: str) -> list[str]:
     ]  # fmt: skip
 
 
-def bench(model: Path, wanted: BenchOptions) -> BenchResult:
+def bench(model: Path, options: BenchOptions) -> BenchResult:
     """Measure a model file in every form asked for, or an exported file in its own.
 
     Raises:
@@ -132,29 +132,29 @@ def bench(model: Path, wanted: BenchOptions) -> BenchResult:
         DataError: data that cannot be evaluated.
         ConvzooError: no form of it runs here.
     """
-    unknown = [name for name in wanted.formats if name not in ROWS]
+    unknown = [name for name in options.formats if name not in ROWS]
     if unknown:
         raise UsageError(f"--formats {unknown[0]}: unknown{nearest(unknown[0], ROWS)}")
-    if wanted.out:
-        wanted.out.mkdir(parents=True, exist_ok=True)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     opened = open_any(model, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="convzoo-bench-") as name:
-        rows = _forms(model, wanted, Path(name)) if isinstance(opened, TorchModel) else _own(opened)
+        rows = _forms(model, options, Path(name)) if isinstance(opened, TorchModel) else _own(opened)
         run = [row for row in rows if not row.note]
         if not run:
             raise ConvzooError(f"{model}: nothing to measure: {'; '.join(f'{row.name}: {row.note}' for row in rows)}")
-        real = _pictures(opened, wanted.data)
+        real = _pictures(opened, options.data)
         for row in run:
             row.found["bytes"] = export.bytes_of(row.path)
             row.found["peak_memory_bytes"] = peak_memory(row, real)
             _compare(row, opened, real)
-            _evaluate(row, opened, wanted.data)
-        _time(run, real, wanted)
-    report = BenchResult(model, rows, _facts(opened, real, wanted))
-    if wanted.out:
-        (wanted.out / "bench.json").write_text(json.dumps(report.plain, indent=2) + "\n", encoding="utf-8")
-        (wanted.out / "bench.md").write_text(report.text() + "\n", encoding="utf-8")
-    return report
+            _evaluate(row, opened, options.data)
+        _time(run, real, options)
+    result = BenchResult(model, rows, _facts(opened, real, options))
+    if options.out:
+        (options.out / "bench.json").write_text(json.dumps(result.plain, indent=2) + "\n", encoding="utf-8")
+        (options.out / "bench.md").write_text(result.text() + "\n", encoding="utf-8")
+    return result
 
 
 def _own(opened: ExportedModel) -> list[Row]:
@@ -165,10 +165,10 @@ def _own(opened: ExportedModel) -> list[Row]:
     return [Row(f"{row.name}-int8", row.path) for row in rows] if is_int8 else rows
 
 
-def _forms(model: Path, wanted: BenchOptions, folder: Path) -> list[Row]:
+def _forms(model: Path, options: BenchOptions, folder: Path) -> list[Row]:
     """Write the model in every form asked for; a form that is not to be had gets a note instead."""
     floats, rows = {}, []
-    for name in wanted.formats:
+    for name in options.formats:
         format, precision = ROWS[name]
         row = Row(name, model, precision)
         rows.append(row)
@@ -180,15 +180,17 @@ def _forms(model: Path, wanted: BenchOptions, folder: Path) -> list[Row]:
         log.info(f"{name}: writing and checking it")
         try:
             if format not in floats:
-                floats[format] = export.export(model, export.ExportOptions(format, out=folder, data=wanted.data)).path
+                floats[format] = export.export(model, export.ExportOptions(format, out=folder, data=options.data)).path
             row.path = floats[format]
             if precision == "int8":
-                asked = comparison.QuantizeOptions(format, wanted.data, wanted.max_drop, wanted.calibration, out=folder)
+                asked = comparison.QuantizeOptions(
+                    format, options.data, options.max_drop, options.calibration, out=folder
+                )
                 row.path, row.precision = quantize.quantize(model, asked, floats[format]).path, "fp32"
         except (ToleranceError, MissingPackageError) as error:
             row.note = f"refused: {error}" if isinstance(error, ToleranceError) else str(error)
         except (UsageError, DataError) as error:
-            if precision != "int8" or wanted.data:
+            if precision != "int8" or options.data:
                 raise
             row.note = f"not measured: {error}"  # no data given, and none embedded
     return rows
@@ -218,19 +220,19 @@ def _evaluate(row: Row, opened: TorchModel | ExportedModel, data: Path | None) -
     row.found["result"] = found.result
 
 
-def _time(rows: list[Row], real: Tensor, wanted: BenchOptions) -> None:
+def _time(rows: list[Row], real: Tensor, options: BenchOptions) -> None:
     """Add latency and throughput, the rows one after the other in every round."""
     runners = {row.name: row.runner() for row in rows}
-    for batch in dict.fromkeys((wanted.batch, THROUGHPUT_BATCH)):
+    for batch in dict.fromkeys((options.batch, THROUGHPUT_BATCH)):
         images = real[torch.arange(batch) % len(real)]
         calls: dict[str, Callable[[], Any]] = {
             name: lambda run=run, images=images: run(images) for name, run in runners.items()
         }
-        times = timing.alternate(calls, wanted.rounds, wanted.seconds)
+        times = timing.alternate(calls, options.rounds, options.seconds)
         for row in rows:
             rounds = times[row.name]
             taken = [second for one in rounds for second in one]
-            if batch == wanted.batch:
+            if batch == options.batch:
                 row.found["latency_ms"] = 1e3 * statistics.median(taken)
                 row.found["latency_p95_ms"] = 1e3 * float(np.percentile(taken, 95))
                 row.found["latency_ms_of_rounds"] = [1e3 * statistics.median(one) for one in rounds]
@@ -277,15 +279,15 @@ def memory_bytes(key: str) -> int | None:
     return None
 
 
-def _facts(opened: TorchModel | ExportedModel, real: Tensor, wanted: BenchOptions) -> dict[str, Any]:
+def _facts(opened: TorchModel | ExportedModel, real: Tensor, options: BenchOptions) -> dict[str, Any]:
     found = environment(torch.device("cpu"))
     versions = {"convzoo": found["convzoo"], **export.versions()}
     return {
-        "measure": opened.task().best_metric, "batch": wanted.batch, "throughput_batch": THROUGHPUT_BATCH,
-        "rounds": wanted.rounds, "seconds": wanted.seconds, "size": "x".join(map(str, real.shape[2:])),
+        "measure": opened.task().best_metric, "batch": options.batch, "throughput_batch": THROUGHPUT_BATCH,
+        "rounds": options.rounds, "seconds": options.seconds, "size": "x".join(map(str, real.shape[2:])),
         "cpu": found["device_name"], "cores": found["cpu_cores"], "threads": found["threads"],
         "platform": found["platform"], "commit": found["commit"], "versions": versions, "memory": MEMORY,
         "computes_bfloat16": distributed.computes_bfloat16(torch.device("cpu")),
-        "data": str(wanted.data) if wanted.data else opened.recipe.data["name"] if opened.recipe.data["name"] in EMBEDDED else None,
+        "data": str(options.data) if options.data else opened.recipe.data["name"] if opened.recipe.data["name"] in EMBEDDED else None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip

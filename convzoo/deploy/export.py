@@ -104,7 +104,7 @@ def differences(parity: Parity) -> list[str]:
     return [f"{name:11} largest relative difference {', '.join(parts)} pictures" for name, parts in found.items()]
 
 
-def export(model: Path, wanted: ExportOptions) -> ExportResult:
+def export(model: Path, options: ExportOptions) -> ExportResult:
     """Export a model file.
 
     Raises:
@@ -114,29 +114,29 @@ def export(model: Path, wanted: ExportOptions) -> ExportResult:
         MissingPackageError: the format's library is not installed.
     """
     started = time.perf_counter()
-    module = format_module(wanted.format)
+    module = format_module(options.format)
     if hasattr(module, "export"):  # made from another format's file
-        return module.export(model, wanted)
-    wanted = module.prepare(wanted) if hasattr(module, "prepare") else wanted
-    target = target_path(model, wanted.out, SUFFIXES[wanted.format])
+        return module.export(model, options)
+    options = module.prepare(options) if hasattr(module, "prepare") else options
+    target = target_path(model, options.out, SUFFIXES[options.format])
     for name in module.PACKAGES:
-        library(name, f"--format {wanted.format}")
+        library(name, f"--format {options.format}")
     opened = torch_model.open_model(model, torch.device("cpu"))
-    if wanted.size:
-        opened = resized(opened, wanted.size)
-    info = describe(opened, wanted, getattr(module, "OPSET", None))
-    real = pictures(opened, wanted.data, info.size)
+    if options.size:
+        opened = resized(opened, options.size)
+    info = describe(opened, options, getattr(module, "OPSET", None))
+    real = pictures(opened, options.data, info.size)
     with written_whole(target) as temporary, _folder_beside(target) as folder:
         draft = folder / target.name
         others = _write(module, opened, info, draft)
-        exported, parity = _checked(opened, draft, real, wanted.tolerance)
+        exported, parity = _checked(opened, draft, real, options.tolerance)
         size = sum(path.stat().st_size for path in (draft, *others))
         for other in others:
             with written_whole(target.with_name(other.name)) as beside:
                 os.replace(other, beside)
         os.replace(draft, temporary)
     return ExportResult(
-        target, wanted.format, exported.info, parity, wanted.tolerance, size, time.perf_counter() - started
+        target, options.format, exported.info, parity, options.tolerance, size, time.perf_counter() - started
     )
 
 
@@ -157,20 +157,20 @@ def bytes_of(path: Path) -> int:
     return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
 
 
-def describe(opened: TorchModel, wanted: ExportOptions, opset: int | None) -> ExportInfo:
+def describe(opened: TorchModel, options: ExportOptions, opset: int | None) -> ExportInfo:
     """Gather the metadata. Raises UsageError for combinations that do not exist."""
     recipe, task = opened.recipe, opened.recipe.task
-    if wanted.stage != "raw" and task != "detect":
-        raise UsageError(f"--stage {wanted.stage}: for detectors; {recipe.model['name']} is a classifier")
-    if wanted.stage == "nms":
+    if options.stage != "raw" and task != "detect":
+        raise UsageError(f"--stage {options.stage}: for detectors; {recipe.model['name']} is a classifier")
+    if options.stage == "nms":
         detector: Any = opened.task()
         check_suppression(detector.options)
     plain = recipe.plain()
     info = ExportInfo(
         recipe=plain, preprocessing={key: plain["transform"][key] for key in ("eval", "mean", "std")},
-        class_names=opened.class_names, task=task, input="uint8_nhwc" if wanted.preprocessing else "float_nchw",
-        stage=wanted.stage, size=wanted.size or input_size(opened, wanted.data), dynamic_size=wanted.dynamic_size,
-        batch=wanted.batch, opset=opset, source_sha256=opened.sha256, metrics=opened.info.metrics,
+        class_names=opened.class_names, task=task, input="uint8_nhwc" if options.preprocessing else "float_nchw",
+        stage=options.stage, size=options.size or input_size(opened, options.data), dynamic_size=options.dynamic_size,
+        batch=options.batch, opset=opset, source_sha256=opened.sha256, metrics=opened.info.metrics,
         provenance=opened.info.provenance, licence=opened.info.licence, versions=versions(),
     )  # type: ignore[arg-type]  # fmt: skip
     if any(side % info.size_step for side in info.size):

@@ -114,7 +114,7 @@ class ExportedModel:
     info: ExportInfo
     recipe: Recipe
     content: Any
-    place: RuntimeOptions
+    options: RuntimeOptions
 
     @property
     def class_names(self) -> list[str]:
@@ -134,7 +134,7 @@ class ExportedModel:
         """Start the file in its runtime. Raises UsageError, ConvzooError, MissingPackageError."""
         try:
             session = format_module(self.format).start(
-                self.content, self.info, replace(self.place, precision=precision)
+                self.content, self.info, replace(self.options, precision=precision)
             )
         except ConvzooError as error:
             raise type(error)(f"{self.path}: {error}") from None
@@ -158,7 +158,7 @@ class ExportedModel:
 
 
 def open_exported(
-    path: str | Path, place: RuntimeOptions | None = None, overrides: tuple[str, ...] = ()
+    path: str | Path, options: RuntimeOptions | None = None, overrides: tuple[str, ...] = ()
 ) -> ExportedModel:
     """Read and verify an exported file, its format told by its suffix.
 
@@ -179,7 +179,7 @@ def open_exported(
         info, recipe = check_document(document)
     except ConvzooError as error:
         raise type(error)(f"{path}: {error}") from None
-    opened = ExportedModel(path, name, info, recipe, content, place or RuntimeOptions())
+    opened = ExportedModel(path, name, info, recipe, content, options or RuntimeOptions())
     return opened.changed(overrides) if overrides else opened
 
 

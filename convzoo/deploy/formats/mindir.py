@@ -34,14 +34,14 @@ INSTALL = f"python3 -m venv ENV && ENV/bin/pip install mindspore==2.10.0, and {P
 END_S = 10  # to end by itself, before it is ended
 
 
-def prepare(wanted: Any) -> Any:
+def prepare(options: Any) -> Any:
     """Complete a `export.ExportOptions`. Raises UsageError, and MissingPackageError before any work is done."""
-    if wanted.dynamic_size:
+    if options.dynamic_size:
         raise UsageError("--format mindir --dynamic-size: a MINDIR file takes pictures of one size")
-    if wanted.stage == "nms":
+    if options.stage == "nms":
         suppress()
     interpreter()
-    return replace(wanted, batch=wanted.batch or 1)
+    return replace(options, batch=options.batch or 1)
 
 
 def suppress(*_: Any) -> Tensor:
@@ -75,10 +75,10 @@ def read(path: Path) -> tuple[str, bytes]:
     return read_beside(path)
 
 
-def start(content: bytes, info: ExportInfo, place: RuntimeOptions) -> Session:
+def start(content: bytes, info: ExportInfo, options: RuntimeOptions) -> Session:
     """Open the file in MindSpore, with as many threads as PyTorch has. Raises UsageError, MissingPackageError."""
-    if place.precision != "fp32":
-        raise UsageError(f"--precision {place.precision}: a MINDIR file has the precision it was exported with")
+    if options.precision != "fp32":
+        raise UsageError(f"--precision {options.precision}: a MINDIR file has the precision it was exported with")
     with tempfile.TemporaryDirectory() as folder:  # alone there, so that it cannot refer to other files beside it
         copy = Path(folder) / "network.mindir"
         copy.write_bytes(content)

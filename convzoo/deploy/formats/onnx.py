@@ -105,25 +105,25 @@ def _tensors(message: Any) -> Iterator[Any]:
                 yield from _tensors(part)
 
 
-def start(content: bytes, info: ExportInfo, place: RuntimeOptions) -> Session:
+def start(content: bytes, info: ExportInfo, options: RuntimeOptions) -> Session:
     """Start ONNX Runtime, with as many threads as PyTorch has.
 
     Raises:
         UsageError: another precision than the file's, or an execution provider that is not there.
     """
     runtime = library("onnxruntime", "running an ONNX file")
-    if place.precision != "fp32":
-        raise UsageError(f"--precision {place.precision}: an ONNX file has the precision it was exported with")
-    provider = place.provider or "CPUExecutionProvider"
+    if options.precision != "fp32":
+        raise UsageError(f"--precision {options.precision}: an ONNX file has the precision it was exported with")
+    provider = options.provider or "CPUExecutionProvider"
     there = runtime.get_available_providers()
     if provider not in there:
         raise UsageError(f"--provider {provider}: this ONNX Runtime has {', '.join(there)}")
     runtime.disable_telemetry_events()  # of its Windows builds
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4  # its errors come as exceptions
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    session_options = runtime.SessionOptions()
+    session_options.log_severity_level = 4  # its errors come as exceptions
+    session_options.intra_op_num_threads, session_options.inter_op_num_threads = torch.get_num_threads(), 1
     providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
-    session = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+    session = runtime.InferenceSession(content, session_options, providers=providers, enable_fallback=0)
     if session.get_providers()[0] != provider:  # it may use another without a word
         raise ConvzooError(f"--provider {provider}: it does not start here; ONNX Runtime would use the CPU instead")
     inputs, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]

@@ -68,14 +68,14 @@ def read(path: Path) -> tuple[str, tuple[bytes, bytes]]:
     return document, (data, weights)
 
 
-def start(content: tuple[bytes, bytes], info: ExportInfo, place: RuntimeOptions) -> Session:
+def start(content: tuple[bytes, bytes], info: ExportInfo, options: RuntimeOptions) -> Session:
     """Compile for the CPU in the precision asked for, with as many threads as PyTorch has. Raises UsageError."""
     openvino = library("openvino", "running an OpenVINO file")
-    if place.precision not in HINTS:
-        raise UsageError(f"--precision {place.precision}: one of {', '.join(HINTS)}")
+    if options.precision not in HINTS:
+        raise UsageError(f"--precision {options.precision}: one of {', '.join(HINTS)}")
     core = openvino.Core()
     settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": HINTS[place.precision],
+        "INFERENCE_PRECISION_HINT": HINTS[options.precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }

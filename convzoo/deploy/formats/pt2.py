@@ -48,18 +48,18 @@ def read(path: Path) -> tuple[str, dict[str, bytes]]:
     return document, cleaned(files)
 
 
-def start(content: dict[str, bytes], info: ExportInfo, place: RuntimeOptions) -> Session:
+def start(content: dict[str, bytes], info: ExportInfo, options: RuntimeOptions) -> Session:
     """Load the checked archive on a device. Raises UsageError for another precision than the file's."""
-    if place.precision != "fp32":
-        raise UsageError(f"--precision {place.precision}: a .pt2 file has the precision it was exported with")
+    if options.precision != "fp32":
+        raise UsageError(f"--precision {options.precision}: a .pt2 file has the precision it was exported with")
     with quiet():
         program = torch.export.load(io.BytesIO(archive(content)))
-        if place.device != "cpu":
-            program = move_to_device_pass(program, place.device)
+        if options.device != "cpu":
+            program = move_to_device_pass(program, options.device)
         module = program.module(check_guards=False)
 
     @torch.inference_mode()
     def run(images: Tensor) -> list[Tensor]:
-        return [output.cpu() for output in module(images.to(place.device))]
+        return [output.cpu() for output in module(images.to(options.device))]
 
     return run

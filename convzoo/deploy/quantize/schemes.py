@@ -63,7 +63,7 @@ WORST = 3
 
 
 def quantised(
-    source: Path, format: str, way: QuantizationScheme, calibration: Calibration, worst: Sequence[str] = ()
+    source: Path, format: str, scheme: QuantizationScheme, calibration: Calibration, worst: Sequence[str] = ()
 ) -> Any:
     """Return the INT8 network as its library holds it.
 
@@ -78,16 +78,18 @@ def quantised(
         with _silent():
             if format == "openvino":
                 model: Any = library("openvino", "INT8 for OpenVINO").Core().read_model(source)
-                return _by_nncf(model, way, _spared(way, _ends_of_ir(model), worst), calibration, lambda image: image)
+                return _by_nncf(
+                    model, scheme, _spared(scheme, _ends_of_ir(model), worst), calibration, lambda image: image
+                )
             model = library("onnx", "INT8 for ONNX").load(source)
-            spared = _spared(way, _ends_of_onnx(model), worst)
-            if way.tool == "nncf":
-                return _by_nncf(model, way, spared, calibration, lambda image: {"images": image})
+            spared = _spared(scheme, _ends_of_onnx(model), worst)
+            if scheme.tool == "nncf":
+                return _by_nncf(model, scheme, spared, calibration, lambda image: {"images": image})
             return _by_onnxruntime(source, spared, calibration)
     except (ConvzooError, MemoryError, OSError):
         raise
     except Exception as error:
-        raise ConvzooError(f"{way.tool} cannot quantise this network: {first_line(error)}") from error
+        raise ConvzooError(f"{scheme.tool} cannot quantise this network: {first_line(error)}") from error
 
 
 def write(model: Any, format: str, info: ExportInfo, path: Path) -> list[Path]:
@@ -111,15 +113,15 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _spared(way: QuantizationScheme, ends: list[str], worst: Sequence[str]) -> list[str]:
-    more = worst[:WORST] if way.spares == "worst" else ()
-    return [] if way.spares == "nothing" else list(dict.fromkeys([*ends, *more]))
+def _spared(scheme: QuantizationScheme, ends: list[str], worst: Sequence[str]) -> list[str]:
+    more = worst[:WORST] if scheme.spares == "worst" else ()
+    return [] if scheme.spares == "nothing" else list(dict.fromkeys([*ends, *more]))
 
 
-def _by_nncf(model: Any, way: QuantizationScheme, spared: list[str], calibration: Calibration, feed: Any) -> Any:
+def _by_nncf(model: Any, scheme: QuantizationScheme, spared: list[str], calibration: Calibration, feed: Any) -> Any:
     nncf = library("nncf", "INT8")
-    options: dict[str, Any] = {"preset": nncf.QuantizationPreset(way.preset), "subset_size": len(calibration)}
-    options["fast_bias_correction"] = not way.exact_bias
+    options: dict[str, Any] = {"preset": nncf.QuantizationPreset(scheme.preset), "subset_size": len(calibration)}
+    options["fast_bias_correction"] = not scheme.exact_bias
     if spared:
         options["ignored_scope"] = nncf.IgnoredScope(names=spared)
     return nncf.quantize(model, nncf.Dataset(calibration, feed), **options)
