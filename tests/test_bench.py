@@ -53,7 +53,7 @@ def test_a_form_that_is_refused_says_why(model, monkeypatch):
     monkeypatch.setattr(bench.distributed, "computes_bfloat16", lambda _: False)
     wanted = bench.BenchOptions(("pytorch", "openvino-bf16", "onnx-int8"), rounds=1, seconds=0.01)
     report = bench.bench(model, wanted)
-    assert [row.name for row in report.rows if row.found] == ["pytorch"]
+    assert [row.name for row in report.rows if row.measured] == ["pytorch"]
     assert "- onnx-int8: refused: loses 9 points" in report.text()
     assert "- openvino-bf16: not measured: this CPU does not compute in bfloat16" in report.text()
 

@@ -135,9 +135,11 @@ def write(state_dict: Mapping[str, Tensor], model: Mapping[str, Any], crc: bool 
     name = model["name"]
     if name not in ZOO:
         raise UsageError(f"the MindSpore zoo's checkpoints are for {', '.join(ZOO)}, not {name}")
-    wanted = {"name": name, **ZOO[name]}
-    wanted.update({key: model[key] for key in ("num_classes", "batch_norm") if key in model and name != "tinydarknet"})
-    require_same_numerics(model, wanted, "the zoo's")
+    zoo_model = {"name": name, **ZOO[name]}
+    zoo_model.update(
+        {key: model[key] for key in ("num_classes", "batch_norm") if key in model and name != "tinydarknet"}
+    )
+    require_same_numerics(model, zoo_model, "the zoo's")
     checked, _, _ = assemble("the network to write", model, state_dict, {})
     return write_records({theirs: checked[ours] for ours, theirs in zoo_names(model).items()}, crc)
 

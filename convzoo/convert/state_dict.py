@@ -116,27 +116,27 @@ def load_backbone(model: nn.Module, converted: ConvertedWeights) -> int:
     Raises:
         ConvzooError: no backbone in it, or not a whole one of the same shape.
     """
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(BACKBONE)}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(BACKBONE)}
     given = {name: tensor for name, tensor in converted.state_dict.items() if name.startswith(BACKBONE)}
-    if not wanted or not given:
+    if not own or not given:
         raise ConvzooError(f"{converted.source}: no backbone to take from it for this network")
-    for name, tensor in wanted.items():
+    for name, tensor in own.items():
         if name not in given or given[name].shape != tensor.shape:
             have = f"is {list(given[name].shape)}, not {list(tensor.shape)}" if name in given else "is missing"
             raise ConvzooError(f"{converted.source}: '{name}' {have}")
-    if len(given) > len(wanted):
-        raise ConvzooError(f"{converted.source}: '{min(set(given) - set(wanted))}' is not in this network's backbone")
+    if len(given) > len(own):
+        raise ConvzooError(f"{converted.source}: '{min(set(given) - set(own))}' is not in this network's backbone")
     model.load_state_dict(given, strict=False)
     return sum(tensor.dim() == 4 for tensor in given.values())
 
 
-def require_same_numerics(model: Mapping[str, Any], wanted: Mapping[str, Any], whose: str) -> None:
+def require_same_numerics(model: Mapping[str, Any], other: Mapping[str, Any], whose: str) -> None:
     """Refuse to write weights for a program whose network of that name computes something else.
 
     Raises:
         UsageError: with the first key that differs.
     """
-    ours, theirs = resolve_model_spec(model), resolve_model_spec(wanted)
+    ours, theirs = resolve_model_spec(model), resolve_model_spec(other)
     for key, value in theirs.items():
         if key not in TRAINING_KEYS and ours[key] != value:
             differs = f"{whose} {model['name']} has {key} {value}, this model {ours[key]}"
@@ -162,9 +162,9 @@ def assemble(
     Raises:
         ConvzooError: with the first tensor that is missing, extra, of another shape or type, or not finite.
     """
-    wanted = meta_network(model).state_dict()
-    theirs = {name: names.get(name, name) for name in wanted}
-    missing = [name for name in wanted if theirs[name] not in tensors and not _is_counter(name)]
+    own = meta_network(model).state_dict()
+    theirs = {name: names.get(name, name) for name in own}
+    missing = [name for name in own if theirs[name] not in tensors and not _is_counter(name)]
     bad = [name for name in missing if not may_miss(name)]
     if bad:
         raise ConvzooError(f"{where}: '{theirs[bad[0]]}' of {describe(model)} is missing ({len(bad)} missing in all)")
@@ -173,7 +173,7 @@ def assemble(
         raise ConvzooError(f"{where}: '{extra[0]}' is not in {describe(model)} ({len(extra)} extra in all)")
     state_dict: StateDict = {}
     table = []
-    for name, expected in wanted.items():
+    for name, expected in own.items():
         tensor = tensors.get(theirs[name])
         if tensor is None:
             if _is_counter(name) and not may_miss(name):
@@ -221,14 +221,14 @@ def require_asked_for(where: str, model: Mapping[str, Any], model_name: str | No
         UsageError: there is no network of the name that was asked for.
         ConvzooError: the file holds another network or another number of classes.
     """
-    found = resolve_model_spec(model)
-    if found["num_classes"] < 1:
-        raise ConvzooError(f"{where}: {found['name']} with {found['num_classes']} classes")
-    if model_name is not None and model_name != found["name"]:
+    spec = resolve_model_spec(model)
+    if spec["num_classes"] < 1:
+        raise ConvzooError(f"{where}: {spec['name']} with {spec['num_classes']} classes")
+    if model_name is not None and model_name != spec["name"]:
         registry.builder("model", model_name)
-        raise ConvzooError(f"{where}: holds {found['name']}, not {model_name}")
-    if num_classes is not None and num_classes != found["num_classes"]:
-        raise ConvzooError(f"{where}: {found['name']} with {found['num_classes']} classes, not {num_classes}")
+        raise ConvzooError(f"{where}: holds {spec['name']}, not {model_name}")
+    if num_classes is not None and num_classes != spec["num_classes"]:
+        raise ConvzooError(f"{where}: {spec['name']} with {spec['num_classes']} classes, not {num_classes}")
 
 
 def file_bytes(source: Path | bytes | bytearray | memoryview) -> np.ndarray:

@@ -56,8 +56,8 @@ def difference_from_source(converted: ConvertedWeights, size_px: int = 224, seed
         return None
     images = torch.rand(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        logits, wanted = network(converted)(images), theirs(images)
-    return float((logits - wanted).abs().max() / wanted.abs().max())
+        logits, expected = network(converted)(images), theirs(images)
+    return float((logits - expected).abs().max() / expected.abs().max())
 
 
 class Check(NamedTuple):
@@ -101,13 +101,13 @@ def _size_px(converted: ConvertedWeights) -> int:
 
 
 def _outputs_beside(converted: ConvertedWeights, folder: Path) -> Check:
-    images, wanted = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("input", "output"))
+    images, expected = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("input", "output"))
     what = "the outputs beside the file"
     with torch.no_grad():
         outputs = network(converted)(images) if images.dim() == 4 and images.shape[1] == 3 else None
-    if not isinstance(outputs, torch.Tensor) or outputs.shape != wanted.shape:
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != expected.shape:
         return Check(f"{what}, which are not of this network", float("inf"))
-    return Check(what, float((outputs - wanted).abs().max() / wanted.abs().max()))
+    return Check(what, float((outputs - expected).abs().max() / expected.abs().max()))
 
 
 def _written_again(converted: ConvertedWeights, path: Path) -> Check:

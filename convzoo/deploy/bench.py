@@ -71,7 +71,7 @@ class Row:
     name: str
     path: Path
     precision: str = "fp32"
-    found: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
     def open(self) -> TorchModel | ExportedModel:
@@ -91,7 +91,7 @@ class BenchResult:
 
     @property
     def plain(self) -> dict[str, Any]:
-        rows = [{"form": row.name, **row.found, **({"note": row.note} if row.note else {})} for row in self.rows]
+        rows = [{"form": row.name, **row.measured, **({"note": row.note} if row.note else {})} for row in self.rows]
         return {"model": str(self.model), **self.facts, "rows": rows}
 
     def text(self) -> str:
@@ -100,7 +100,7 @@ class BenchResult:
         batch = facts["batch"]
         head = ["form", "MB", f"median ms, batch {batch}", "p95 ms", f"pictures/s, batch {THROUGHPUT_BATCH}", "peak MB"]
         head += [measure, "largest difference", "agreement"]
-        lines = [_cells(row, measure) for row in self.rows if row.found]
+        lines = [_cells(row, measure) for row in self.rows if row.measured]
         notes = [f"- {row.name}: {row.note}" for row in self.rows if row.note]
         where = facts["data"] or "no data given, so no accuracy"
         return "\n".join([
@@ -113,14 +113,14 @@ class BenchResult:
 
 
 def _cells(row: Row, measure: str) -> list[str]:
-    found = row.found
-    agreed = f"{found['agreed']} of {found['predictions']}" if "agreed" in found else ""
-    memory = found["peak_memory_bytes"]
+    measured = row.measured
+    agreed = f"{measured['agreed']} of {measured['predictions']}" if "agreed" in measured else ""
+    memory = measured["peak_memory_bytes"]
     return [
-        row.name, f"{found['bytes'] / MB:.1f}", f"{found['latency_ms']:.2f}", f"{found['latency_p95_ms']:.2f}",
-        f"{found['pictures_per_s']:.1f}", "" if memory is None else f"{memory / MB:.0f}",
-        percent(found["result"].get(measure)) if "result" in found else "",
-        f"{found['largest_difference']:.1e}" if "largest_difference" in found else "", agreed,
+        row.name, f"{measured['bytes'] / MB:.1f}", f"{measured['latency_ms']:.2f}", f"{measured['latency_p95_ms']:.2f}",
+        f"{measured['pictures_per_s']:.1f}", "" if memory is None else f"{memory / MB:.0f}",
+        percent(measured["result"].get(measure)) if "result" in measured else "",
+        f"{measured['largest_difference']:.1e}" if "largest_difference" in measured else "", agreed,
     ]  # fmt: skip
 
 
@@ -145,8 +145,8 @@ def bench(model: Path, options: BenchOptions) -> BenchResult:
             raise ConvzooError(f"{model}: nothing to measure: {'; '.join(f'{row.name}: {row.note}' for row in rows)}")
         real = _pictures(opened, options.data)
         for row in run:
-            row.found["bytes"] = export.bytes_of(row.path)
-            row.found["peak_memory_bytes"] = peak_memory(row, real)
+            row.measured["bytes"] = export.bytes_of(row.path)
+            row.measured["peak_memory_bytes"] = peak_memory(row, real)
             _compare(row, opened, real)
             _evaluate(row, opened, options.data)
         _time(run, real, options)
@@ -209,15 +209,15 @@ def _compare(row: Row, opened: TorchModel | ExportedModel, real: Tensor) -> None
     if not isinstance(opened, TorchModel) or not isinstance(form, ExportedModel):
         return
     parity = compare(opened, form.runner(row.precision), real, SAME_BOX)
-    row.found["largest_difference"] = max(kinds["real"] for kinds in parity.outputs.values())
-    row.found["agreed"], row.found["predictions"] = parity.agreed, parity.predictions
+    row.measured["largest_difference"] = max(kinds["real"] for kinds in parity.outputs.values())
+    row.measured["agreed"], row.measured["predictions"] = parity.agreed, parity.predictions
 
 
 def _evaluate(row: Row, opened: TorchModel | ExportedModel, data: Path | None) -> None:
     if data is None and opened.recipe.data["name"] not in EMBEDDED:
         return
-    found = evaluate.evaluate_open(row.open(), data, precision=row.precision)  # type: ignore[arg-type]
-    row.found["result"] = found.result
+    evaluation = evaluate.evaluate_open(row.open(), data, precision=row.precision)  # type: ignore[arg-type]
+    row.measured["result"] = evaluation.result
 
 
 def _time(rows: list[Row], real: Tensor, options: BenchOptions) -> None:
@@ -231,13 +231,13 @@ def _time(rows: list[Row], real: Tensor, options: BenchOptions) -> None:
         times = timing.alternate(calls, options.rounds, options.seconds)
         for row in rows:
             rounds = times[row.name]
-            taken = [second for one in rounds for second in one]
+            durations = [second for round_s in rounds for second in round_s]
             if batch == options.batch:
-                row.found["latency_ms"] = 1e3 * statistics.median(taken)
-                row.found["latency_p95_ms"] = 1e3 * float(np.percentile(taken, 95))
-                row.found["latency_ms_of_rounds"] = [1e3 * statistics.median(one) for one in rounds]
+                row.measured["latency_ms"] = 1e3 * statistics.median(durations)
+                row.measured["latency_p95_ms"] = 1e3 * float(np.percentile(durations, 95))
+                row.measured["latency_ms_of_rounds"] = [1e3 * statistics.median(round_s) for round_s in rounds]
             if batch == THROUGHPUT_BATCH:
-                row.found["pictures_per_s"] = batch / statistics.median(taken)
+                row.measured["pictures_per_s"] = batch / statistics.median(durations)
 
 
 def peak_memory(row: Row, real: Tensor) -> int | None:
@@ -280,13 +280,13 @@ def memory_bytes(key: str) -> int | None:
 
 
 def _facts(opened: TorchModel | ExportedModel, real: Tensor, options: BenchOptions) -> dict[str, Any]:
-    found = environment(torch.device("cpu"))
-    versions = {"convzoo": found["convzoo"], **export.versions()}
+    env = environment(torch.device("cpu"))
+    versions = {"convzoo": env["convzoo"], **export.versions()}
     return {
         "measure": opened.task().best_metric, "batch": options.batch, "throughput_batch": THROUGHPUT_BATCH,
         "rounds": options.rounds, "seconds": options.seconds, "size": "x".join(map(str, real.shape[2:])),
-        "cpu": found["device_name"], "cores": found["cpu_cores"], "threads": found["threads"],
-        "platform": found["platform"], "commit": found["commit"], "versions": versions, "memory": MEMORY,
+        "cpu": env["device_name"], "cores": env["cpu_cores"], "threads": env["threads"],
+        "platform": env["platform"], "commit": env["commit"], "versions": versions, "memory": MEMORY,
         "computes_bfloat16": distributed.computes_bfloat16(torch.device("cpu")),
         "data": str(options.data) if options.data else opened.recipe.data["name"] if opened.recipe.data["name"] in EMBEDDED else None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -98,10 +98,10 @@ class ExportResult:
 
 def differences(parity: Parity) -> list[str]:
     """Return a line for each output."""
-    found = {
+    by_output = {
         name: [f"{value:.1e} on {kind}" for kind, value in kinds.items()] for name, kinds in parity.outputs.items()
     }
-    return [f"{name:11} largest relative difference {', '.join(parts)} pictures" for name, parts in found.items()]
+    return [f"{name:11} largest relative difference {', '.join(parts)} pictures" for name, parts in by_output.items()]
 
 
 def export(model: Path, options: ExportOptions) -> ExportResult:
@@ -183,11 +183,11 @@ def describe(opened: TorchModel, options: ExportOptions, opset: int | None) -> E
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that write or run exported files, of those that are installed."""
-    found = {}
+    installed = {}
     for name in VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
 def input_size(opened: TorchModel, data: Path | None) -> tuple[int, int]:
@@ -210,7 +210,7 @@ def input_size(opened: TorchModel, data: Path | None) -> tuple[int, int]:
 def resized(opened: TorchModel, size: tuple[int, int]) -> TorchModel:
     """Return the model with an evaluation transform that gives another size, in the same proportions. Raises UsageError."""
     plain = opened.recipe.plain()
-    operations = [(name, keys) for one in plain["transform"]["eval"] for name, keys in one.items()]
+    operations = [(name, keys) for step in plain["transform"]["eval"] for name, keys in step.items()]
     sized = [(name, keys) for name, keys in operations if "size_px" in keys]
     if not sized and opened.info.input_hw not in (None, size):
         return dataclasses.replace(opened, info=dataclasses.replace(opened.info, metrics={}, input_hw=size))
@@ -257,9 +257,9 @@ def _checked(opened: TorchModel, draft: Path, real: torch.Tensor, tolerance: flo
         raise
     is_off = not parity.outputs or not parity.largest <= tolerance
     if is_off or (exported.info.stage == "nms" and parity.agreed < parity.predictions):
-        told = [*differences(parity), f"predictions agree on {parity.agreed} of {parity.predictions} pictures"]
+        lines = [*differences(parity), f"predictions agree on {parity.agreed} of {parity.predictions} pictures"]
         raise ToleranceError(
-            f"{draft.name}: not what the model does within {tolerance:g}, and not kept: {'; '.join(told)}"
+            f"{draft.name}: not what the model does within {tolerance:g}, and not kept: {'; '.join(lines)}"
         )
     return exported, parity
 

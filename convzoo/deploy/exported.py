@@ -67,8 +67,8 @@ class ExportRunner:
         if self.info.dynamic_size and (height % step or width % step):
             raise UsageError(f"{self.path}: takes sizes that are multiples of {step}, not {height}x{width}")
         if not self.info.dynamic_size and (height, width) != self.info.size:
-            wanted = "x".join(map(str, self.info.size))
-            raise UsageError(f"{self.path}: takes pictures of {wanted} pixels, not {height}x{width} (export --size)")
+            expected = "x".join(map(str, self.info.size))
+            raise UsageError(f"{self.path}: takes pictures of {expected} pixels, not {height}x{width} (export --size)")
 
     def _run(self, chunk: Tensor, size: int) -> list[Tensor]:
         """Run one batch, filled up where the file takes a fixed number of pictures."""
@@ -93,13 +93,13 @@ class ExportRunner:
             shapes = [[size, -1, 4], [size, -1, classes]]
         else:
             shapes = [[size, classes]] if names == ["logits"] else [[size, 3 * (5 + classes), -1, -1]] * len(names)
-        found = [list(output.shape) for output in outputs]
+        actual = [list(output.shape) for output in outputs]
         fits = [
             len(a) == len(b) and all(y in (x, -1) for x, y in zip(a, b, strict=True))
-            for a, b in zip(found, shapes, strict=False)
+            for a, b in zip(actual, shapes, strict=False)
         ]
-        if len(found) != len(shapes) or not all(fits):
-            return f"are {found}, not {', '.join(names)} of {size} pictures and {classes} classes"
+        if len(actual) != len(shapes) or not all(fits):
+            return f"are {actual}, not {', '.join(names)} of {size} pictures and {classes} classes"
         if self.stage == "nms" and outputs[2].numel() and outputs[2].max() >= classes:
             return f"name class {int(outputs[2].max())} of {classes}"
         return None

@@ -51,10 +51,10 @@ def dump_inputs(
     if (folder / INDEX).exists():
         raise UsageError(f"{folder}: has an {INDEX} already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    pipeline, taken, rows = opened.pipeline(), set(), []
+    pipeline, names, rows = opened.pipeline(), set(), []
     for sample in _samples(opened, sources, data):
         placed = pipeline(sample, Key(0, sample.index))
-        array, name = _as_input(opened, placed.image), _unique(sample.path, taken)
+        array, name = _as_input(opened, placed.image), _unique(sample.path, names)
         array.tofile(folder / f"{name}.bin") if kind == "bin" else np.save(folder / f"{name}.npy", array)
         row = {"id": sample.index, "path": _key(sample.path), "name": name, "file": f"{name}.{kind}"}
         row |= {"shape": list(array.shape), "dtype": str(array.dtype)}
@@ -90,13 +90,13 @@ def _stem(path: str) -> str:
     return Path(path).name.split(".")[0]
 
 
-def _unique(path: str, taken: set[str]) -> str:
+def _unique(path: str, names: set[str]) -> str:
     """Return the picture's name up to its first dot, numbered where several folders have it."""
     name, number = _stem(path), 1
-    while name in taken:
+    while name in names:
         number += 1
         name = f"{_stem(path)}-{number}"
-    taken.add(name)
+    names.add(name)
     return name
 
 
@@ -138,8 +138,8 @@ class RecordedOutputs:
 
     def postprocess(self, images: Tensor, batch: Batch) -> list[Prediction]:
         shapes = _shapes(self.opened, self.inner, (images.shape[2], images.shape[3]))
-        found = [self._read(path, shapes) for path in batch.paths]
-        outputs = [torch.from_numpy(np.concatenate(column)) for column in zip(*found, strict=True)]
+        pictures = [self._read(path, shapes) for path in batch.paths]
+        outputs = [torch.from_numpy(np.concatenate(column)) for column in zip(*pictures, strict=True)]
         return self.inner.postprocess(outputs[0] if len(outputs) == 1 else tuple(outputs), batch)
 
     def _read(self, path: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
@@ -203,18 +203,18 @@ def _numbers(file: Path, shapes: Sequence[tuple[int, ...]], index: int) -> np.nd
     types = INTEGERS if len(shapes) == 1 and index == 2 else FLOATS  # the third of one alone: labels
     if file.suffix == ".npy":
         try:
-            found = np.load(file, allow_pickle=False)
+            content = np.load(file, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise DataError(f"{file}: not a whole .npy file ({error})") from None
-        fits = [(found, shape) for shape in shapes if found.size == np.prod(shape)]
+        fits = [(content, shape) for shape in shapes if content.size == np.prod(shape)]
     else:
-        found = file.read_bytes()
+        content = file.read_bytes()
         sizes = [(shape, dtype, width * int(np.prod(shape))) for shape in shapes for width, dtype in types.items()]
-        fits = [(np.frombuffer(found, dtype), shape) for shape, dtype, size in sizes if len(found) == size]
+        fits = [(np.frombuffer(content, dtype), shape) for shape, dtype, size in sizes if len(content) == size]
     if not fits:
-        wanted = " or ".join(str(list(shape)) for shape in shapes)
-        have = f"{len(found)} bytes" if isinstance(found, bytes) else str(list(found.shape))
-        raise DataError(f"{file}: {have}, which is no {wanted} of {' or '.join(types.values())}")
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        have = f"{len(content)} bytes" if isinstance(content, bytes) else str(list(content.shape))
+        raise DataError(f"{file}: {have}, which is no {expected} of {' or '.join(types.values())}")
     array = fits[0][0].reshape(fits[0][1]).astype(np.int64 if types is INTEGERS else np.float32)
     if not np.isfinite(array).all():
         raise DataError(f"{file}: holds NaN or infinity")

@@ -28,23 +28,23 @@ def find_pictures(sources: Iterable[str | Path]) -> Iterator[str]:
     """
     for source in map(str, sources):
         if os.path.isdir(source):
-            found = (
+            paths = (
                 os.path.join(folder, file)
                 for folder, _, files in _sorted_walk(source)
                 for file in sorted(files)
                 if file.lower().endswith(EXTENSIONS)
             )
         elif os.path.exists(source):
-            found = iter([source])
+            paths = iter([source])
         else:
-            found = iter(sorted(glob.glob(source, recursive=True)))
-        first = next(found, None)
+            paths = iter(sorted(glob.glob(source, recursive=True)))
+        first = next(paths, None)
         if first is None:
             raise UsageError(
                 f"{source}: {'no pictures in this folder' if os.path.isdir(source) else 'no such file, folder or glob match'}"
             )
         yield first
-        yield from found
+        yield from paths
 
 
 def _sorted_walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -114,8 +114,8 @@ def _answers(
     for (path, sample), prediction in zip(samples, predictions, strict=True):
         labels, scores, boxes = prediction.labels, prediction.scores, prediction.boxes_xyxy
         if boxes is not None and min_score is not None:
-            kept = scores >= min_score
-            labels, scores, boxes = labels[kept], scores[kept], boxes[kept]
+            mask = scores >= min_score
+            labels, scores, boxes = labels[mask], scores[mask], boxes[mask]
         names = [class_names[label] for label in labels]
         readable = [class_titles[label] for label in labels] if class_titles else None
         image = sample.image.permute(1, 2, 0).numpy()

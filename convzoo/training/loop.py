@@ -251,11 +251,11 @@ def _open_on_rank_0(options: RunOptions, recipe: Recipe) -> tuple[RunFolder, boo
 
 
 def _restore(state: TrainState, run: RunFolder) -> None:
-    found = run.checkpoints.newest_whole()
-    if found is None and run.checkpoints.steps():
+    checkpoint = run.checkpoints.newest_whole()
+    if checkpoint is None and run.checkpoints.steps():
         raise ConvzooError(f"{run.path}: no checkpoint of this run is whole; start again in another folder")
-    if found:
-        state.restore(*found)
+    if checkpoint:
+        state.restore(*checkpoint)
     else:
         log.warning(f"{run.path}: stopped before its first checkpoint, so it begins again")
     if distributed.rank() == 0:

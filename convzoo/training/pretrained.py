@@ -31,23 +31,23 @@ def check_pretrained_hash(recipe: Recipe, weights: str | Path | None, download: 
         UsageError: no such weights, or others than the recipe names.
         ConvzooError: they cannot be read or fetched.
     """
-    wanted = recipe.train.weights_sha256
+    expected = recipe.train.weights_sha256
     if weights is None:
-        if wanted:
+        if expected:
             raise UsageError(
-                f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {wanted[:12]}...; name them with --weights"
+                f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {expected[:12]}...; name them with --weights"
             )
         return recipe
     try:
         # Rank 0 fetches, the others find it fetched.
-        found = distributed.gather_objects(source_sha256(weights, download) if distributed.rank() == 0 else "")[0]
+        digest = distributed.gather_objects(source_sha256(weights, download) if distributed.rank() == 0 else "")[0]
     except UsageError as error:
         raise UsageError(f"--weights {error}") from None
-    if wanted and wanted != found:
+    if expected and expected != digest:
         raise UsageError(
-            f"--weights {weights}: SHA-256 is {found[:12]}..., {recipe.at('train')('weights_sha256')} {wanted[:12]}..."
+            f"--weights {weights}: SHA-256 is {digest[:12]}..., {recipe.at('train')('weights_sha256')} {expected[:12]}..."
         )
-    return recipes.with_overrides(recipe, [f"train.weights_sha256='{found}'"])
+    return recipes.with_overrides(recipe, [f"train.weights_sha256='{digest}'"])
 
 
 def load_pretrained(

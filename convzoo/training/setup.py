@@ -111,10 +111,10 @@ class TrainState:
         if val_set is not None:
             check_same_classes(train_set.class_names, val_set.class_names)
         self.class_names: list[str] = train_set.class_names
-        found, wanted = len(self.class_names), recipe.model.get("num_classes")
-        if found != wanted:
+        num_classes, expected = len(self.class_names), recipe.model.get("num_classes")
+        if num_classes != expected:
             raise DataError(
-                f"the data has {found} classes, {recipe.at('model')('num_classes')} {wanted}; set model.num_classes={found}"
+                f"the data has {num_classes} classes, {recipe.at('model')('num_classes')} {expected}; set model.num_classes={num_classes}"
             )
         self.arithmetic = check_batch_size(
             len(train_set), recipe.train.batch_size, options.accumulate, distributed.world_size()
@@ -129,7 +129,7 @@ class TrainState:
             "root": str(options.data), **({"val_root": str(options.val_data)} if options.val_data else {}),
             "train_images": len(train_set), "val_images": 0 if val_set is None else len(val_set), "class_names": self.class_names,
             ("train_images_per_class" if recipe.task == "classify" else "train_objects_per_class"):
-                dict(zip(self.class_names, torch.bincount(torch.as_tensor(train_set.labels), minlength=found).tolist(), strict=True)),
+                dict(zip(self.class_names, torch.bincount(torch.as_tensor(train_set.labels), minlength=num_classes).tolist(), strict=True)),
         }  # fmt: skip
         self.task = build_task(recipe, self.class_names)
 

@@ -96,8 +96,8 @@ def _export_om(model: Path, options: exporting.ExportOptions) -> exporting.Expor
         compile_om(source, info, draft, settings, options.soc_version)
         beside = mindir.write_beside(info, draft)
         if find_spec("acl"):
-            found = _compared(opened, open_exported(draft), options)
-            result = replace(result, parity=found, tolerance=max(options.tolerance, HALF_TOLERANCE))
+            comparison = _compared(opened, open_exported(draft), options)
+            result = replace(result, parity=comparison, tolerance=max(options.tolerance, HALF_TOLERANCE))
         else:
             log.warning(
                 f"{target.name} was not run: `acl` is not here; what was compared is {source.name}. On the device: "
@@ -128,11 +128,11 @@ def publish(drafts: list[Path], folder: Path) -> None:
 def _compared(opened: torch_model.TorchModel, file: ExportedModel, options: exporting.ExportOptions) -> parity.Parity:
     tolerance = max(options.tolerance, HALF_TOLERANCE)
     real = parity.pictures(opened, options.data, file.info.size)
-    found = parity.compare(opened, file.runner(), real, tolerance)
-    if not found.largest <= tolerance:
-        told = "; ".join(exporting.differences(found))
-        raise ToleranceError(f"{file.path.name}: not what the model does within {tolerance:g}, and not kept: {told}")
-    return found
+    comparison = parity.compare(opened, file.runner(), real, tolerance)
+    if not comparison.largest <= tolerance:
+        message = "; ".join(exporting.differences(comparison))
+        raise ToleranceError(f"{file.path.name}: not what the model does within {tolerance:g}, and not kept: {message}")
+    return comparison
 
 
 # --- atc
@@ -182,8 +182,8 @@ def call(command: list[str], missing: str, needed: list[Path], target: Path) -> 
         raise MissingPackageError(f"{missing}, {CANN}; take {along} along and run there: {shlex.join(there)}")
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode or not target.is_file():
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["nothing"]
-        raise ConvzooError(f"{command[0]} failed ({done.returncode}) and said: {said[-1].strip()[:200]}")
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["nothing"]
+        raise ConvzooError(f"{command[0]} failed ({done.returncode}) and said: {lines[-1].strip()[:200]}")
 
 
 # --- running .om files

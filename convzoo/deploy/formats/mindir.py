@@ -128,11 +128,11 @@ class Worker:
         python = interpreter()
         command = [python, mindir_worker.__file__, action, *arguments]
         try:
-            said = None if os.environ.get("CONVZOO_DEBUG") else subprocess.DEVNULL
+            stderr = None if os.environ.get("CONVZOO_DEBUG") else subprocess.DEVNULL
             scratch = tempfile.TemporaryDirectory(prefix="convzoo-mindspore-")
             environment = {**os.environ, "MS_OM_PATH": scratch.name}  # where it describes graphs that fail
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment
             )
         except OSError as error:
             raise MissingPackageError(f"{PYTHON}={python}: {(error.strerror or '').lower()}; {INSTALL}") from None

@@ -27,15 +27,15 @@ def suppress(boxes: Tensor, scores: Tensor, most: int, iou_threshold: float, sco
     for image, class_ in torch.cartesian_prod(torch.arange(len(boxes)), torch.arange(scores.shape[1])).tolist():
         score = scores[image, class_]
         candidates = (score > score_threshold).nonzero()[:, 0]
-        kept = candidates[nms(boxes[image, candidates], score[candidates], iou_threshold)][:most]
-        rows.append(torch.stack([torch.full_like(kept, image), torch.full_like(kept, class_), kept], 1))
+        survivors = candidates[nms(boxes[image, candidates], score[candidates], iou_threshold)][:most]
+        rows.append(torch.stack([torch.full_like(survivors, image), torch.full_like(survivors, class_), survivors], 1))
     return torch.cat(rows)
 
 
 @suppress.register_fake
 def _(boxes: Tensor, scores: Tensor, most: int, iou_threshold: float, score_threshold: float) -> Tensor:
-    found = torch.library.get_ctx().new_dynamic_size()
-    return boxes.new_empty((found, 3), dtype=torch.int64)
+    count = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty((count, 3), dtype=torch.int64)
 
 
 def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -> list[Path]:

@@ -60,10 +60,10 @@ def read(path: Path) -> tuple[str, tuple[bytes, bytes]]:
         root = ElementTree.fromstring(data, forbid_dtd=True)
     except Exception as error:
         raise ConvzooError(f"not a whole OpenVINO .xml ({error})") from None
-    found = root.findall("./rt_info/convzoo")
-    if root.tag != "net" or len(found) != 1:
+    entries = root.findall("./rt_info/convzoo")
+    if root.tag != "net" or len(entries) != 1:
         raise ConvzooError("no OpenVINO file that convzoo exported: its metadata is missing")
-    document = found[0].get("value", "")
+    document = entries[0].get("value", "")
     check_seal(document, data, weights)
     return document, (data, weights)
 
@@ -84,7 +84,7 @@ def start(content: tuple[bytes, bytes], info: ExportInfo, options: RuntimeOption
         raise ConvzooError("its inputs and outputs are not those that its metadata says")
 
     def run(images: torch.Tensor) -> list[Any]:
-        found = compiled(images.numpy())
-        return [found[i].copy() for i in range(len(info.output_names))]
+        results = compiled(images.numpy())
+        return [results[i].copy() for i in range(len(info.output_names))]
 
     return run

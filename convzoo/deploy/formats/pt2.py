@@ -23,8 +23,8 @@ def suppress(boxes: Tensor, scores: Tensor, most: int, iou_threshold: float, sco
     image, class_, box = (scores > score_threshold).nonzero(as_tuple=True)
     score = scores[image, class_, box].double()
     apart = (image * scores.shape[1] + class_).double() * (2 * FAR_PX + 1)
-    kept = torchvision.ops.nms(boxes[image, box].double() + apart[:, None], score, iou_threshold)
-    return torch.stack([image, class_, box], 1)[kept]
+    survivors = torchvision.ops.nms(boxes[image, box].double() + apart[:, None], score, iou_threshold)
+    return torch.stack([image, class_, box], 1)[survivors]
 
 
 def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -> list[Path]:

@@ -86,11 +86,11 @@ def find_calibration(
         digests.add(pixels_digest(image))
         if len(indices) == most:
             break
-    told = ", ".join(f"{count} {why}" for why, count in bad.items() if count)
+    omissions = ", ".join(f"{count} {why}" for why, count in bad.items() if count)
     if not indices:
-        raise DataError(f"{where}: nothing to calibrate on: of {len(paths)} pictures {told}")
-    if told:
-        log.warning(f"{where}: left out of the calibration: {told}")
+        raise DataError(f"{where}: nothing to calibrate on: of {len(paths)} pictures {omissions}")
+    if omissions:
+        log.warning(f"{where}: left out of the calibration: {omissions}")
     resolved = frozenset(os.path.realpath(paths[index]) for index in indices)
     return Calibration(opened, where, load, indices, frozenset(digests), resolved, size)
 

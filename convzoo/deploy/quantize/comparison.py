@@ -104,7 +104,9 @@ def measure_speed(before: ExportedModel, after: ExportedModel, image: np.ndarray
         runners["bfloat16"] = before.runner("bf16")
     x = torch.from_numpy(image)
     times = alternate({name: lambda run=run: run(x) for name, run in runners.items()}, ROUNDS, SECONDS)
-    return {name: statistics.median(statistics.median(taken) for taken in found) for name, found in times.items()}
+    return {
+        name: statistics.median(statistics.median(durations) for durations in rounds) for name, rounds in times.items()
+    }
 
 
 class Comparison:
@@ -186,8 +188,8 @@ class Comparison:
             times = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in candidate.seconds.items())
             return f"{candidate.scheme}: slower than float ({times})"
         worst = ", ".join(f"{layer_errors.shown(name)} {100 * error:.0f} %" for name, error in candidate.errors[:3])
-        told = f" (largest errors: {worst})" if worst else ""
-        return f"{candidate.scheme}: loses {candidate.drop:.2f} points of {self.task.best_metric}, {candidate.speedup:.2f} times as fast{told}"
+        largest = f" (largest errors: {worst})" if worst else ""
+        return f"{candidate.scheme}: loses {candidate.drop:.2f} points of {self.task.best_metric}, {candidate.speedup:.2f} times as fast{largest}"
 
     def refusal(self, candidates: list[Candidate]) -> ToleranceError:
         """Return the error that says what each way gave; log the layers' errors of the best."""
@@ -197,9 +199,9 @@ class Comparison:
         if measured:
             nearest_miss = min(measured, key=lambda candidate: candidate.drop)
             log.warning(f"{nearest_miss.scheme}: {layer_errors.report(nearest_miss.errors)}")
-        told = "; ".join(self._why(candidate) for candidate in candidates)
+        reasons = "; ".join(self._why(candidate) for candidate in candidates)
         return ToleranceError(
-            f"no INT8 that is faster than float and loses at most {self.options.max_drop:g} points, and none is kept: {told}"
+            f"no INT8 that is faster than float and loses at most {self.options.max_drop:g} points, and none is kept: {reasons}"
         )
 
     def description(self, candidate: Candidate) -> dict[str, Any]:
