@@ -24,10 +24,12 @@ from convzoo.deploy.exported import ExportedModel, is_foreign, open_any
 from convzoo.errors import UsageError
 from convzoo.inference import evaluate, torch_model
 from convzoo.inference.answers import Answer, save_annotated
+from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import MIN_SCORE, predict
 from convzoo.model_file import ModelInfo, tensors_sha256
 from convzoo.training.loop import train as run_training
 from convzoo.training.setup import RunOptions
+from convzoo.types import Runner
 
 LARGEST_FIRST = ("imagenet", "coco", "cifar10")  # data sets in recipes' names
 
@@ -40,7 +42,7 @@ class Model:
         metrics: what was measured on these weights.
     """
 
-    def __init__(self, opened: torch_model.TorchModel | ExportedModel):
+    def __init__(self, opened: LoadedModel):
         self._opened = opened
         self.recipe: Recipe = opened.recipe
         self.class_names: list[str] = opened.class_names
@@ -49,7 +51,7 @@ class Model:
     @property
     def network(self) -> nn.Module:
         """The module, in evaluation mode; it takes normalised float32 pictures [B, 3, H, W]. Raises UsageError."""
-        if isinstance(self._opened, ExportedModel):
+        if not isinstance(self._opened, torch_model.TorchModel):
             raise UsageError(f"{self._opened.path}: is exported and has no PyTorch network; call the model itself")
         return self._opened.model
 
@@ -84,10 +86,10 @@ class Model:
             with torch.inference_mode():
                 return self.network(images)
         outputs = self._runner(images)
-        return outputs if len(outputs) > 1 else outputs[0]
+        return outputs[0] if len(outputs) == 1 else outputs
 
     @functools.cached_property
-    def _runner(self) -> Any:
+    def _runner(self) -> Runner:
         return self._opened.runner()
 
     def evaluate(

@@ -25,9 +25,11 @@ from convzoo.deploy.quantize import comparison, quantize
 from convzoo.environment import environment
 from convzoo.errors import ConvzooError, DataError, MissingPackageError, ToleranceError, UsageError
 from convzoo.inference import evaluate
+from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.torch_model import TorchModel
 from convzoo.logs import log
 from convzoo.report.tables import percent, table
+from convzoo.types import Runner
 
 # The rows of a model file's table: which format, in which precision. int8 is a file of its own.
 ROWS = {
@@ -74,10 +76,10 @@ class Row:
     measured: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
-    def open(self) -> TorchModel | ExportedModel:
+    def open(self) -> LoadedModel:
         return open_any(self.path, torch.device("cpu"))
 
-    def runner(self) -> Any:
+    def runner(self) -> Runner:
         return self.open().runner(self.precision)
 
 
@@ -139,7 +141,7 @@ def bench(model: Path, options: BenchOptions) -> BenchResult:
         options.out.mkdir(parents=True, exist_ok=True)
     opened = open_any(model, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="convzoo-bench-") as name:
-        rows = _forms(model, options, Path(name)) if isinstance(opened, TorchModel) else _own(opened)
+        rows = _own(opened) if isinstance(opened, ExportedModel) else _forms(model, options, Path(name))
         run = [row for row in rows if not row.note]
         if not run:
             raise ConvzooError(f"{model}: nothing to measure: {'; '.join(f'{row.name}: {row.note}' for row in rows)}")
@@ -196,14 +198,15 @@ def _forms(model: Path, options: BenchOptions, folder: Path) -> list[Row]:
     return rows
 
 
-def _pictures(opened: TorchModel | ExportedModel, data: Path | None) -> Tensor:
+def _pictures(opened: LoadedModel, data: Path | None) -> Tensor:
     """Return real pictures [N, 3, H, W] uint8 as the network gets them."""
-    if isinstance(opened, ExportedModel):
-        return pictures(opened, data, opened.info.size)  # type: ignore[arg-type]  # has what they need of a TorchModel
-    return pictures(opened, data, export.input_size(opened, data))
+    if isinstance(opened, TorchModel):
+        return pictures(opened, data, export.input_size(opened, data))
+    assert isinstance(opened, ExportedModel)
+    return pictures(opened, data, opened.info.size)
 
 
-def _compare(row: Row, opened: TorchModel | ExportedModel, real: Tensor) -> None:
+def _compare(row: Row, opened: LoadedModel, real: Tensor) -> None:
     """Add how far the row's outputs are from PyTorch's, where PyTorch's are known."""
     form = row.open()
     if not isinstance(opened, TorchModel) or not isinstance(form, ExportedModel):
@@ -213,10 +216,10 @@ def _compare(row: Row, opened: TorchModel | ExportedModel, real: Tensor) -> None
     row.measured["agreed"], row.measured["predictions"] = parity.agreed, parity.predictions
 
 
-def _evaluate(row: Row, opened: TorchModel | ExportedModel, data: Path | None) -> None:
+def _evaluate(row: Row, opened: LoadedModel, data: Path | None) -> None:
     if data is None and opened.recipe.data["name"] not in EMBEDDED:
         return
-    evaluation = evaluate.evaluate_open(row.open(), data, precision=row.precision)  # type: ignore[arg-type]
+    evaluation = evaluate.evaluate_open(row.open(), data, precision=row.precision)
     row.measured["result"] = evaluation.result
 
 
@@ -279,7 +282,7 @@ def memory_bytes(key: str) -> int | None:
     return None
 
 
-def _facts(opened: TorchModel | ExportedModel, real: Tensor, options: BenchOptions) -> dict[str, Any]:
+def _facts(opened: LoadedModel, real: Tensor, options: BenchOptions) -> dict[str, Any]:
     env = environment(torch.device("cpu"))
     versions = {"convzoo": env["convzoo"], **export.versions()}
     return {

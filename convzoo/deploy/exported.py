@@ -20,6 +20,7 @@ from convzoo.deploy import SUFFIXES, format_module
 from convzoo.deploy.metadata import ExportInfo, check_document, first_line
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.inference import torch_model
+from convzoo.inference.loaded import LoadedModel
 from convzoo.types import Task
 
 STEP = re.compile(r"step-\d+\.safetensors$")  # what a run saves
@@ -107,7 +108,7 @@ class ExportRunner:
 
 @dataclass
 class ExportedModel:
-    """An exported file, read and verified; `runner` starts it. It answers as `torch_model.TorchModel` does."""
+    """An exported file, read and verified; `runner` starts it. One of the `LoadedModel`s."""
 
     path: Path
     format: str
@@ -185,10 +186,8 @@ def open_exported(
 
 def open_any(
     path: str | Path, device: torch.device, provider: str | None = None, overrides: tuple[str, ...] = ()
-) -> torch_model.TorchModel | ExportedModel:
+) -> LoadedModel:
     """Open a model file, an exported one, or weights of another program, converted in memory.
-
-    All have recipe, class_names, info, task, pipeline and runner.
 
     Raises:
         UsageError, ConvzooError, MissingPackageError: as `open_exported`, `torch_model.open_model` and `open_source` say.

@@ -17,7 +17,7 @@ from convzoo.deploy.detection_parity import matched
 from convzoo.deploy.exported import ExportRunner
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import DataError
-from convzoo.inference.torch_model import TorchModel
+from convzoo.inference.loaded import LoadedModel
 from convzoo.models.yolov3 import STRIDES
 from convzoo.tasks.yolo import decode
 from convzoo.types import Key, Sample
@@ -63,7 +63,7 @@ def relative_difference(output: Tensor, expected: Tensor) -> float:
     return worst / max(largest, 1e-12) if math.isfinite(worst) else math.inf
 
 
-def pictures(opened: TorchModel, data: Path | None, size: tuple[int, int]) -> Tensor:
+def pictures(opened: LoadedModel, data: Path | None, size: tuple[int, int]) -> Tensor:
     """Return real pictures [N, 3, H, W] uint8 as the network gets them: of the data set, or of what is embedded.
 
     Embedded are handwritten digits, or scenes of them, and scikit-learn's two photographs.
@@ -89,7 +89,7 @@ def pictures(opened: TorchModel, data: Path | None, size: tuple[int, int]) -> Te
     return torch.stack([F.resize(image, list(size)) for image in images])
 
 
-def compare(opened: TorchModel, runner: ExportRunner, real: Tensor, tolerance: float) -> Parity:
+def compare(opened: LoadedModel, runner: ExportRunner, real: Tensor, tolerance: float) -> Parity:
     """Run the model and the exported file on the same pictures.
 
     Args:

@@ -17,13 +17,12 @@ from torch import Tensor
 from convzoo import build
 from convzoo.data.decode import decode_rgb
 from convzoo.data.transforms.pipeline import normalize
-from convzoo.deploy.exported import ExportedModel
 from convzoo.errors import DataError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference import evaluate
 from convzoo.inference.evaluate import Evaluation
+from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import find_pictures
-from convzoo.inference.torch_model import TorchModel
 from convzoo.models.yolov3 import STRIDES
 from convzoo.types import Batch, Key, Prediction, Sample
 
@@ -33,7 +32,7 @@ INTEGERS = {8: "<i8", 4: "<i4"}
 
 
 def dump_inputs(
-    opened: TorchModel | ExportedModel,
+    opened: LoadedModel,
     folder: Path,
     sources: Sequence[str | Path] = (),
     data: Path | None = None,
@@ -65,7 +64,7 @@ def dump_inputs(
     return len(rows)
 
 
-def _samples(opened: Any, sources: Sequence[str | Path], data: Path | None) -> Iterator[Sample]:
+def _samples(opened: LoadedModel, sources: Sequence[str | Path], data: Path | None) -> Iterator[Sample]:
     if not sources:
         dataset = build.build_dataset(opened.recipe, data, "val")
         yield from (dataset.load(i) for i in range(len(dataset)))
@@ -74,7 +73,7 @@ def _samples(opened: Any, sources: Sequence[str | Path], data: Path | None) -> I
         yield Sample(image, 0, number, path, (image.shape[1], image.shape[2]))
 
 
-def _as_input(opened: Any, image: Tensor) -> np.ndarray:
+def _as_input(opened: LoadedModel, image: Tensor) -> np.ndarray:
     if getattr(opened.info, "input", "float_nchw") == "uint8_nhwc":
         return image[None].permute(0, 2, 3, 1).contiguous().numpy()
     transform = opened.recipe.transform
@@ -100,9 +99,7 @@ def _unique(path: str, names: set[str]) -> str:
     return name
 
 
-def score_raw_outputs(
-    opened: TorchModel | ExportedModel, folder: Path, data: Path | None = None, **options: Any
-) -> Evaluation:
+def score_raw_outputs(opened: LoadedModel, folder: Path, data: Path | None = None, **options: Any) -> Evaluation:
     """Evaluate outputs that were computed elsewhere, on the validation pictures of the recipe's data set.
 
     Where the folder has the index.json of `dump_inputs`, it says what each picture's outputs are called.
@@ -119,28 +116,37 @@ def score_raw_outputs(
 
 
 class RecordedOutputs:
-    """An opened model as `evaluate_open` takes it, whose outputs are files: its task reads them by the picture's path."""
+    """A `LoadedModel` whose outputs are files. It is its own runner, which passes pictures on, and its own task, which
+    reads their outputs by the picture's path and leaves the rest to the model's task."""
 
-    def __init__(self, opened: Any, folder: Path):
-        self.opened, self.folder, self.device = opened, folder, "cpu"
+    name, device, input, stage = "recorded", "cpu", "float_nchw", "raw"
+
+    def __init__(self, opened: LoadedModel, folder: Path):
+        self.opened, self.folder = opened, folder
+        self.path, self.sha256, self.pipeline = opened.path, opened.sha256, opened.pipeline
         self.recipe, self.info, self.class_names = opened.recipe, opened.info, opened.class_names
         self.inner, self.names, self.owner = opened.task(), _names(folder), {}
-        self.collate, self.new_metric, self.pipeline = self.inner.collate, self.inner.new_metric, opened.pipeline
+        self.best_metric, self.loss = self.inner.best_metric, self.inner.loss
+        self.collate, self.new_metric = self.inner.collate, self.inner.new_metric
 
-    def runner(self, precision: str) -> "RecordedOutputs":
+    def runner(self, precision: str = "fp32") -> "RecordedOutputs":
         return self
+
+    def changed(self, overrides: tuple[str, ...]) -> "RecordedOutputs":
+        return RecordedOutputs(self.opened.changed(overrides), self.folder)
 
     def task(self) -> "RecordedOutputs":
         return self
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, images: np.ndarray | Tensor) -> tuple[Any, ...]:
         return (images,)
 
-    def postprocess(self, images: Tensor, batch: Batch) -> list[Prediction]:
-        shapes = _shapes(self.opened, self.inner, (images.shape[2], images.shape[3]))
+    def postprocess(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
+        """Read the outputs of the pictures [B, 3, H, W], which the runner passed on, and postprocess those."""
+        shapes = _shapes(self.opened, self.inner, (outputs.shape[2], outputs.shape[3]))
         pictures = [self._read(path, shapes) for path in batch.paths]
-        outputs = [torch.from_numpy(np.concatenate(column)) for column in zip(*pictures, strict=True)]
-        return self.inner.postprocess(outputs[0] if len(outputs) == 1 else tuple(outputs), batch)
+        recorded = [torch.from_numpy(np.concatenate(column)) for column in zip(*pictures, strict=True)]
+        return self.inner.postprocess(recorded[0] if len(recorded) == 1 else tuple(recorded), batch)
 
     def _read(self, path: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
         """Return one picture's outputs. Head maps may come coarsest first, as the documents have them."""
@@ -183,7 +189,7 @@ def _names(folder: Path) -> dict[str, str]:
         raise DataError(f"{folder / INDEX}: not an index of --dump-inputs ({error})") from None
 
 
-def _shapes(opened: Any, task: Any, size: tuple[int, int]) -> list[tuple[int, ...]]:
+def _shapes(opened: LoadedModel, task: Any, size: tuple[int, int]) -> list[tuple[int, ...]]:
     """Return the shapes of one picture's outputs."""
     classes, stage = len(opened.class_names), getattr(opened.info, "stage", "raw")
     if opened.recipe.task == "classify":

@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from convzoo.data.decode import EXTENSIONS, decode_rgb
 from convzoo.data.imagenet import titles
@@ -15,7 +14,7 @@ from convzoo.data.transforms.pipeline import Pipeline
 from convzoo.errors import DataError, UsageError
 from convzoo.inference.answers import Answer
 from convzoo.logs import log
-from convzoo.types import Key, Prediction, Sample, Task
+from convzoo.types import Key, Prediction, Runner, Sample, Task
 
 MIN_SCORE = 0.25  # what people want to see of a detector; its measures count much lower scores too
 
@@ -54,7 +53,7 @@ def _sorted_walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def predict(
-    runner: Any,
+    runner: Runner,
     task: Task,
     pipeline: Pipeline,
     class_names: list[str],
@@ -99,7 +98,7 @@ def _load(path: str) -> Sample | DataError:
 
 
 def _answers(
-    runner: Any,
+    runner: Runner,
     task: Task,
     pipeline: Pipeline,
     class_names: list[str],

@@ -52,7 +52,7 @@ class TorchRunner:
 
 @dataclass
 class TorchModel:
-    """A model file, read, verified and built."""
+    """A model file, read, verified and built: the `LoadedModel` that has a PyTorch network."""
 
     model: nn.Module
     recipe: Recipe

@@ -15,8 +15,8 @@ from convzoo.build import build_dataset
 from convzoo.data.decode import decode_rgb
 from convzoo.data.transforms.pipeline import ORDER, keyed_rng, normalize
 from convzoo.errors import DataError, UsageError
+from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import find_pictures
-from convzoo.inference.torch_model import TorchModel
 from convzoo.logs import log
 from convzoo.types import Key, Sample
 
@@ -38,7 +38,7 @@ class Calibration:
         size: (height, width) of the network's input.
     """
 
-    opened: TorchModel
+    opened: LoadedModel
     where: str
     load: Callable[[int], Sample]
     indices: list[int]
@@ -60,7 +60,7 @@ class Calibration:
 
 
 def find_calibration(
-    opened: TorchModel, data: Path | None, folder: Path | None, most: int, size: tuple[int, int]
+    opened: LoadedModel, data: Path | None, folder: Path | None, most: int, size: tuple[int, int]
 ) -> Calibration:
     """Choose at most `most` pictures, the same ones every time, of a folder or else of the training split.
 
@@ -116,7 +116,7 @@ def _of_folder(folder: Path) -> PictureSource:
     return load, paths, f"--calibration {folder}"
 
 
-def _of_training(opened: TorchModel, data: Path | None) -> PictureSource:
+def _of_training(opened: LoadedModel, data: Path | None) -> PictureSource:
     try:
         dataset = build_dataset(opened.recipe, data, "train")
     except DataError as error:
