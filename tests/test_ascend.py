@@ -26,7 +26,7 @@ from convzoo.deploy.exported import open_any, open_exported
 from convzoo.deploy.formats import ascend, mindir
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.deploy.quantize import amct, comparison, quantize
-from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, describe, report
+from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message, report
 from convzoo.inference import evaluate, torch_model
 
 ATC = """#!/bin/sh
@@ -189,7 +189,7 @@ def test_atc_gets_the_right_arguments(model, tool, caplog, monkeypatch):
     assert (file.info.input, file.info.batch, file.sha256) == ("float_nchw", 1, done.plain["sha256"])
     with pytest.raises(MissingPackageError, match="vendor's acl, a part of CANN") as caught:
         file.runner()
-    assert describe(caught.value)[0] == 5
+    assert exit_code_and_message(caught.value)[0] == 5
     four = file.info.model_copy(update={"batch": 4})
     ascend.compile_om(stem.with_suffix(".onnx"), four, model.with_name("b.om"), None, "Ascend310P3")
     assert {"--soc_version=Ascend310P3", "--input_shape=images:4,3,32,32"} <= set(called())
@@ -271,7 +271,7 @@ def test_what_differs_on_the_device_is_not_kept(model, tool, acl):
     acl.spoil[0] = 1.1
     with pytest.raises(ToleranceError, match=r"logits +largest relative difference 1\.0e-01") as caught:
         om(model)
-    assert describe(caught.value)[0] == 4 and (done.path.read_bytes(), names(model.parent)) == before
+    assert exit_code_and_message(caught.value)[0] == 4 and (done.path.read_bytes(), names(model.parent)) == before
 
 
 @pytest.mark.slow
@@ -330,7 +330,7 @@ def test_air_elsewhere(model, air, monkeypatch):
     monkeypatch.setattr(mindir, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"take \S+\.safetensors along .*pip install mindspore") as caught:
         ascend.export(model, ExportOptions("air"))
-    assert describe(caught.value)[0] == 5
+    assert exit_code_and_message(caught.value)[0] == 5
 
 
 def test_one_size_only(model):

@@ -29,7 +29,7 @@ from convzoo.deploy.exported import RuntimeOptions, open_any
 from convzoo.deploy.formats import onnx as onnx_format
 from convzoo.deploy.formats import pt2
 from convzoo.deploy.graph import Deployed
-from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, describe
+from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message
 from convzoo.inference import evaluate, torch_model
 from convzoo.model_file import ModelInfo, save_model
 from convzoo.models import darknet, densenet
@@ -310,7 +310,7 @@ def test_settings_that_a_graph_cannot_have(exported, tmp_path):
     for override, message in [("max_detections=null", "must be a number"), ("box_rule=darknet", "original picture")]:
         changed = opened.changed((f"postprocess.{override}",))
         with pytest.raises(UsageError, match=message):
-            export.describe(changed, ExportOptions("onnx", stage="nms"), 18)
+            export.check_stage(changed, "nms")
 
 
 # --- what is in the files
@@ -456,7 +456,7 @@ def test_what_differs_gets_no_name(exported, format, tmp_path):
     before = contents(tmp_path)
     with pytest.raises(ToleranceError, match="largest relative difference") as caught:
         export.export(model, ExportOptions(format, out=tmp_path, tolerance=1e-9))
-    assert describe(caught.value)[0] == 4 and contents(tmp_path) == before
+    assert exit_code_and_message(caught.value)[0] == 4 and contents(tmp_path) == before
 
 
 def test_a_broken_network_is_not_exported(exported, tmp_path, monkeypatch):
@@ -480,7 +480,7 @@ def test_a_disk_that_fills_up(exported, format, tmp_path):
             export.export(model, ExportOptions(format, out=tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert describe(caught.value)[0] == 1 and not list(tmp_path.iterdir())
+    assert exit_code_and_message(caught.value)[0] == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_missing_library(exported, monkeypatch, tmp_path):
@@ -488,7 +488,7 @@ def test_a_missing_library(exported, monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackageError, match=r"onnxscript: pip install 'convzoo\[deploy\]'") as caught:
         export.export(model, ExportOptions("onnx", out=tmp_path))
-    assert describe(caught.value)[0] == 5 and not list(tmp_path.iterdir())
+    assert exit_code_and_message(caught.value)[0] == 5 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from convzoo.deploy.exported import open_any
 from convzoo.deploy.formats import onnx as onnx_format
 from convzoo.deploy.formats.pt2_safety import DOCUMENT, EXAMPLES, GRAPH, archive, archive_digest, members
 from convzoo.deploy.metadata import MAX_DOCUMENT, UNSEALED, sealed
-from convzoo.errors import ConvzooError, UsageError, describe
+from convzoo.errors import ConvzooError, UsageError, exit_code_and_message
 
 FORMATS = ("onnx", "pt2", "openvino")  # what runs here without anything else
 
@@ -53,7 +53,7 @@ def refused(path: Path, *parts: str, run: bool = True) -> str:
         runner = open_any(path, CPU).runner()
         if run:
             runner(noise(1, 32, 32))
-    code, message = describe(caught.value)
+    code, message = exit_code_and_message(caught.value)
     assert code == (2 if isinstance(caught.value, UsageError) else 1)
     assert path.name in message and "\n" not in message and len(message) < 600
     assert all(part in message for part in parts), message

@@ -23,7 +23,7 @@ from convzoo.deploy.export import ExportOptions
 from convzoo.deploy.exported import open_exported
 from convzoo.deploy.formats import mindir, mindir_worker
 from convzoo.deploy.formats.mindir_plan import Plan
-from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, describe
+from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message
 from convzoo.inference import torch_model
 from convzoo.model_file import ModelInfo, save_model
 
@@ -234,7 +234,7 @@ def test_where_mindspore_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(mindir, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match="pip install mindspore==") as caught:
         mindir.prepare(ExportOptions("mindir"))
-    assert describe(caught.value)[0] == 5
+    assert exit_code_and_message(caught.value)[0] == 5
     monkeypatch.setenv(mindir.PYTHON, str(tmp_path / "none"))
     with pytest.raises(MissingPackageError, match="no such file or directory; .*pip install"):
         mindir.Worker("run", "x", "1")
@@ -276,4 +276,4 @@ def test_no_air_without_an_ascend_host(mindspore, tmp_path):
     files = Plan(traced(nn.ReLU(), 1, 3)).write(tmp_path)
     with pytest.raises(MissingPackageError, match="AIR files need an Ascend host") as caught:
         mindir.Worker("write", *files, str(tmp_path / "a.air"), "AIR")
-    assert describe(caught.value)[0] == 5 and not (tmp_path / "a.air").exists()
+    assert exit_code_and_message(caught.value)[0] == 5 and not (tmp_path / "a.air").exists()

@@ -249,7 +249,7 @@ def test_a_folder_is_free_once_its_run_is_closed(tmp_path):
     """Not when Python happens to collect the run's objects: one process may train again and again."""
     recipe = recipes.load("tinydarknet-digits")
     first, _ = open_run(tmp_path / "run", recipe, resume=False)
-    first.describe("command", torch.device("cpu"), {})
+    first.write_description("command", torch.device("cpu"), {})
     with pytest.raises(errors.UsageError, match="another process is training there"):
         open_run(tmp_path / "run", recipe, resume=True)
     first.close()

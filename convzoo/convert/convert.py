@@ -4,6 +4,7 @@ A conversion takes every tensor or fails; its file gets its name only when it is
 asked for.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from convzoo import build
 from convzoo.config import recipe as recipes
 from convzoo.config import registry
 from convzoo.convert import darknet, mindspore, mindspore_keys, mindspore_recipe, presets
-from convzoo.convert.report import ConversionReport, describe, describe_checks
+from convzoo.convert.report import ConversionReport, report_checks, report_weights
 from convzoo.convert.sources import ANY, WEIGHT_SUFFIXES, ExpectedWeights, WeightSource, is_own, is_remote, open_source
 from convzoo.convert.state_dict import ConvertedWeights, network, resolve_model_spec
 from convzoo.convert.verify import checks
@@ -117,13 +118,14 @@ def _refuse(when: str, **options: Any) -> None:
 
 
 def _write_model(opened: WeightSource, out: Path, check: bool, data_name: str | None) -> ConversionReport:
+    opened = with_assumptions(opened, data_name)
     converted, report = opened.converted, ConversionReport()
     info = model_info(opened, data_name)
-    describe(opened, info, report)
+    report_weights(opened, info, report)
     if check:
         done = checks(converted, opened.path)
         info.provenance["checked"] = [check.what for check in done]
-        describe_checks(done, report)
+        report_checks(done, report)
     digest = save_model(out, converted.state_dict, info)
     report.add(
         "written", f"{out}  (SHA-256 over tensors and description {digest[:12]}...)", out=str(out), sha256=digest
@@ -131,8 +133,8 @@ def _write_model(opened: WeightSource, out: Path, check: bool, data_name: str | 
     return report
 
 
-def model_info(opened: WeightSource, data_name: str | None = None) -> ModelInfo:
-    """Return what a model file of these weights says of itself; notes on what had to be assumed go to the source's own.
+def with_assumptions(opened: WeightSource, data_name: str | None = None) -> WeightSource:
+    """Return the weights with the preprocessing that the source does not state, and notes on what had to be assumed.
 
     Raises:
         UsageError: no such data set.
@@ -142,14 +144,26 @@ def model_info(opened: WeightSource, data_name: str | None = None) -> ModelInfo:
     if data_name is not None and not detects:
         registry.builder("dataset", data_name)
     if data_name == "cifar10" and converted.model["name"] == "tinydarknet":
-        _attach_cifar10(converted)
-    names = converted.class_names
-    if converted.transform is None and not detects:
-        converted.transform = presets.crop_transform({"size_px": 256, "mode": "short_side", "antialias": True}, 224)
-        converted.notes.append("preprocessing assumed: short side 256, centre crop 224, ImageNet mean and std")
-    if names is None:
-        names = [str(number) for number in range(resolve_model_spec(converted.model)["num_classes"])]
-        converted.notes.append(f"classes are called {names[0]} to {names[-1]} until --classes names them")
+        converted = _as_for_cifar10(converted)
+    transform, notes = converted.transform, list(converted.notes)
+    if transform is None and not detects:
+        transform = presets.crop_transform({"size_px": 256, "mode": "short_side", "antialias": True}, 224)
+        notes.append("preprocessing assumed: short side 256, centre crop 224, ImageNet mean and std")
+    if converted.class_names is None:
+        numbers = _class_numbers(converted)
+        notes.append(f"classes are called {numbers[0]} to {numbers[-1]} until --classes names them")
+    return replace(opened, converted=replace(converted, transform=transform, notes=notes))
+
+
+def _class_numbers(converted: ConvertedWeights) -> list[str]:
+    return [str(number) for number in range(resolve_model_spec(converted.model)["num_classes"])]
+
+
+def model_info(opened: WeightSource, data_name: str | None = None) -> ModelInfo:
+    """Return what a model file of these weights, `with_assumptions`, says of itself."""
+    converted = opened.converted
+    detects = converted.model["name"] in DETECTORS
+    names = _class_numbers(converted) if converted.class_names is None else converted.class_names
     default_data = "coco" if detects else "cifar10" if names == CIFAR10_CLASSES else "image_folder"
     plain = recipe_of(converted, data_name or default_data)
     recipe = recipes.from_plain(plain, Path(opened.name).name)
@@ -191,16 +205,15 @@ def _augmentation(operations: list[dict[str, Any]], detects: bool) -> list[dict[
     return [{"pad_crop": {"padding_px": 4}}, {"flip_lr": {"prob": 0.5}}, *operations]
 
 
-def _attach_cifar10(converted: ConvertedWeights) -> None:
-    """Attach what the zoo means by CIFAR-10 for Tiny-DarkNet, which has 1000 outputs there too."""
+def _as_for_cifar10(converted: ConvertedWeights) -> ConvertedWeights:
+    """Return the weights with what the zoo means by CIFAR-10 for Tiny-DarkNet, which has 1000 outputs there too."""
     resize = {"resize": {"size_px": 227, "mode": "stretch", "antialias": False}}
-    converted.transform = presets.transform(
-        [resize], tuple(mindspore_recipe.CIFAR10_MEAN), tuple(mindspore_recipe.CIFAR10_STD)
-    )
-    unused = converted.model["num_classes"] - len(CIFAR10_CLASSES)
-    if converted.class_names in (None, wnids()) and unused >= 0:
-        converted.class_names = CIFAR10_CLASSES + [f"unused {number}" for number in range(unused)]
-    converted.notes = ["preprocessing and classes: the zoo's for CIFAR-10, stretched to 227x227"]
+    transform = presets.transform([resize], tuple(mindspore_recipe.CIFAR10_MEAN), tuple(mindspore_recipe.CIFAR10_STD))
+    names, unused = converted.class_names, converted.model["num_classes"] - len(CIFAR10_CLASSES)
+    if names in (None, wnids()) and unused >= 0:
+        names = CIFAR10_CLASSES + [f"unused {number}" for number in range(unused)]
+    notes = ["preprocessing and classes: the zoo's for CIFAR-10, stretched to 227x227"]
+    return replace(converted, transform=transform, class_names=names, notes=notes)
 
 
 def open_converted(opened: WeightSource, device: torch.device, data_name: str | None = None) -> torch_model.TorchModel:
@@ -210,6 +223,7 @@ def open_converted(opened: WeightSource, device: torch.device, data_name: str | 
         UsageError: no such data set.
         ConvzooError: the weights are a backbone on its own.
     """
+    opened = with_assumptions(opened, data_name)
     info = model_info(opened, data_name)
     model: Any = network(opened.converted)
     model = model.to(device, memory_format=torch.channels_last)

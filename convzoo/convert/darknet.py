@@ -22,9 +22,9 @@ from convzoo.convert import presets
 from convzoo.convert.state_dict import (
     ConvertedWeights,
     assemble,
-    describe,
     file_bytes,
     meta_network,
+    model_label,
     read_class_names,
     require_same_numerics,
     resolve_model_spec,
@@ -85,7 +85,9 @@ def read(
     state_dict, table, missing = assemble(where, model, tensors, {}, lambda name: name.rpartition(".")[0] in unfilled)
     names = None if unfilled else _class_names(model, classes)
     version = ".".join(map(str, header[:3]))
-    what = f"the first {num_layers} of {len(layers)} convolutions of {model['name']}" if unfilled else describe(model)
+    what = (
+        f"the first {num_layers} of {len(layers)} convolutions of {model['name']}" if unfilled else model_label(model)
+    )
     return ConvertedWeights(
         source=f"Darknet weights, version {version}, {header.seen} images seen: {what}",
         model=model,

@@ -17,9 +17,9 @@ from convzoo.convert.mindspore_ckpt import TEXT, read_records, write_records
 from convzoo.convert.state_dict import (
     ConvertedWeights,
     assemble,
-    describe,
     file_bytes,
     meta_network,
+    model_label,
     read_class_names,
     require_asked_for,
     require_same_numerics,
@@ -110,7 +110,7 @@ def convert(
     if classes is not None:
         names = read_class_names(classes, model["num_classes"])
     return ConvertedWeights(
-        source=f"MindSpore checkpoint: {'the backbone of ' if is_backbone else ''}{describe(model)}",
+        source=f"MindSpore checkpoint: {'the backbone of ' if is_backbone else ''}{model_label(model)}",
         model=model,
         state_dict=state_dict,
         transform=None if is_backbone else transform,

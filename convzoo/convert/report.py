@@ -29,7 +29,7 @@ class ConversionReport:
         self.plain.update(plain)
 
 
-def describe(opened: WeightSource, info: ModelInfo, report: ConversionReport) -> None:
+def report_weights(opened: WeightSource, info: ModelInfo, report: ConversionReport) -> None:
     """Add what was consumed, tensor by tensor, and what was attached."""
     converted, transform = opened.converted, info.preprocessing
     report.add("source", f"{opened.name}: {converted.source}", source=opened.name, format=converted.source)
@@ -64,7 +64,7 @@ def describe(opened: WeightSource, info: ModelInfo, report: ConversionReport) ->
     report.plain.update(notes=converted.notes, model=converted.model)
 
 
-def describe_checks(done: list[Check], report: ConversionReport) -> None:
+def report_checks(done: list[Check], report: ConversionReport) -> None:
     """Add what was compared."""
     for check in done:
         exact = check.difference in (None, 0.0)

@@ -18,7 +18,7 @@ import torch
 from convzoo.config.registry import nearest
 from convzoo.convert import darknet, presets, published, torch_zoos
 from convzoo.convert.readers import kind_of, read
-from convzoo.convert.state_dict import ConvertedWeights, describe, require_asked_for
+from convzoo.convert.state_dict import ConvertedWeights, model_label, require_asked_for
 from convzoo.errors import ConvzooError, MissingPackageError, UsageError
 from convzoo.files import file_sha256
 from convzoo.model_file import ModelInfo, load_model, tensors_sha256
@@ -109,7 +109,7 @@ def _open_own(path: Path, expected: ExpectedWeights) -> WeightSource:
     model = info.recipe["model"]
     require_asked_for(str(path), model, expected.model_name, expected.num_classes)
     converted = ConvertedWeights(
-        source=f"convzoo model file: {describe(model)}",
+        source=f"convzoo model file: {model_label(model)}",
         model=model,
         state_dict=tensors,
         transform=info.recipe["transform"],
@@ -198,7 +198,7 @@ def _from_timm(name: str, expected: ExpectedWeights) -> WeightSource:
 def _named(converted: ConvertedWeights, source: str) -> ConvertedWeights:
     """Say whose weights they are, which a bare state dict cannot."""
     library = source.partition(":")[0]
-    converted.source = f"{source.replace(':', ' ', 1)}: {describe(converted.model)}"
+    converted.source = f"{source.replace(':', ' ', 1)}: {model_label(converted.model)}"
     converted.notes = [f"preprocessing: that of {library} for these weights"]
     return converted
 

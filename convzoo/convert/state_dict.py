@@ -167,10 +167,12 @@ def assemble(
     missing = [name for name in own if theirs[name] not in tensors and not _is_counter(name)]
     bad = [name for name in missing if not may_miss(name)]
     if bad:
-        raise ConvzooError(f"{where}: '{theirs[bad[0]]}' of {describe(model)} is missing ({len(bad)} missing in all)")
+        raise ConvzooError(
+            f"{where}: '{theirs[bad[0]]}' of {model_label(model)} is missing ({len(bad)} missing in all)"
+        )
     extra = sorted(set(tensors) - set(theirs.values()))
     if extra:
-        raise ConvzooError(f"{where}: '{extra[0]}' is not in {describe(model)} ({len(extra)} extra in all)")
+        raise ConvzooError(f"{where}: '{extra[0]}' is not in {model_label(model)} ({len(extra)} extra in all)")
     state_dict: StateDict = {}
     table = []
     for name, expected in own.items():
@@ -183,7 +185,7 @@ def assemble(
             continue
         if tensor.shape != expected.shape:
             raise ConvzooError(
-                f"{where}: '{theirs[name]}' is {list(tensor.shape)}, {describe(model)} has {list(expected.shape)}"
+                f"{where}: '{theirs[name]}' is {list(tensor.shape)}, {model_label(model)} has {list(expected.shape)}"
             )
         state_dict[name] = tensor.long() if _is_counter(name) else _float32(where, theirs[name], tensor)
         table.append(Row(theirs[name], name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
@@ -206,7 +208,7 @@ def _float32(where: str, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def describe(model: Mapping[str, Any]) -> str:
+def model_label(model: Mapping[str, Any]) -> str:
     """Name a network for messages, such as `vgg16 (batch_norm True, 10 classes)`."""
     full, defaults = resolve_model_spec(model), resolve_model_spec({"name": model["name"]})
     changed = {key: value for key, value in full.items() if key not in TRAINING_KEYS and value != defaults[key]}

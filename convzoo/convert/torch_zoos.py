@@ -20,8 +20,8 @@ from convzoo.convert import mindspore, presets
 from convzoo.convert.state_dict import (
     ConvertedWeights,
     assemble,
-    describe,
     meta_network,
+    model_label,
     read_class_names,
     require_asked_for,
 )
@@ -96,7 +96,7 @@ def convert(
         f"preprocessing: {_assumed(model['name'])}" if is_imagenet else "no preprocessing: not ImageNet's classes"
     )
     return ConvertedWeights(
-        source=f"{zoo} state dict: {describe(model)}",
+        source=f"{zoo} state dict: {model_label(model)}",
         model=model,
         state_dict=state_dict,
         transform=_transform(model["name"]) if is_imagenet else None,

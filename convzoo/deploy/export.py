@@ -124,7 +124,9 @@ def export(model: Path, options: ExportOptions) -> ExportResult:
     opened = torch_model.open_model(model, torch.device("cpu"))
     if options.size:
         opened = resized(opened, options.size)
-    info = describe(opened, options, getattr(module, "OPSET", None))
+    check_stage(opened, options.stage)
+    info = export_info(opened, options, getattr(module, "OPSET", None))
+    _check_size(info)
     real = pictures(opened, options.data, info.size)
     with written_whole(target) as temporary, _folder_beside(target) as folder:
         draft = folder / target.name
@@ -157,28 +159,35 @@ def bytes_of(path: Path) -> int:
     return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
 
 
-def describe(opened: TorchModel, options: ExportOptions, opset: int | None) -> ExportInfo:
-    """Gather the metadata. Raises UsageError for combinations that do not exist."""
-    recipe, task = opened.recipe, opened.recipe.task
-    if options.stage != "raw" and task != "detect":
-        raise UsageError(f"--stage {options.stage}: for detectors; {recipe.model['name']} is a classifier")
-    if options.stage == "nms":
+def check_stage(opened: TorchModel, stage: str) -> None:
+    """Raise UsageError for a stage that the model does not have, or that a graph cannot have with its settings."""
+    if stage != "raw" and opened.recipe.task != "detect":
+        raise UsageError(f"--stage {stage}: for detectors; {opened.recipe.model['name']} is a classifier")
+    if stage == "nms":
         detector: Any = opened.task()
         check_suppression(detector.options)
-    plain = recipe.plain()
-    info = ExportInfo(
+
+
+def export_info(opened: TorchModel, options: ExportOptions, opset: int | None) -> ExportInfo:
+    """Gather the metadata. Raises UsageError where the size of the pictures is not known."""
+    plain = opened.recipe.plain()
+    return ExportInfo(
         recipe=plain, preprocessing={key: plain["transform"][key] for key in ("eval", "mean", "std")},
-        class_names=opened.class_names, task=task, input="uint8_nhwc" if options.preprocessing else "float_nchw",
-        stage=options.stage, size=options.size or input_size(opened, options.data), dynamic_size=options.dynamic_size,
-        batch=options.batch, opset=opset, source_sha256=opened.sha256, metrics=opened.info.metrics,
+        class_names=opened.class_names, task=opened.recipe.task,
+        input="uint8_nhwc" if options.preprocessing else "float_nchw", stage=options.stage,
+        size=options.size or input_size(opened, options.data), dynamic_size=options.dynamic_size, batch=options.batch,
+        opset=opset, source_sha256=opened.sha256, metrics=opened.info.metrics,
         provenance=opened.info.provenance, licence=opened.info.licence, versions=versions(),
     )  # type: ignore[arg-type]  # fmt: skip
+
+
+def _check_size(info: ExportInfo) -> None:
+    """Raise UsageError for pictures of a size that the network cannot halve without remainders."""
     if any(side % info.size_step for side in info.size):
         given = "x".join(map(str, info.size))
         raise UsageError(
             f"{given} pixels: a detector's size, and any with --dynamic-size, is a multiple of {info.size_step}"
         )
-    return info
 
 
 def versions() -> dict[str, str]:

@@ -132,7 +132,7 @@ def _opened(
         if continued:
             _restore(state, run)
         if distributed.rank() == 0:
-            run.describe(options.command, device, state.data_account)
+            run.write_description(options.command, device, state.data_account)
             _log_start(state, run)
         steps_left = state.total_steps - state.progress.step
         with StopRequest() as stop, profiled(options.profile, run.path / "profile", steps_left) as profiler_step:

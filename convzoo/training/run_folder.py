@@ -43,7 +43,7 @@ class RunFolder:
         """The file that is there once everything of the run is."""
         return self.path / "finished"
 
-    def describe(self, command: str, device: torch.device, data: dict[str, Any]) -> None:
+    def write_description(self, command: str, device: torch.device, data: dict[str, Any]) -> None:
         """Write the resolved recipe, the command, the environment and the data's account."""
         header = f"# {self.recipe.name}, every key written out. convzoo {__version__}\n"
         (self.path / "recipe.yaml").write_text(header + self.recipe.to_yaml(), encoding="utf-8")

@@ -23,7 +23,7 @@ from convzoo.data.loader import (
     default_workers,
     label_map,
 )
-from convzoo.data.sampler import TrainBatches, check_batch_size
+from convzoo.data.sampler import TrainBatches, batch_arithmetic, check_batch_size
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
 from convzoo.model_file import ModelInfo, StateDict, load_into
@@ -116,9 +116,9 @@ class TrainState:
             raise DataError(
                 f"the data has {num_classes} classes, {recipe.at('model')('num_classes')} {expected}; set model.num_classes={num_classes}"
             )
-        self.arithmetic = check_batch_size(
-            len(train_set), recipe.train.batch_size, options.accumulate, distributed.world_size()
-        )
+        shares = len(train_set), recipe.train.batch_size, options.accumulate, distributed.world_size()
+        check_batch_size(*shares)
+        self.arithmetic = batch_arithmetic(*shares)
         self.train_data = Transformed(train_set, build_pipeline(recipe, "train"))
         self.val_data = None
         if val_set is not None:
