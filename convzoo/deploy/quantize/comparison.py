@@ -51,7 +51,7 @@ class QuantizeOptions:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A way that was tried.
+    """A scheme that was tried.
 
     Attributes:
         seconds: the median of a picture, by variant: float32, bfloat16, int8.
@@ -110,7 +110,7 @@ def measure_speed(before: ExportedModel, after: ExportedModel, image: np.ndarray
 
 
 class Comparison:
-    """One float file, its calibration and its evaluation, for every way of quantising.
+    """One float file, its calibration and its evaluation, for every scheme.
 
     Raises:
         DataError: nothing to evaluate, or pictures that are also calibrated on.
@@ -135,7 +135,7 @@ class Comparison:
             raise DataError(str(error).partition(" (--on-bad-sample")[0]) from None
 
     def best(self) -> tuple[Candidate, Any]:
-        """Try one way after the other; return the first that passes, and its network. Raises ToleranceError."""
+        """Try one scheme after the other; return the first that passes, and its network. Raises ToleranceError."""
         candidates: list[Candidate] = []
         for scheme in schemes.SCHEMES[self.options.format]:
             log.info(f"INT8 by {scheme}: calibrating on {len(self.calibration)} pictures")
@@ -192,7 +192,7 @@ class Comparison:
         return f"{candidate.scheme}: loses {candidate.drop:.2f} points of {self.task.best_metric}, {candidate.speedup:.2f} times as fast{largest}"
 
     def refusal(self, candidates: list[Candidate]) -> ToleranceError:
-        """Return the error that says what each way gave; log the layers' errors of the best."""
+        """Return the error that says what each scheme gave; log the layers' errors of the best."""
         if not candidates:
             return ToleranceError(f"{self.before.path.name}: no way of quantising it works; nothing is kept")
         measured = [candidate for candidate in candidates if candidate.errors]

@@ -19,13 +19,13 @@ WEIGHTED = ("Conv", "Gemm", "MatMul", "Convolution", "GroupConvolution")
 
 @dataclass(frozen=True)
 class QuantizationScheme:
-    """A way to quantise.
+    """How a network is quantised.
 
     Attributes:
         tool: whose quantiser.
         preset: NNCF's: "performance" is symmetric, "mixed" has asymmetric activations.
         spares: what stays in float: nothing, the "ends" - the layers that give the outputs: the classifier, or a detector's
-            heads - or also the three "worst", by the errors that the way before had.
+            heads - or also the three "worst", by the errors that the scheme before had.
         exact_bias: NNCF corrects each layer's bias by what the layers before it really give, not by an estimate: slower.
     """
 
@@ -69,7 +69,7 @@ def quantised(
 
     Args:
         source: the float network, as `export` wrote it.
-        worst: layers, worst first, for a way that spares those.
+        worst: layers, worst first, for a scheme that spares those.
     Raises:
         ConvzooError: the library fails on this network.
         MissingPackageError: the library is not installed.
