@@ -35,10 +35,10 @@ def measure(recipe_name: str, format: str, pictures: Path, folder: Path) -> dict
         path, model.state_dict(), ModelInfo(recipe.plain(), [str(i) for i in range(recipe.model["num_classes"])])
     )
     # Random weights without the statistics that fit them: rounding errors grow beyond what trained networks have.
-    before = open_exported(export.export(path, export.Wanted(format, tolerance=1.0)).path)
+    before = open_exported(export.export(path, export.ExportOptions(format, tolerance=1.0)).path)
     opened = torch_model.open_model(path, torch.device("cpu"))
     calibration = find_calibration(opened, None, pictures, 4, before.info.size)
-    network = schemes.quantised(before.path, format, schemes.WAYS[format][0], calibration)
+    network = schemes.quantised(before.path, format, schemes.SCHEMES[format][0], calibration)
     quantised = folder / f"int8{before.path.suffix}"
     schemes.write(network, format, before.info.model_copy(update={"seal": UNSEALED}), quantised)
     return comparison.measure_speed(before, open_exported(quantised), next(iter(calibration)))
@@ -48,7 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=NETWORKS)
     parser.add_argument("--calibration", type=Path, required=True)
-    parser.add_argument("--format", choices=list(schemes.WAYS), default="openvino")
+    parser.add_argument("--format", choices=list(schemes.SCHEMES), default="openvino")
     parser.add_argument(
         "--json", action="store_true", help="one object at the end: median milliseconds by network and precision"
     )

@@ -19,15 +19,17 @@ from convzoo.config import registry
 from convzoo.config.recipe import Recipe
 from convzoo.convert import sources
 from convzoo.convert.convert import open_converted
-from convzoo.convert.state_dict import full_model, read_class_names, require_asked_for
-from convzoo.deploy.exported import OpenExport, is_foreign, open_any
+from convzoo.convert.state_dict import read_class_names, require_asked_for, resolve_model_spec
+from convzoo.deploy.exported import ExportedModel, is_foreign, open_any
 from convzoo.errors import UsageError
 from convzoo.inference import evaluate, torch_model
 from convzoo.inference.answers import Answer, save_annotated
+from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import MIN_SCORE, predict
 from convzoo.model_file import ModelInfo, tensors_sha256
 from convzoo.training.loop import train as run_training
-from convzoo.training.setup import Machine
+from convzoo.training.setup import RunOptions
+from convzoo.types import Runner
 
 LARGEST_FIRST = ("imagenet", "coco", "cifar10")  # data sets in recipes' names
 
@@ -40,7 +42,7 @@ class Model:
         metrics: what was measured on these weights.
     """
 
-    def __init__(self, opened: torch_model.OpenModel | OpenExport):
+    def __init__(self, opened: LoadedModel):
         self._opened = opened
         self.recipe: Recipe = opened.recipe
         self.class_names: list[str] = opened.class_names
@@ -49,7 +51,7 @@ class Model:
     @property
     def network(self) -> nn.Module:
         """The module, in evaluation mode; it takes normalised float32 pictures [B, 3, H, W]. Raises UsageError."""
-        if isinstance(self._opened, OpenExport):
+        if not isinstance(self._opened, torch_model.TorchModel):
             raise UsageError(f"{self._opened.path}: is exported and has no PyTorch network; call the model itself")
         return self._opened.model
 
@@ -80,14 +82,14 @@ class Model:
         Raises:
             UsageError, ConvzooError: pictures that an exported file does not take.
         """
-        if isinstance(self._opened, torch_model.OpenModel):
+        if isinstance(self._opened, torch_model.TorchModel):
             with torch.inference_mode():
                 return self.network(images)
         outputs = self._runner(images)
-        return outputs if len(outputs) > 1 else outputs[0]
+        return outputs[0] if len(outputs) == 1 else outputs
 
     @functools.cached_property
-    def _runner(self) -> Any:
+    def _runner(self) -> Runner:
         return self._opened.runner()
 
     def evaluate(
@@ -101,20 +103,20 @@ class Model:
         return evaluate.evaluate_open(opened, Path(data) if data else None, **options).result
 
     def export(self, format: str, out: str | Path | None = None, **options: Any) -> Path:
-        """Write the model for another runtime, compare it there with PyTorch, and return the file; options as `Wanted`'s.
+        """Write the model for another runtime, compare it there with PyTorch, and return the file; options as `ExportOptions`'s.
 
         Raises:
             UsageError: an option that does not fit, or a model that is not a file.
             ToleranceError: the written file does not do what the model does; it is not kept.
             MissingPackageError: the format's library is not installed.
         """
-        from convzoo.deploy.export import Wanted, export
+        from convzoo.deploy.export import ExportOptions, export
 
-        if isinstance(self._opened, OpenExport):
+        if isinstance(self._opened, ExportedModel):
             raise UsageError(f"{self._opened.path}: is exported already; export the model file that it was made from")
         if not self._opened.path.is_file() or not sources.is_own(self._opened.path):
             raise UsageError(f"{self._opened.path}: convert it to a model file first (convzoo convert)")
-        return export(self._opened.path, Wanted(format, Path(out) if out else None, **options)).path
+        return export(self._opened.path, ExportOptions(format, Path(out) if out else None, **options)).path
 
 
 def load(
@@ -155,15 +157,17 @@ def load(
         raise UsageError(
             f"{source}: a network without weights; weights= takes a file or a name of `list --weights`, pretrained=False none"
         )
-    wanted = sources.Wanted(model_name, num_classes, names)
+    expected = sources.ExpectedWeights(model_name, num_classes, names)
     if sources.is_remote(source) or (Path(source).is_file() and is_foreign(Path(source))):
-        return Model(open_converted(sources.open_source(source, wanted, download), target))
+        return Model(open_converted(sources.open_source(source, expected, download), target))
     opened = open_any(source, target)
     require_asked_for(str(source), opened.recipe.model, model_name, num_classes)
     return Model(opened)
 
 
-def _untrained(name: str, num_classes: int | None, classes: Path | None, device: torch.device) -> torch_model.OpenModel:
+def _untrained(
+    name: str, num_classes: int | None, classes: Path | None, device: torch.device
+) -> torch_model.TorchModel:
     """Build a network with initial weights. Raises UsageError for an unknown one, or class names that do not fit."""
     registry.builder("model", name)
     shipped = next((f"{name}-{data}" for data in LARGEST_FIRST if f"{name}-{data}" in recipes.shipped()), None)
@@ -171,16 +175,16 @@ def _untrained(name: str, num_classes: int | None, classes: Path | None, device:
         raise UsageError(f"{name}: no recipe is shipped for it; train one of your own")
     recipe = recipes.load(shipped, [] if num_classes is None else [f"model.num_classes={num_classes}"])
     model = registry.bind("model", recipe.model, recipe.at("model"))()
-    count = full_model(recipe.model)["num_classes"]
+    count = resolve_model_spec(recipe.model)["num_classes"]
     names = read_class_names(classes, count) if classes else [str(number) for number in range(count)]
     provenance = {"initial_weights": shipped, **({} if classes else {"class_names": "numbers"})}
     info = ModelInfo(recipe.plain(), names, {}, provenance)
     model = model.eval().to(device, memory_format=torch.channels_last)
-    return torch_model.OpenModel(model, recipe, info, Path(name), tensors_sha256(model.state_dict()))
+    return torch_model.TorchModel(model, recipe, info, Path(name), tensors_sha256(model.state_dict()))
 
 
-def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:
-    """Train as a recipe says and return the run's folder; machine options as `Machine`'s attributes.
+def train(recipe: str | Path | Recipe, *overrides: str, **run_options: Any) -> Path:
+    """Train as a recipe says and return the run's folder; run_options as `RunOptions`'s attributes.
 
     Raises:
         InterruptedRun, UsageError, DataError, ConvzooError: as the message says.
@@ -190,6 +194,6 @@ def train(recipe: str | Path | Recipe, *overrides: str, **machine: Any) -> Path:
     )
     paths: dict[str, Any] = {
         key: Path(value) if key in ("data", "val_data", "out") and value is not None else value
-        for key, value in machine.items()
+        for key, value in run_options.items()
     }
-    return run_training(loaded, Machine(**paths))
+    return run_training(loaded, RunOptions(**paths))

@@ -78,11 +78,11 @@ def eval_pipeline(recipe: Recipe, info: Any, trained_hw: tuple[int, int] | None)
 
 def given_size(pipeline: Pipeline) -> tuple[int, int] | None:
     """Return the (height, width) that a pipeline gives pictures of any size, or None where it depends on theirs."""
-    found = set()
+    sizes = set()
     for hw in ((300, 400), (401, 301)):
         image = pipeline(Sample(torch.zeros(3, *hw, dtype=torch.uint8), 0, 0, "", hw), Key(0, 0)).image
-        found.add((image.shape[1], image.shape[2]))
-    return found.pop() if len(found) == 1 else None
+        sizes.add((image.shape[1], image.shape[2]))
+    return sizes.pop() if len(sizes) == 1 else None
 
 
 def size_seen(data: Transformed) -> tuple[int, int] | None:

@@ -39,13 +39,13 @@ def environment(device: "torch.device") -> dict[str, Any]:
 
 def optional_packages() -> dict[str, str | None]:
     """Return the versions of what the extras need, None where it is not installed."""
-    found: dict[str, str | None] = {}
+    versions: dict[str, str | None] = {}
     for name in OPTIONAL:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = None
-    return found
+            versions[name] = None
+    return versions
 
 
 def command_line(argv: list[str]) -> str:

@@ -43,7 +43,7 @@ class InterruptedRun(ConvzooError):
     exit_code = 75
 
 
-def describe(error: BaseException) -> tuple[int, str]:
+def exit_code_and_message(error: BaseException) -> tuple[int, str]:
     """Return the exit code and the one-line message of any error that reached the top."""
     if isinstance(error, ConvzooError):
         return error.exit_code, str(error)
@@ -66,6 +66,6 @@ def report(error: BaseException) -> int:
     """Print the message on stderr, with a traceback when CONVZOO_DEBUG is set, and return the exit code."""
     if os.environ.get("CONVZOO_DEBUG"):
         traceback.print_exception(error)
-    code, message = describe(error)
+    code, message = exit_code_and_message(error)
     print(f"convzoo: {message}", file=sys.stderr)
     return code

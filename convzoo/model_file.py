@@ -106,13 +106,13 @@ def load_into(model: nn.Module, state_dict: StateDict, source: str) -> None:
 
 def first_mismatch(model: nn.Module, state_dict: StateDict) -> str | None:
     """Say what first keeps the weights from fitting the model, or None."""
-    wanted = model.state_dict()
-    for name, tensor in wanted.items():
+    own = model.state_dict()
+    for name, tensor in own.items():
         if name not in state_dict:
-            return f"'{name}' is missing ({len(set(wanted) - set(state_dict))} missing in all)"
+            return f"'{name}' is missing ({len(set(own) - set(state_dict))} missing in all)"
         if state_dict[name].shape != tensor.shape:
             return f"'{name}' is {list(state_dict[name].shape)}, the network has {list(tensor.shape)}"
-    extra = sorted(set(state_dict) - set(wanted))
+    extra = sorted(set(state_dict) - set(own))
     return f"'{extra[0]}' is not in the network ({len(extra)} extra in all)" if extra else None
 
 

@@ -21,12 +21,12 @@ from test_mindir import CPU, SMALL_YOLO, noise, off, write_model
 
 from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy import export
-from convzoo.deploy.export import Wanted
+from convzoo.deploy.export import ExportOptions
 from convzoo.deploy.exported import open_any, open_exported
 from convzoo.deploy.formats import ascend, mindir
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.deploy.quantize import amct, comparison, quantize
-from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, describe, report
+from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message, report
 from convzoo.inference import evaluate, torch_model
 
 ATC = """#!/bin/sh
@@ -118,7 +118,7 @@ def _exported_once():
     """Make each ONNX file once: that takes the time, and all models here have the same weights."""
     real, made = export.export, {}
 
-    def cached(model: Path, wanted: Wanted) -> export.Report:
+    def cached(model: Path, wanted: ExportOptions) -> export.ExportResult:
         key = (model.name, wanted.format, wanted.batch, wanted.stage, wanted.preprocessing, wanted.size)
         if key not in made:
             done = real(model, wanted)
@@ -164,8 +164,8 @@ def acl(tmp_path, monkeypatch):
     sys.modules.pop("acl", None)
 
 
-def om(model: Path, **options) -> export.Report:
-    return ascend.export(model, Wanted("om", **options))
+def om(model: Path, **options) -> export.ExportResult:
+    return ascend.export(model, ExportOptions("om", **options))
 
 
 def names(folder: Path) -> list[str]:
@@ -189,7 +189,7 @@ def test_atc_gets_the_right_arguments(model, tool, caplog, monkeypatch):
     assert (file.info.input, file.info.batch, file.sha256) == ("float_nchw", 1, done.plain["sha256"])
     with pytest.raises(MissingPackageError, match="vendor's acl, a part of CANN") as caught:
         file.runner()
-    assert describe(caught.value)[0] == 5
+    assert exit_code_and_message(caught.value)[0] == 5
     four = file.info.model_copy(update={"batch": 4})
     ascend.compile_om(stem.with_suffix(".onnx"), four, model.with_name("b.om"), None, "Ascend310P3")
     assert {"--soc_version=Ascend310P3", "--input_shape=images:4,3,32,32"} <= set(called())
@@ -271,7 +271,7 @@ def test_what_differs_on_the_device_is_not_kept(model, tool, acl):
     acl.spoil[0] = 1.1
     with pytest.raises(ToleranceError, match=r"logits +largest relative difference 1\.0e-01") as caught:
         om(model)
-    assert describe(caught.value)[0] == 4 and (done.path.read_bytes(), names(model.parent)) == before
+    assert exit_code_and_message(caught.value)[0] == 4 and (done.path.read_bytes(), names(model.parent)) == before
 
 
 @pytest.mark.slow
@@ -305,10 +305,10 @@ def air(model, tool, monkeypatch):
     real = export.export
     monkeypatch.setattr(export, "export", lambda model, wanted: real(model, replace(wanted, format="onnx", out=None)))
 
-    def run(said: dict, status: int) -> export.Report:
+    def run(said: dict, status: int) -> export.ExportResult:
         tool("mindspore-python", STAND_IN.format(python=sys.executable, said=said, status=status))
         monkeypatch.setenv(mindir.PYTHON, os.environ["PATH"].split(":")[0] + "/mindspore-python")
-        return ascend.export(model, Wanted("air"))
+        return ascend.export(model, ExportOptions("air"))
 
     return run
 
@@ -329,8 +329,8 @@ def test_air_elsewhere(model, air, monkeypatch):
     monkeypatch.delenv(mindir.PYTHON)
     monkeypatch.setattr(mindir, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"take \S+\.safetensors along .*pip install mindspore") as caught:
-        ascend.export(model, Wanted("air"))
-    assert describe(caught.value)[0] == 5
+        ascend.export(model, ExportOptions("air"))
+    assert exit_code_and_message(caught.value)[0] == 5
 
 
 def test_one_size_only(model):
@@ -341,8 +341,8 @@ def test_one_size_only(model):
 # --- AMCT
 
 
-def int8(model: Path, **options) -> comparison.Report:
-    return quantize.quantize(model, comparison.Wanted("om", calibration_images=5, eval_images=50, **options))
+def int8(model: Path, **options) -> comparison.QuantizeResult:
+    return quantize.quantize(model, comparison.QuantizeOptions("om", calibration_images=5, eval_images=50, **options))
 
 
 def test_int8_by_the_vendors_quantiser(model, tool, acl, tmp_path, monkeypatch):

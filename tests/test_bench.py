@@ -38,7 +38,7 @@ def test_a_table_of_two_forms(run, model, tmp_path, monkeypatch):
 
 def test_a_single_file(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "peak_memory", lambda *_: None)
-    file = bench.export.export(model, bench.export.Wanted("onnx", out=tmp_path)).path
+    file = bench.export.export(model, bench.export.ExportOptions("onnx", out=tmp_path)).path
     code, out, _ = run("bench", file, "--rounds", 1, "--seconds", 0.01)
     rows = [line for line in out.splitlines() if line.startswith("| onnx")]
     assert code == 0 and len(rows) == 1 and " %" in rows[0]
@@ -51,9 +51,9 @@ def test_a_form_that_is_refused_says_why(model, monkeypatch):
     monkeypatch.setattr(bench, "peak_memory", lambda *_: None)
     monkeypatch.setattr(bench.quantize, "quantize", refuse)
     monkeypatch.setattr(bench.distributed, "computes_bfloat16", lambda _: False)
-    wanted = bench.Wanted(("pytorch", "openvino-bf16", "onnx-int8"), rounds=1, seconds=0.01)
+    wanted = bench.BenchOptions(("pytorch", "openvino-bf16", "onnx-int8"), rounds=1, seconds=0.01)
     report = bench.bench(model, wanted)
-    assert [row.name for row in report.rows if row.found] == ["pytorch"]
+    assert [row.name for row in report.rows if row.measured] == ["pytorch"]
     assert "- onnx-int8: refused: loses 9 points" in report.text()
     assert "- openvino-bf16: not measured: this CPU does not compute in bfloat16" in report.text()
 

@@ -15,7 +15,7 @@ from test_mindir import CPU, SMALL_YOLO, write_model
 from convzoo import build
 from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy import raw_outputs
-from convzoo.deploy.exported import OpenExport, Place
+from convzoo.deploy.exported import ExportedModel, RuntimeOptions
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import DataError, UsageError, report
 from convzoo.inference import evaluate, torch_model
@@ -67,12 +67,12 @@ def compute(inputs: Path, outputs: Path, found, name="{}_{}.bin", dtype="<f4") -
     return Path(shutil.copy(inputs / "index.json", outputs)).parent
 
 
-def as_exported(opened, **fields) -> OpenExport:
+def as_exported(opened, **fields) -> ExportedModel:
     """Return what an exported file of the model says of itself."""
     recipe = opened.recipe.plain()
     about = {"recipe": recipe, "class_names": opened.class_names, "task": opened.recipe.task, "size": (64, 64)}
     info = ExportInfo(**about, preprocessing={}, source_sha256=64 * "0", **fields)
-    return OpenExport(opened.path, "om", info, opened.recipe, None, Place())
+    return ExportedModel(opened.path, "om", info, opened.recipe, None, RuntimeOptions())
 
 
 # --- inputs

@@ -24,12 +24,12 @@ from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy import export
 from convzoo.deploy import graph as graph_module
 from convzoo.deploy.detection_parity import matched
-from convzoo.deploy.export import Wanted
-from convzoo.deploy.exported import Place, open_any
+from convzoo.deploy.export import ExportOptions
+from convzoo.deploy.exported import RuntimeOptions, open_any
 from convzoo.deploy.formats import onnx as onnx_format
 from convzoo.deploy.formats import pt2
 from convzoo.deploy.graph import Deployed
-from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, describe
+from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message
 from convzoo.inference import evaluate, torch_model
 from convzoo.model_file import ModelInfo, save_model
 from convzoo.models import darknet, densenet
@@ -126,7 +126,7 @@ def exported(tmp_path_factory):
         skip_without_openvino(format)
         if key not in reports:
             out = tmp_path_factory.mktemp("exports")
-            reports[key] = export.export(models[recipe_name], Wanted(format, out=out, **options))
+            reports[key] = export.export(models[recipe_name], ExportOptions(format, out=out, **options))
         return models[recipe_name], reports[key].path, reports[key]
 
     return run
@@ -140,7 +140,7 @@ def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-def check_report(report: export.Report, outputs: int, sizes: int = 1) -> None:
+def check_report(report: export.ExportResult, outputs: int, sizes: int = 1) -> None:
     assert report.parity.largest < 1e-4 and len(report.parity.outputs) == outputs
     assert all(set(kinds) == {"real", "random"} for kinds in report.parity.outputs.values())
     assert report.parity.agreed == report.parity.predictions > 10
@@ -236,7 +236,7 @@ def test_a_fixed_batch_is_filled_up(exported):
         images = noise(count, 32, 32)
         (found,), (wanted,) = opened.runner()(images), reference(images)
         assert found.shape == wanted.shape and off(found, wanted) < 1e-4
-    session = pt2.start(opened.content, opened.info, Place())
+    session = pt2.start(opened.content, opened.info, RuntimeOptions())
     with pytest.raises(Exception, match="4"):
         session(torch.zeros(5, 32, 32, 3, dtype=torch.uint8))  # the graph itself holds the number
 
@@ -310,7 +310,7 @@ def test_settings_that_a_graph_cannot_have(exported, tmp_path):
     for override, message in [("max_detections=null", "must be a number"), ("box_rule=darknet", "original picture")]:
         changed = opened.changed((f"postprocess.{override}",))
         with pytest.raises(UsageError, match=message):
-            export.describe(changed, Wanted("onnx", stage="nms"), 18)
+            export.check_stage(changed, "nms")
 
 
 # --- what is in the files
@@ -455,8 +455,8 @@ def test_what_differs_gets_no_name(exported, format, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     before = contents(tmp_path)
     with pytest.raises(ToleranceError, match="largest relative difference") as caught:
-        export.export(model, Wanted(format, out=tmp_path, tolerance=1e-9))
-    assert describe(caught.value)[0] == 4 and contents(tmp_path) == before
+        export.export(model, ExportOptions(format, out=tmp_path, tolerance=1e-9))
+    assert exit_code_and_message(caught.value)[0] == 4 and contents(tmp_path) == before
 
 
 def test_a_broken_network_is_not_exported(exported, tmp_path, monkeypatch):
@@ -466,7 +466,7 @@ def test_a_broken_network_is_not_exported(exported, tmp_path, monkeypatch):
     tensors[name][0] = torch.nan
     save_model(tmp_path / "nan.safetensors", tensors, info)
     with pytest.raises(ToleranceError, match="inf"):
-        export.export(tmp_path / "nan.safetensors", Wanted("pt2"))
+        export.export(tmp_path / "nan.safetensors", ExportOptions("pt2"))
     assert [path.name for path in tmp_path.iterdir()] == ["nan.safetensors"]
 
 
@@ -477,18 +477,18 @@ def test_a_disk_that_fills_up(exported, format, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
         with pytest.raises(ConvzooError, match="no space left") as caught:
-            export.export(model, Wanted(format, out=tmp_path))
+            export.export(model, ExportOptions(format, out=tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert describe(caught.value)[0] == 1 and not list(tmp_path.iterdir())
+    assert exit_code_and_message(caught.value)[0] == 1 and not list(tmp_path.iterdir())
 
 
 def test_a_missing_library(exported, monkeypatch, tmp_path):
     model = exported(TINY, "onnx", dynamic_size=True)[0]
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackageError, match=r"onnxscript: pip install 'convzoo\[deploy\]'") as caught:
-        export.export(model, Wanted("onnx", out=tmp_path))
-    assert describe(caught.value)[0] == 5 and not list(tmp_path.iterdir())
+        export.export(model, ExportOptions("onnx", out=tmp_path))
+    assert exit_code_and_message(caught.value)[0] == 5 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -557,7 +557,7 @@ def test_full_size_in_every_format(recipe_name, tmp_path):
     size = (32, 32) if "cifar" in recipe_name else None
     for format in FORMATS:
         for stage in ("raw", "decoded", "nms") if "yolo" in recipe_name else ("raw",):
-            report = export.export(model, Wanted(format, stage=stage, size=size))
+            report = export.export(model, ExportOptions(format, stage=stage, size=size))
             check_report(report, outputs={"raw": 3, "decoded": 2, "nms": 2}[stage] if "yolo" in recipe_name else 1)
             print(report.text())
 
@@ -574,7 +574,7 @@ def test_boxes_at_any_size(exported, format, stage):
 def test_an_eighth_of_yolov3_in_full_size(tmp_path, format):
     model = write_model(tmp_path, YOLO)
     for stage in ("raw", "decoded", "nms"):
-        check_report(export.export(model, Wanted(format, stage=stage)), outputs=3 if stage == "raw" else 2)
+        check_report(export.export(model, ExportOptions(format, stage=stage)), outputs=3 if stage == "raw" else 2)
 
 
 @pytest.mark.slow
@@ -588,7 +588,7 @@ def test_the_real_tiny_darknet_scores_the_same_hits(run, shared, tmp_path):
     wanted = evaluate.evaluate_open(opened, data)
     assert round(wanted.result["top1"] * 200) == 137 and wanted.result["images"] == 200
     for format in FORMATS:
-        report = export.export(model, Wanted(format, data=data))
+        report = export.export(model, ExportOptions(format, data=data))
         assert report.parity.largest < 1e-4
         found = evaluate.evaluate_open(open_any(report.path, CPU), data)
         assert found.result == wanted.result

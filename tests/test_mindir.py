@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from convzoo.config import recipe as recipes
 from convzoo.config import registry
 from convzoo.deploy import export
-from convzoo.deploy.export import Wanted
+from convzoo.deploy.export import ExportOptions
 from convzoo.deploy.exported import open_exported
 from convzoo.deploy.formats import mindir, mindir_worker
 from convzoo.deploy.formats.mindir_plan import Plan
-from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, describe
+from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message
 from convzoo.inference import torch_model
 from convzoo.model_file import ModelInfo, save_model
 
@@ -94,7 +94,7 @@ def exported(mindspore, tmp_path_factory):
     """A classifier's model file and its MINDIR file, with the report."""
     folder = tmp_path_factory.mktemp("mindir")
     model = write_model(folder, "tinydarknet-digits")
-    return model, export.export(model, mindir.prepare(Wanted("mindir")))
+    return model, export.export(model, mindir.prepare(ExportOptions("mindir")))
 
 
 def test_a_classifier(exported):
@@ -226,15 +226,15 @@ def test_values_are_passed_on_while_they_are_needed():
 )
 def test_what_the_format_has_not(options, message):
     with pytest.raises(UsageError, match=message):
-        mindir.prepare(Wanted("mindir", **options))
+        mindir.prepare(ExportOptions("mindir", **options))
 
 
 def test_where_mindspore_is_missing(tmp_path, monkeypatch):
     monkeypatch.delenv(mindir.PYTHON, raising=False)
     monkeypatch.setattr(mindir, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match="pip install mindspore==") as caught:
-        mindir.prepare(Wanted("mindir"))
-    assert describe(caught.value)[0] == 5
+        mindir.prepare(ExportOptions("mindir"))
+    assert exit_code_and_message(caught.value)[0] == 5
     monkeypatch.setenv(mindir.PYTHON, str(tmp_path / "none"))
     with pytest.raises(MissingPackageError, match="no such file or directory; .*pip install"):
         mindir.Worker("run", "x", "1")
@@ -251,7 +251,7 @@ def test_where_mindspore_is_missing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("recipe_name", "overrides", "options"), NETWORKS, ids=lambda value: str(value)[:60])
 def test_every_network(mindspore, tmp_path, recipe_name, overrides, options):
     model = write_model(tmp_path, recipe_name, overrides)
-    report = export.export(model, mindir.prepare(Wanted("mindir", **options)))
+    report = export.export(model, mindir.prepare(ExportOptions("mindir", **options)))
     print(json.dumps(report.plain))
     assert report.parity.largest < 1e-4 and report.info.size == tuple(options.get("size", (64, 64)))
     names = {"classify": 1, "detect": 2 if options.get("stage") else 3}[report.info.task]
@@ -267,7 +267,7 @@ def test_every_network(mindspore, tmp_path, recipe_name, overrides, options):
 def test_what_differs_gets_no_name(mindspore, tmp_path):
     model = write_model(tmp_path, "tinydarknet-digits")
     with pytest.raises(ToleranceError, match="largest relative difference"):
-        export.export(model, mindir.prepare(Wanted("mindir", tolerance=1e-9)))
+        export.export(model, mindir.prepare(ExportOptions("mindir", tolerance=1e-9)))
     assert os.listdir(tmp_path) == [model.name]
 
 
@@ -276,4 +276,4 @@ def test_no_air_without_an_ascend_host(mindspore, tmp_path):
     files = Plan(traced(nn.ReLU(), 1, 3)).write(tmp_path)
     with pytest.raises(MissingPackageError, match="AIR files need an Ascend host") as caught:
         mindir.Worker("write", *files, str(tmp_path / "a.air"), "AIR")
-    assert describe(caught.value)[0] == 5 and not (tmp_path / "a.air").exists()
+    assert exit_code_and_message(caught.value)[0] == 5 and not (tmp_path / "a.air").exists()

@@ -16,7 +16,7 @@ from convzoo.deploy import export
 from convzoo.deploy.exported import ExportRunner, open_any
 from convzoo.deploy.quantize import comparison, layer_errors, quantize, schemes
 from convzoo.deploy.quantize.calibration import Evaluated, find_calibration
-from convzoo.deploy.quantize.comparison import Wanted
+from convzoo.deploy.quantize.comparison import QuantizeOptions
 from convzoo.deploy.timing import alternate
 from convzoo.inference import evaluate, torch_model
 
@@ -49,7 +49,7 @@ def model(tmp_path_factory) -> Path:
 def floats(model, tmp_path_factory) -> dict[str, Path]:
     """The float file of each format, written once."""
     folder = tmp_path_factory.mktemp("floats")
-    return {format: export.export(model, export.Wanted(format, out=folder)).path for format in SUFFIX}
+    return {format: export.export(model, export.ExportOptions(format, out=folder)).path for format in SUFFIX}
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def short(monkeypatch, floats):
     """Time for moments only, and export nothing twice."""
     monkeypatch.setattr(comparison, "SECONDS", 0.02)
     reports = {
-        format: export.Report(path, format, None, None, 0, 0, 0)  # type: ignore[arg-type]  # only the path is used
+        format: export.ExportResult(path, format, None, None, 0, 0, 0)  # type: ignore[arg-type]  # only the path is used
         for format, path in floats.items()
     }
     monkeypatch.setattr(export, "export", lambda _, wanted: reports[wanted.format])
@@ -96,7 +96,9 @@ def test_int8_keeps_the_accuracy(run, fast, floats, model, tmp_path, format):
 
 
 def test_a_part_of_the_evaluation_is_always_the_same(fast, model, tmp_path):
-    report = quantize.quantize(model, Wanted("onnx", eval_images=100, max_drop=5, out=tmp_path, calibration_images=20))
+    report = quantize.quantize(
+        model, QuantizeOptions("onnx", eval_images=100, max_drop=5, out=tmp_path, calibration_images=20)
+    )
     assert report.plain["int8"]["images"] == 100 and "fixed random 100 of them" in report.text()
     opened = torch_model.open_model(model, CPU)
     dataset, calibration = (
@@ -108,7 +110,7 @@ def test_a_part_of_the_evaluation_is_always_the_same(fast, model, tmp_path):
 
 @pytest.mark.parametrize("format", SUFFIX)
 def test_too_great_a_loss_is_refused_with_the_layers(run, fast, monkeypatch, model, tmp_path, format):
-    monkeypatch.setitem(schemes.WAYS, format, schemes.WAYS[format][:2])
+    monkeypatch.setitem(schemes.SCHEMES, format, schemes.SCHEMES[format][:2])
     dark = [np.full((8, 8, 3), 80, np.uint8) for _ in range(4)]  # next to one colour: no range of anything is right
     for image in dark:
         image[0, 0] = 79
@@ -131,16 +133,16 @@ def test_slower_than_float_is_refused(run, short, monkeypatch, model, tmp_path):
         return call(self, images)
 
     monkeypatch.setattr(ExportRunner, "__call__", slowed)
-    monkeypatch.setitem(schemes.WAYS, "onnx", schemes.WAYS["onnx"][:1])
+    monkeypatch.setitem(schemes.SCHEMES, "onnx", schemes.SCHEMES["onnx"][:1])
     out = tmp_path / "x.onnx"
     code, _, err = run("quantize", model, "--format", "onnx", "--out", out, "--calibration-images", 8)
     assert code == 4 and "slower than float (float32" in one_line(err) and not list(tmp_path.iterdir())
 
 
 def test_bfloat16_counts_as_float():
-    way = schemes.Way("nncf")
-    assert comparison.Trial(way, {"float32": 4.0, "bfloat16": 1.0, "int8": 2.0}).speedup == 0.5
-    assert comparison.Trial(way, {"float32": 4.0, "int8": 2.0}).speedup == 2
+    way = schemes.QuantizationScheme("nncf")
+    assert comparison.Candidate(way, {"float32": 4.0, "bfloat16": 1.0, "int8": 2.0}).speedup == 0.5
+    assert comparison.Candidate(way, {"float32": 4.0, "int8": 2.0}).speedup == 2
 
 
 def test_variants_take_turns():
@@ -225,7 +227,7 @@ def test_what_onnxruntime_runs_slower_than_float_is_refused(shared, run, tmp_pat
     model, data = tmp_path / "tiny.safetensors", shared / "data/imagenet-sample"
     names = ["--classes", data / "darknet_wnids.txt"]
     assert run("convert", shared / "data/weights/tiny.weights", *names, "--out", model)[0] == 0
-    monkeypatch.setitem(schemes.WAYS, "onnx", [schemes.Way("nncf")])
+    monkeypatch.setitem(schemes.SCHEMES, "onnx", [schemes.QuantizationScheme("nncf")])
     options = ["--data", data, "--calibration", shared / "data/tiny-coco/train2017", "--calibration-images", 4]
     code, _, err = run("quantize", model, "--format", "onnx", *options, "--max-drop", 100)
     assert code == 4 and "nncf mixed, nothing in float: slower than float (float32" in one_line(err)

@@ -154,11 +154,11 @@ def test_a_run_reports_while_it_goes_and_when_it_is_stopped(run, tmp_path, monke
     command = ["train", "tinydarknet-digits", *QUICK, "train.epochs=3", "train.eval_every_epochs=1"]
     folder, inner, between = tmp_path / "run", train_module._forward_backward, {}
 
-    def step(setup, batches):
-        if setup.progress.step == 5:
+    def step(state, batches):
+        if state.progress.step == 5:
             between.update({path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()})
             between["plots"] = {path.name for path in (folder / "plots").iterdir()}
-        return inner(setup, batches)
+        return inner(state, batches)
 
     curves = {"loss.png", "accuracy.png", "learning_rate.png"}
     with monkeypatch.context() as patch:
@@ -206,9 +206,9 @@ def test_a_stop_during_the_evaluation_is_made_up_for(run, tmp_path, monkeypatch)
     inner = train_module._evaluate
     with monkeypatch.context() as patch:
 
-        def evaluate(setup, stop):
+        def evaluate(state, stop):
             os.kill(os.getpid(), signal.SIGTERM)
-            return inner(setup, stop)
+            return inner(state, stop)
 
         patch.setattr(train_module, "_evaluate", evaluate)
         assert run(*command, "--out", tmp_path / "parts")[0] == 75
@@ -249,7 +249,7 @@ def test_a_folder_is_free_once_its_run_is_closed(tmp_path):
     """Not when Python happens to collect the run's objects: one process may train again and again."""
     recipe = recipes.load("tinydarknet-digits")
     first, _ = open_run(tmp_path / "run", recipe, resume=False)
-    first.describe("command", torch.device("cpu"), {})
+    first.write_description("command", torch.device("cpu"), {})
     with pytest.raises(errors.UsageError, match="another process is training there"):
         open_run(tmp_path / "run", recipe, resume=True)
     first.close()

@@ -15,8 +15,8 @@ from convzoo.convert.mindspore_ckpt import write_records
 from convzoo.convert.state_dict import meta_network
 from convzoo.data.sampler import TrainBatches
 from convzoo.model_file import ModelInfo, save_model
-from convzoo.training.pretrained import start_from
-from convzoo.training.setup import Machine, Setup
+from convzoo.training.pretrained import load_pretrained
+from convzoo.training.setup import RunOptions, TrainState
 from convzoo.types import Key
 
 # A run of seconds, with everything on: sizes by turns, mosaic, colours.
@@ -123,10 +123,10 @@ def test_validation_data_with_the_classes_in_another_order_are_the_same_classes(
         Image.new("RGB", (64, 64)).save(tmp_path / name / "images" / split / "1.png")
         (tmp_path / name / "labels" / split / "1.txt").write_text("0 0.5 0.5 0.5 0.5\n")
     small = ["data={name: yolo_txt}", "model.num_classes=2", "model.width=0.03125", "train.batch_size=1"]
-    machine = Machine(data=tmp_path / "one", val_data=tmp_path / "two")
-    setup = Setup(recipes.load("yolov3-digits", small), machine, torch.device("cpu"))
-    assert setup.train_data[Key(0, 0)].target.labels.tolist() == [0] and setup.class_names == ["cat", "dog"]
-    assert setup.val_data[Key(0, 0)].target.labels.tolist() == [1]
+    options = RunOptions(data=tmp_path / "one", val_data=tmp_path / "two")
+    state = TrainState(recipes.load("yolov3-digits", small), options, torch.device("cpu"))
+    assert state.train_data[Key(0, 0)].target.labels.tolist() == [0] and state.class_names == ["cat", "dog"]
+    assert state.val_data[Key(0, 0)].target.labels.tolist() == [1]
 
 
 def test_a_wrong_number_of_classes_is_named(run, shared, tmp_path):
@@ -156,7 +156,7 @@ def test_a_backbone_that_computes_something_else_is_said(capsys, tmp_path):
         mine = recipes.load("yolov3-digits", ["model={name: yolov3, num_classes: 10}", *overrides])
         model = meta_network(mine.model).to_empty(device="cpu")
         capsys.readouterr()
-        start_from(model, mine, tmp_path / name, [str(i) for i in range(10)])
+        load_pretrained(model, mine, tmp_path / name, [str(i) for i in range(10)])
         lines = capsys.readouterr().err.splitlines()
         assert lines[0].startswith("backbone of 52 convolutions from ")
         return [line.partition(" its backbone was trained with ")[2] for line in lines[1:]]

@@ -19,7 +19,7 @@ from convzoo.config import registry
 from convzoo.model_file import load_model
 from convzoo.training.checkpoints import load_state
 from convzoo.training.optim import build_schedule
-from convzoo.training.setup import Machine, Setup
+from convzoo.training.setup import RunOptions, TrainState
 
 VGG = """
 num_classes: 10
@@ -321,7 +321,7 @@ def test_yolov3_in_float16_at_the_zoos_loss_scale_trains_as_in_float32(run, tmp_
     still = f"schedule={{warmup_epochs: {left_out / 6}, warmup_start_lr: 0.0, warmup_power: 100.0}}"
     float32 = ["train.precision=fp32", "train.loss_scale=null", still]
     assert run(*command, *float32, "--out", tmp_path / "fp32")[0] == 0
-    before = Setup(recipes.load(tmp_path / "fp32/recipe.yaml"), Machine(), torch.device("cpu")).model
+    before = TrainState(recipes.load(tmp_path / "fp32/recipe.yaml"), RunOptions(), torch.device("cpu")).model
     fp16, fp32 = (load_model(tmp_path / name / "checkpoints/last.safetensors")[0] for name in ("fp16", "fp32"))
     names = [name for name, _ in before.named_parameters()]
     for chosen, least in ((names, 0.8), ([name for name in names if ".head.out." in name], 0.999)):

@@ -29,9 +29,9 @@ def bench(
     json_: Json = False,
 ) -> None:
     """Measure what every form of a model costs and gives here: size, speed, memory, accuracy, distance from PyTorch."""
-    from convzoo.deploy.bench import ROWS, Wanted
+    from convzoo.deploy.bench import ROWS, BenchOptions
     from convzoo.deploy.bench import bench as run_bench
 
     names = tuple(ROWS) if formats == "all" else tuple(dict.fromkeys(formats.split(",")))
-    report = run_bench(model, Wanted(names, data, calibration, max_drop, rounds, seconds, batch, out))
-    print(json.dumps(report.plain) if json_ else report.text())
+    result = run_bench(model, BenchOptions(names, data, calibration, max_drop, rounds, seconds, batch, out))
+    print(json.dumps(result.plain) if json_ else result.text())

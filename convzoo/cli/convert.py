@@ -44,18 +44,18 @@ def convert(
     """
     from convzoo.convert.convert import convert as run_conversion
     from convzoo.convert.convert import targets
-    from convzoo.convert.sources import Wanted
+    from convzoo.convert.sources import ExpectedWeights
 
-    wanted = Wanted(model, num_classes, classes)
+    expected = ExpectedWeights(model, num_classes, classes)
     options: dict[str, Any] = {"to": to, "check": check, "data_name": data_name}
     if not Path(source).is_dir():
-        report = run_conversion(source, out, wanted, download=download, **options)
+        report = run_conversion(source, out, expected, download=download, **options)
         print(json.dumps(report.plain, ensure_ascii=False) if json_ else report.text())
         return
     target_of = targets(Path(source), out, to)
 
     def row(file: Path) -> None:
-        report = run_conversion(str(file), target_of[file], wanted, **options)
+        report = run_conversion(str(file), target_of[file], expected, **options)
         print(json.dumps(report.plain, ensure_ascii=False) if json_ else f"{file}  ->  {target_of[file]}")
 
     _each(list(target_of), row, source)

@@ -61,9 +61,9 @@ def check(dataset: DataName, keys: Keys = None, data: Data = None, json_: Json =
         checks.check_split(split) for split in splits.values()
     )
     across = [[train_digests[digest], val_digests[digest]] for digest in train_digests.keys() & val_digests.keys()]
-    found = {"train": train_account.plain(), "val": val_account.plain(), "in_both": sorted(across)}
+    findings = {"train": train_account.plain(), "val": val_account.plain(), "in_both": sorted(across)}
     if json_:
-        print(json.dumps(found, ensure_ascii=False))
+        print(json.dumps(findings, ensure_ascii=False))
     else:
         print(train_account.text("train"))
         print(val_account.text("val"))
@@ -134,14 +134,14 @@ def _box_stats(splits: dict[str, Any], count: int | None, size_px: int, json_: b
 
     check_same_classes(splits["train"].class_names, splits["val"].class_names)
     objects = {name: gather(split) for name, split in splits.items()}
-    found: dict[str, Any] = {name: box_stats(objects[name], splits[name].class_names) for name in splits}
-    text = stats_text(found["train"], found["val"])
+    stats: dict[str, Any] = {name: box_stats(objects[name], splits[name].class_names) for name in splits}
+    text = stats_text(stats["train"], stats["val"])
     if count:
         sizes = letterboxed_sizes(objects["train"], size_px)
         anchors = find_anchors(sizes, count)
-        found["anchors"] = {"anchors_px": anchors.rows(), "mean_iou": anchors.mean_iou, "size_px": size_px}
+        stats["anchors"] = {"anchors_px": anchors.rows(), "mean_iou": anchors.mean_iou, "size_px": size_px}
         text += f"\n\n{anchors.text(size_px, mean_best_iou(sizes, np.reshape(ANCHORS_PX, (-1, 2))))}"
-    print(json.dumps(found, ensure_ascii=False) if json_ else text)
+    print(json.dumps(stats, ensure_ascii=False) if json_ else text)
 
 
 @data_app.command(name="save")

@@ -6,13 +6,13 @@ from typing import Any
 from convzoo import errors, logs
 
 
-def fetch(wanted: bool, spec: dict[str, Any], data: Path | None, weights: str | None = None) -> None:
+def fetch(download: bool, spec: dict[str, Any], data: Path | None, weights: str | None = None) -> None:
     """Fetch CIFAR-10 where --download asks for it; weights by name are fetched where they are read.
 
     Raises:
         UsageError: nothing that could be fetched.
     """
-    if not wanted:
+    if not download:
         return
     from convzoo.convert.sources import is_remote
 

@@ -65,12 +65,12 @@ def export(
     Exit 4, and nothing left behind, where they differ.
     """
     wanted_size = parse_size(size)
-    from convzoo.deploy.export import Wanted
+    from convzoo.deploy.export import ExportOptions
     from convzoo.deploy.export import export as run_export
 
-    wanted = Wanted(
+    options = ExportOptions(
         format, out=out, stage=stage.value, preprocessing=preprocessing, batch=batch, size=wanted_size,
         dynamic_size=dynamic_size, data=data, tolerance=tolerance, soc_version=soc_version,
     )  # fmt: skip
-    report = run_export(model, wanted)
-    print(json.dumps(report.plain) if json_ else report.text())
+    result = run_export(model, options)
+    print(json.dumps(result.plain) if json_ else result.text())

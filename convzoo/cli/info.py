@@ -26,15 +26,15 @@ def list_(
         name: (recipes.SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         for name in recipes.shipped()
     }
-    found = {"recipes": headers, **{f"{kind}s": registry.names(kind) for kind in ("model", "dataset", "transform")}}
+    catalogue = {"recipes": headers, **{f"{kind}s": registry.names(kind) for kind in ("model", "dataset", "transform")}}
     if json_:
-        print(json.dumps({**found, "recipe_schema": recipes.Recipe.model_json_schema()}, ensure_ascii=False))
+        print(json.dumps({**catalogue, "recipe_schema": recipes.Recipe.model_json_schema()}, ensure_ascii=False))
         return
     print("recipes")
     for name, header in headers.items():
         print(f"  {name:26} {header}")
     for kind in ("models", "datasets", "transforms"):
-        print(f"{kind}\n  {', '.join(found[kind])}")
+        print(f"{kind}\n  {', '.join(catalogue[kind])}")
 
 
 def doctor(json_: Json = False) -> None:
@@ -45,7 +45,7 @@ def doctor(json_: Json = False) -> None:
     from convzoo.environment import environment, optional_packages
 
     device = distributed.resolve_device("auto")
-    found = {
+    facts = {
         **environment(device),
         "computes_bfloat16": distributed.computes_bfloat16(device),
         "devices": torch.accelerator.device_count(),
@@ -53,7 +53,7 @@ def doctor(json_: Json = False) -> None:
         **{tool: shutil.which(tool) for tool in ("atc", "amct_onnx")},  # Ascend's, of CANN
     }
     print(
-        json.dumps(found)
+        json.dumps(facts)
         if json_
-        else "\n".join(f"{key:20} {'no' if value is None else value}" for key, value in found.items())
+        else "\n".join(f"{key:20} {'no' if value is None else value}" for key, value in facts.items())
     )

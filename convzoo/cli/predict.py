@@ -59,13 +59,13 @@ def predict(
         opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names, sources,
         batch_size=batch_size, on_bad_sample=on_bad_sample.value, min_score=MIN_SCORE if min_score is None else min_score,
     )  # fmt: skip
-    answers = _written(answers, opened, min_score is not None, yolo_txt, crops, save)
+    answers = _written(answers, opened.class_names, min_score is not None, yolo_txt, crops, save)
     for answer in answers:
         print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
 
 
 def _written(
-    answers: Any, opened: Any, detections: bool, yolo_txt: Path | None, crops: Path | None, save: Path | None
+    answers: Any, class_names: list[str], detections: bool, yolo_txt: Path | None, crops: Path | None, save: Path | None
 ) -> Any:
     """Pass the answers on while they are written to what was asked for."""
     from convzoo.inference import answers as predict_files
@@ -73,7 +73,7 @@ def _written(
     if detections:
         answers = predict_files.detections_only(answers)
     if yolo_txt:
-        answers = predict_files.save_yolo_txt(answers, yolo_txt, opened.class_names)
+        answers = predict_files.save_yolo_txt(answers, yolo_txt, class_names)
     if crops:
         answers = predict_files.save_crops(answers, crops)
     if save:

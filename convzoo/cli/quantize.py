@@ -32,9 +32,9 @@ def quantize(
 
     Exit 4, and nothing left behind, where it loses more than --max-drop or is not faster than float.
     """
-    from convzoo.deploy.quantize.comparison import Wanted
+    from convzoo.deploy.quantize.comparison import QuantizeOptions
     from convzoo.deploy.quantize.quantize import quantize as run_quantize
 
-    wanted = Wanted(format, data, max_drop, calibration, calibration_images, eval_images, out, soc_version)
-    report = run_quantize(model, wanted)
-    print(json.dumps(report.plain) if json_ else report.text())
+    options = QuantizeOptions(format, data, max_drop, calibration, calibration_images, eval_images, out, soc_version)
+    result = run_quantize(model, options)
+    print(json.dumps(result.plain) if json_ else result.text())

@@ -57,12 +57,12 @@ def train(
     loaded = recipes.load(recipe, overrides or [])
     from convzoo.environment import command_line
     from convzoo.training.loop import train as run_training
-    from convzoo.training.setup import Machine
+    from convzoo.training.setup import RunOptions
 
     fetch(download, loaded.data, data, weights)
     path = run_training(
         loaded,
-        Machine(
+        RunOptions(
             data=data, val_data=val_data, out=out, device=device, weights=weights, workers=workers, accumulate=accumulate, save_every_steps=save_every_steps,
             log_every_steps=log_every_steps, compile=compile, profile=profile, resume=resume, download=download, on_bad_sample=on_bad_sample.value, command=command_line(context.obj),
         ),

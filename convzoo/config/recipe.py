@@ -222,8 +222,9 @@ def _place(places: dict[tuple, str], path: tuple, name: str) -> str:
 
 
 def _first_error(error: pydantic.ValidationError, places: dict[tuple, str], name: str) -> str:
-    found = error.errors()
-    first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])  # a misspelt key is also a missing one
+    problems = error.errors()
+    # A misspelt key is also a missing one.
+    first = next((e for e in problems if e["type"] == "extra_forbidden"), problems[0])
     path = tuple(first["loc"])
     if first["type"] == "extra_forbidden":
         return f"{_place(places, path, name)} unknown key{_near_key(path)}"

@@ -33,9 +33,9 @@ def register(kind: str) -> Callable[[Callable], Callable]:
 
     def mark(builder: Callable) -> Callable:
         name = builder.__name__
-        taken = _builders[kind].get(name)
-        if taken is not None and taken.__module__ != builder.__module__:
-            raise ValueError(f"{kind} {name} is registered twice: {taken.__module__} and {builder.__module__}")
+        previous = _builders[kind].get(name)
+        if previous is not None and previous.__module__ != builder.__module__:
+            raise ValueError(f"{kind} {name} is registered twice: {previous.__module__} and {builder.__module__}")
         _builders[kind][name] = builder
         return builder
 

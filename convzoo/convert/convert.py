@@ -4,6 +4,7 @@ A conversion takes every tensor or fails; its file gets its name only when it is
 asked for.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from convzoo import build
 from convzoo.config import recipe as recipes
 from convzoo.config import registry
 from convzoo.convert import darknet, mindspore, mindspore_keys, mindspore_recipe, presets
-from convzoo.convert.report import Report, describe, describe_checks
-from convzoo.convert.sources import ANY, WEIGHT_SUFFIXES, Source, Wanted, is_own, is_remote, open_source
-from convzoo.convert.state_dict import Converted, full_model, network
+from convzoo.convert.report import ConversionReport, report_checks, report_weights
+from convzoo.convert.sources import ANY, WEIGHT_SUFFIXES, ExpectedWeights, WeightSource, is_own, is_remote, open_source
+from convzoo.convert.state_dict import ConvertedWeights, network, resolve_model_spec
 from convzoo.convert.verify import checks
 from convzoo.data.datasets.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
 from convzoo.data.imagenet import wnids
@@ -41,13 +42,13 @@ TRAINING = {
 def convert(
     source: str,
     out: Path,
-    wanted: Wanted = ANY,
+    expected: ExpectedWeights = ANY,
     *,
     to: str | None = None,
     check: bool = False,
     data_name: str | None = None,
     download: bool = False,
-) -> Report:
+) -> ConversionReport:
     """Convert weights or a zoo configuration to `out`.
 
     Args:
@@ -63,15 +64,15 @@ def convert(
     """
     _check_out(out, source)
     if not is_remote(source) and mindspore_keys.is_text(Path(source)):
-        _refuse("for a configuration", to=to, check=check, data_name=data_name, **vars(wanted))
+        _refuse("for a configuration", to=to, check=check, data_name=data_name, **vars(expected))
         return _convert_configuration(Path(source), out)
     if to:
-        _refuse("with --to", check=check, data_name=data_name, classes=wanted.classes)
+        _refuse("with --to", check=check, data_name=data_name, classes=expected.classes)
     if to is None and not is_remote(source) and is_own(Path(source)):
         raise UsageError(
             f"{source}: a model file of convzoo already; --to darknet or --to mindspore writes it for those"
         )
-    opened = open_source(source, wanted, download)
+    opened = open_source(source, expected, download)
     if opened.converted.missing:
         network(opened.converted)  # says what is missing and what to do with a backbone
     if to:
@@ -116,14 +117,15 @@ def _refuse(when: str, **options: Any) -> None:
             raise UsageError(f"--{name.replace('_', '-')} has no meaning {when}")
 
 
-def _write_model(opened: Source, out: Path, check: bool, data_name: str | None) -> Report:
-    converted, report = opened.converted, Report()
+def _write_model(opened: WeightSource, out: Path, check: bool, data_name: str | None) -> ConversionReport:
+    opened = with_assumptions(opened, data_name)
+    converted, report = opened.converted, ConversionReport()
     info = model_info(opened, data_name)
-    describe(opened, info, report)
+    report_weights(opened, info, report)
     if check:
         done = checks(converted, opened.path)
         info.provenance["checked"] = [check.what for check in done]
-        describe_checks(done, report)
+        report_checks(done, report)
     digest = save_model(out, converted.state_dict, info)
     report.add(
         "written", f"{out}  (SHA-256 over tensors and description {digest[:12]}...)", out=str(out), sha256=digest
@@ -131,8 +133,8 @@ def _write_model(opened: Source, out: Path, check: bool, data_name: str | None) 
     return report
 
 
-def model_info(opened: Source, data_name: str | None = None) -> ModelInfo:
-    """Return what a model file of these weights says of itself; notes on what had to be assumed go to the source's own.
+def with_assumptions(opened: WeightSource, data_name: str | None = None) -> WeightSource:
+    """Return the weights with the preprocessing that the source does not state, and notes on what had to be assumed.
 
     Raises:
         UsageError: no such data set.
@@ -142,14 +144,26 @@ def model_info(opened: Source, data_name: str | None = None) -> ModelInfo:
     if data_name is not None and not detects:
         registry.builder("dataset", data_name)
     if data_name == "cifar10" and converted.model["name"] == "tinydarknet":
-        _attach_cifar10(converted)
-    names = converted.class_names
-    if converted.transform is None and not detects:
-        converted.transform = presets.crop_transform({"size_px": 256, "mode": "short_side", "antialias": True}, 224)
-        converted.notes.append("preprocessing assumed: short side 256, centre crop 224, ImageNet mean and std")
-    if names is None:
-        names = [str(number) for number in range(full_model(converted.model)["num_classes"])]
-        converted.notes.append(f"classes are called {names[0]} to {names[-1]} until --classes names them")
+        converted = _as_for_cifar10(converted)
+    transform, notes = converted.transform, list(converted.notes)
+    if transform is None and not detects:
+        transform = presets.crop_transform({"size_px": 256, "mode": "short_side", "antialias": True}, 224)
+        notes.append("preprocessing assumed: short side 256, centre crop 224, ImageNet mean and std")
+    if converted.class_names is None:
+        numbers = _class_numbers(converted)
+        notes.append(f"classes are called {numbers[0]} to {numbers[-1]} until --classes names them")
+    return replace(opened, converted=replace(converted, transform=transform, notes=notes))
+
+
+def _class_numbers(converted: ConvertedWeights) -> list[str]:
+    return [str(number) for number in range(resolve_model_spec(converted.model)["num_classes"])]
+
+
+def model_info(opened: WeightSource, data_name: str | None = None) -> ModelInfo:
+    """Return what a model file of these weights, `with_assumptions`, says of itself."""
+    converted = opened.converted
+    detects = converted.model["name"] in DETECTORS
+    names = _class_numbers(converted) if converted.class_names is None else converted.class_names
     default_data = "coco" if detects else "cifar10" if names == CIFAR10_CLASSES else "image_folder"
     plain = recipe_of(converted, data_name or default_data)
     recipe = recipes.from_plain(plain, Path(opened.name).name)
@@ -167,7 +181,7 @@ def model_info(opened: Source, data_name: str | None = None) -> ModelInfo:
     return ModelInfo(recipe.plain(), names, {}, provenance, opened.licence, input_hw=(32, 32) if as_they_are else None)
 
 
-def recipe_of(converted: Converted, data_name: str) -> dict[str, Any]:
+def recipe_of(converted: ConvertedWeights, data_name: str) -> dict[str, Any]:
     """Return a whole recipe for converted weights: theirs for evaluation, plain fine-tuning for training on."""
     detects = converted.model["name"] in DETECTORS
     transform = converted.transform or presets.transform([{"letterbox": {}}] if detects else [])
@@ -191,43 +205,43 @@ def _augmentation(operations: list[dict[str, Any]], detects: bool) -> list[dict[
     return [{"pad_crop": {"padding_px": 4}}, {"flip_lr": {"prob": 0.5}}, *operations]
 
 
-def _attach_cifar10(converted: Converted) -> None:
-    """Attach what the zoo means by CIFAR-10 for Tiny-DarkNet, which has 1000 outputs there too."""
+def _as_for_cifar10(converted: ConvertedWeights) -> ConvertedWeights:
+    """Return the weights with what the zoo means by CIFAR-10 for Tiny-DarkNet, which has 1000 outputs there too."""
     resize = {"resize": {"size_px": 227, "mode": "stretch", "antialias": False}}
-    converted.transform = presets.transform(
-        [resize], tuple(mindspore_recipe.CIFAR10_MEAN), tuple(mindspore_recipe.CIFAR10_STD)
-    )
-    unused = converted.model["num_classes"] - len(CIFAR10_CLASSES)
-    if converted.class_names in (None, wnids()) and unused >= 0:
-        converted.class_names = CIFAR10_CLASSES + [f"unused {number}" for number in range(unused)]
-    converted.notes = ["preprocessing and classes: the zoo's for CIFAR-10, stretched to 227x227"]
+    transform = presets.transform([resize], tuple(mindspore_recipe.CIFAR10_MEAN), tuple(mindspore_recipe.CIFAR10_STD))
+    names, unused = converted.class_names, converted.model["num_classes"] - len(CIFAR10_CLASSES)
+    if names in (None, wnids()) and unused >= 0:
+        names = CIFAR10_CLASSES + [f"unused {number}" for number in range(unused)]
+    notes = ["preprocessing and classes: the zoo's for CIFAR-10, stretched to 227x227"]
+    return replace(converted, transform=transform, class_names=names, notes=notes)
 
 
-def open_converted(opened: Source, device: torch.device, data_name: str | None = None) -> torch_model.OpenModel:
+def open_converted(opened: WeightSource, device: torch.device, data_name: str | None = None) -> torch_model.TorchModel:
     """Return foreign weights as an open model, as if converted and opened.
 
     Raises:
         UsageError: no such data set.
         ConvzooError: the weights are a backbone on its own.
     """
+    opened = with_assumptions(opened, data_name)
     info = model_info(opened, data_name)
     model: Any = network(opened.converted)
     model = model.to(device, memory_format=torch.channels_last)
     recipe = recipes.from_plain(info.recipe, Path(opened.name).name)
-    return torch_model.OpenModel(model, recipe, info, Path(opened.name), tensors_sha256(opened.converted.state_dict))
+    return torch_model.TorchModel(model, recipe, info, Path(opened.name), tensors_sha256(opened.converted.state_dict))
 
 
-def _write_foreign(opened: Source, out: Path, to: str) -> Report:
+def _write_foreign(opened: WeightSource, out: Path, to: str) -> ConversionReport:
     """Write weights for another program, and read them back before the file gets its name."""
     if to not in WRITERS:
         raise UsageError(f"--to {to}: one of {', '.join(WRITERS)}")
     converted = opened.converted
-    model, state_dict, report = converted.model, converted.state_dict, Report()
+    model, state_dict, report = converted.model, converted.state_dict, ConversionReport()
     if to == "darknet":
         came_from = (opened.info.provenance.get("header") if opened.info else converted.header) or {}
         version = tuple(came_from.get(key, default) for key, default in (("major", 0), ("minor", 2), ("revision", 0)))
         data = darknet.write(state_dict, model, came_from.get("seen", 0), version)
-        again = darknet.read(data, model["name"], full_model(model)["num_classes"])
+        again = darknet.read(data, model["name"], resolve_model_spec(model)["num_classes"])
     else:
         data = mindspore.write(state_dict, model)
         again = mindspore.read(data)
@@ -245,7 +259,7 @@ def _write_foreign(opened: Source, out: Path, to: str) -> Report:
     return report
 
 
-def _convert_configuration(path: Path, out: Path) -> Report:
+def _convert_configuration(path: Path, out: Path) -> ConversionReport:
     """Write a zoo configuration as a recipe."""
     if out.suffix not in RECIPE_SUFFIXES:
         raise UsageError(f"--out {out}: {path} is a configuration, which becomes a recipe: name it FILE.yaml")
@@ -253,7 +267,7 @@ def _convert_configuration(path: Path, out: Path) -> Report:
     recipe = recipes.from_plain(zoo.sections, out.name.removesuffix(out.suffix))
     if recipe.task in registry.names("task"):
         build.check_recipe(recipe)
-    report = Report()
+    report = ConversionReport()
     report.add("source", f"{path}: configuration of {recipe.model['name']} of the MindSpore zoo", source=str(path))
     for key, why in zoo.dropped.items():
         report.add("left out", f"{key:30} {why}")

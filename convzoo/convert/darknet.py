@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from convzoo.convert import presets
 from convzoo.convert.state_dict import (
-    Converted,
+    ConvertedWeights,
     assemble,
-    describe,
     file_bytes,
-    full_model,
     meta_network,
+    model_label,
     read_class_names,
     require_same_numerics,
+    resolve_model_spec,
 )
 from convzoo.data.imagenet import darknet_wnids
 from convzoo.errors import ConvzooError, UsageError
@@ -60,7 +60,7 @@ def read(
     model_name: str | None = None,
     num_classes: int | None = None,
     classes: Path | None = None,
-) -> Converted:
+) -> ConvertedWeights:
     """Read a Darknet weight file.
 
     Args:
@@ -85,8 +85,10 @@ def read(
     state_dict, table, missing = assemble(where, model, tensors, {}, lambda name: name.rpartition(".")[0] in unfilled)
     names = None if unfilled else _class_names(model, classes)
     version = ".".join(map(str, header[:3]))
-    what = f"the first {num_layers} of {len(layers)} convolutions of {model['name']}" if unfilled else describe(model)
-    return Converted(
+    what = (
+        f"the first {num_layers} of {len(layers)} convolutions of {model['name']}" if unfilled else model_label(model)
+    )
+    return ConvertedWeights(
         source=f"Darknet weights, version {version}, {header.seen} images seen: {what}",
         model=model,
         state_dict=state_dict,
@@ -113,7 +115,7 @@ def write(
     """
     name = model["name"]
     _require_darknet(name)
-    num_classes = full_model(model)["num_classes"]
+    num_classes = resolve_model_spec(model)["num_classes"]
     require_same_numerics(model, {"name": name, "num_classes": num_classes}, "Darknet's")
     checked, _, _ = assemble("the network to write", model, state_dict, {})
     parts = [struct.pack("<iiiq" if _long_seen(*version[:2]) else "<iiii", *version, seen)]

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from convzoo.convert import presets
 from convzoo.convert.mindspore_ckpt import TEXT, read_records, write_records
 from convzoo.convert.state_dict import (
-    Converted,
+    ConvertedWeights,
     assemble,
-    describe,
     file_bytes,
     meta_network,
+    model_label,
     read_class_names,
     require_asked_for,
     require_same_numerics,
@@ -57,7 +57,7 @@ def read(
     model_name: str | None = None,
     num_classes: int | None = None,
     classes: Path | None = None,
-) -> Converted:
+) -> ConvertedWeights:
     """Read a MindSpore `.ckpt` file of one of the zoo's networks.
 
     Args:
@@ -88,7 +88,7 @@ def convert(
     model_name: str | None = None,
     num_classes: int | None = None,
     classes: Path | None = None,
-) -> Converted:
+) -> ConvertedWeights:
     """Convert parameters under the zoo's names, prefixed or not, such as those of a MindSpore `.safetensors`.
 
     Raises:
@@ -109,8 +109,8 @@ def convert(
     transform, names, notes = evaluation(model)
     if classes is not None:
         names = read_class_names(classes, model["num_classes"])
-    return Converted(
-        source=f"MindSpore checkpoint: {'the backbone of ' if is_backbone else ''}{describe(model)}",
+    return ConvertedWeights(
+        source=f"MindSpore checkpoint: {'the backbone of ' if is_backbone else ''}{model_label(model)}",
         model=model,
         state_dict=state_dict,
         transform=None if is_backbone else transform,
@@ -135,9 +135,11 @@ def write(state_dict: Mapping[str, Tensor], model: Mapping[str, Any], crc: bool 
     name = model["name"]
     if name not in ZOO:
         raise UsageError(f"the MindSpore zoo's checkpoints are for {', '.join(ZOO)}, not {name}")
-    wanted = {"name": name, **ZOO[name]}
-    wanted.update({key: model[key] for key in ("num_classes", "batch_norm") if key in model and name != "tinydarknet"})
-    require_same_numerics(model, wanted, "the zoo's")
+    zoo_model = {"name": name, **ZOO[name]}
+    zoo_model.update(
+        {key: model[key] for key in ("num_classes", "batch_norm") if key in model and name != "tinydarknet"}
+    )
+    require_same_numerics(model, zoo_model, "the zoo's")
     checked, _, _ = assemble("the network to write", model, state_dict, {})
     return write_records({theirs: checked[ours] for ours, theirs in zoo_names(model).items()}, crc)
 

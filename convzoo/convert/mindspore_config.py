@@ -41,10 +41,12 @@ def read(text: str, path: Path) -> Values | None:
             single |= _values([(_name(target), node.value)], path)
         else:
             raise _code(path, node)
-    found = {name: values for name, values in whole.items() if values}
-    if len(found) > 1:
-        raise ConvzooError(f"{path}: holds {len(found)} configurations, {', '.join(found)}: leave the one to convert")
-    values = {**(next(iter(found.values())) if found else {}), **single}
+    configurations = {name: values for name, values in whole.items() if values}
+    if len(configurations) > 1:
+        raise ConvzooError(
+            f"{path}: holds {len(configurations)} configurations, {', '.join(configurations)}: leave the one to convert"
+        )
+    values = {**(next(iter(configurations.values())) if configurations else {}), **single}
     if not values:
         raise ConvzooError(f"{path}: no configuration in it: no keys with values")
     return values

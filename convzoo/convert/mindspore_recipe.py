@@ -153,8 +153,8 @@ def _stretch(size_px: int) -> dict[str, Any]:
 
 def _dataset(keys: Keys, num_classes: int, **more: str) -> str:
     """Return cifar10, imagenet or one of `more`."""
-    found = [keys.choice(key, DATASETS | more) for key in ("dataset", "dataset_name") if key in keys]
-    return found[0] if found else "cifar10" if num_classes == 10 else "imagenet"
+    names = [keys.choice(key, DATASETS | more) for key in ("dataset", "dataset_name") if key in keys]
+    return names[0] if names else "cifar10" if num_classes == 10 else "imagenet"
 
 
 def _vgg16(keys: Keys) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from convzoo.convert import darknet, mindspore, torch_zoos
-from convzoo.convert.state_dict import Converted, Row, load_backbone, network
+from convzoo.convert.state_dict import ConvertedWeights, Row, load_backbone, network
 from convzoo.errors import ConvzooError, UsageError
 
-__all__ = ["Converted", "Row", "kind_of", "load_backbone", "network", "read"]
+__all__ = ["ConvertedWeights", "Row", "kind_of", "load_backbone", "network", "read"]
 
 READERS = {
     "darknet": darknet.read,
@@ -18,7 +18,7 @@ READERS = {
 
 def read(
     path: Path, model_name: str | None = None, num_classes: int | None = None, classes: Path | None = None
-) -> Converted:
+) -> ConvertedWeights:
     """Read a foreign weight file, whose format its content tells.
 
     Args:

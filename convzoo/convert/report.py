@@ -4,13 +4,13 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from convzoo.convert.sources import Source
+from convzoo.convert.sources import WeightSource
 from convzoo.convert.verify import Check
 from convzoo.model_file import ModelInfo
 
 
 @dataclass
-class Report:
+class ConversionReport:
     """What a conversion did, for people and for machines.
 
     Attributes:
@@ -29,7 +29,7 @@ class Report:
         self.plain.update(plain)
 
 
-def describe(opened: Source, info: ModelInfo, report: Report) -> None:
+def report_weights(opened: WeightSource, info: ModelInfo, report: ConversionReport) -> None:
     """Add what was consumed, tensor by tensor, and what was attached."""
     converted, transform = opened.converted, info.preprocessing
     report.add("source", f"{opened.name}: {converted.source}", source=opened.name, format=converted.source)
@@ -64,7 +64,7 @@ def describe(opened: Source, info: ModelInfo, report: Report) -> None:
     report.plain.update(notes=converted.notes, model=converted.model)
 
 
-def describe_checks(done: list[Check], report: Report) -> None:
+def report_checks(done: list[Check], report: ConversionReport) -> None:
     """Add what was compared."""
     for check in done:
         exact = check.difference in (None, 0.0)

@@ -18,7 +18,7 @@ import torch
 from convzoo.config.registry import nearest
 from convzoo.convert import darknet, presets, published, torch_zoos
 from convzoo.convert.readers import kind_of, read
-from convzoo.convert.state_dict import Converted, describe, require_asked_for
+from convzoo.convert.state_dict import ConvertedWeights, model_label, require_asked_for
 from convzoo.errors import ConvzooError, MissingPackageError, UsageError
 from convzoo.files import file_sha256
 from convzoo.model_file import ModelInfo, load_model, tensors_sha256
@@ -30,7 +30,7 @@ TIMM_NETWORKS = ("vgg16", "vgg16_bn", "densenet121", "darknet53")
 
 
 @dataclass(frozen=True)
-class Source:
+class WeightSource:
     """Weights, and where they come from.
 
     Attributes:
@@ -44,13 +44,13 @@ class Source:
     name: str
     path: Path | None
     sha256: str
-    converted: Converted
+    converted: ConvertedWeights
     licence: str | None = None
     info: ModelInfo | None = None
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExpectedWeights:
     """What must be in the weights, and the class names to give them; None leaves it to the file."""
 
     model_name: str | None = None
@@ -58,7 +58,7 @@ class Wanted:
     classes: Path | None = None
 
 
-ANY = Wanted()
+ANY = ExpectedWeights()
 
 
 def is_remote(source: str | Path) -> bool:
@@ -78,7 +78,7 @@ def is_own(path: Path) -> bool:
         return False
 
 
-def open_source(source: str | Path, wanted: Wanted = ANY, download: bool = False) -> Source:
+def open_source(source: str | Path, expected: ExpectedWeights = ANY, download: bool = False) -> WeightSource:
     """Read weights of any kind.
 
     Raises:
@@ -87,11 +87,11 @@ def open_source(source: str | Path, wanted: Wanted = ANY, download: bool = False
         MissingPackageError: the library is not installed.
     """
     if is_remote(source):
-        return _fetch(str(source), wanted, download)
+        return _fetch(str(source), expected, download)
     path = Path(source)
     if is_own(path):
-        return _open_own(path, wanted)
-    converted = read(path, wanted.model_name, wanted.num_classes, wanted.classes)
+        return _open_own(path, expected)
+    converted = read(path, expected.model_name, expected.num_classes, expected.classes)
     return _from_file(path.name, path, converted)
 
 
@@ -104,36 +104,36 @@ def source_sha256(source: str | Path, download: bool = False) -> str:
     return file_sha256(Path(source))
 
 
-def _open_own(path: Path, wanted: Wanted) -> Source:
+def _open_own(path: Path, expected: ExpectedWeights) -> WeightSource:
     tensors, info, _ = load_model(path)
     model = info.recipe["model"]
-    require_asked_for(str(path), model, wanted.model_name, wanted.num_classes)
-    converted = Converted(
-        source=f"convzoo model file: {describe(model)}",
+    require_asked_for(str(path), model, expected.model_name, expected.num_classes)
+    converted = ConvertedWeights(
+        source=f"convzoo model file: {model_label(model)}",
         model=model,
         state_dict=tensors,
         transform=info.recipe["transform"],
         class_names=info.class_names,
     )
-    return Source(path.name, path, file_sha256(path), converted, info.licence, info)
+    return WeightSource(path.name, path, file_sha256(path), converted, info.licence, info)
 
 
-def _from_file(name: str, path: Path, converted: Converted) -> Source:
+def _from_file(name: str, path: Path, converted: ConvertedWeights) -> WeightSource:
     sha256 = file_sha256(path)
     entry = published.of_file(sha256)
-    return Source(name, path, sha256, converted, entry.licence if entry else None)
+    return WeightSource(name, path, sha256, converted, entry.licence if entry else None)
 
 
-def _fetch(source: str, wanted: Wanted, download: bool) -> Source:
+def _fetch(source: str, expected: ExpectedWeights, download: bool) -> WeightSource:
     library, _, name = source.partition(":")
     if not download:
         raise UsageError(f"{source}: comes from the network, which is used only when asked for: add --download")
-    fetch: Callable[[str, Wanted], Source] = {
+    fetch: Callable[[str, ExpectedWeights], WeightSource] = {
         "torchvision": _from_torchvision,
         "timm": _from_timm,
         "darknet": _from_darknet,
     }[library]
-    return fetch(name, wanted)
+    return fetch(name, expected)
 
 
 def _unreachable(source: str, error: Exception) -> ConvzooError:
@@ -141,7 +141,7 @@ def _unreachable(source: str, error: Exception) -> ConvzooError:
     return ConvzooError(f"{source}: cannot be fetched: {reason}")
 
 
-def _from_torchvision(name: str, wanted: Wanted) -> Source:
+def _from_torchvision(name: str, expected: ExpectedWeights) -> WeightSource:
     import torchvision
 
     source = f"torchvision:{name}"
@@ -155,7 +155,7 @@ def _from_torchvision(name: str, wanted: Wanted) -> Source:
     except (OSError, RuntimeError) as error:  # a URLError is an OSError; a wrong hash a RuntimeError
         raise _unreachable(source, error) from None
     converted = _named(
-        torch_zoos.convert(tensors, source, wanted.model_name, wanted.num_classes, wanted.classes), source
+        torch_zoos.convert(tensors, source, expected.model_name, expected.num_classes, expected.classes), source
     )
     preset = weights.transforms()
     resize = {"size_px": preset.resize_size[0], "mode": "short_side", "interpolation": preset.interpolation.value}
@@ -163,12 +163,12 @@ def _from_torchvision(name: str, wanted: Wanted) -> Source:
         {**resize, "antialias": True}, preset.crop_size[0], tuple(preset.mean), tuple(preset.std)
     )
     entry = published.find(source)
-    return Source(
+    return WeightSource(
         source, None, tensors_sha256(converted.state_dict), converted, entry.licence if entry else published.TORCHVISION
     )
 
 
-def _from_timm(name: str, wanted: Wanted) -> Source:
+def _from_timm(name: str, expected: ExpectedWeights) -> WeightSource:
     source = f"timm:{name}"
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when huggingface_hub is imported
     try:
@@ -186,24 +186,24 @@ def _from_timm(name: str, wanted: Wanted) -> Source:
         path = cached if isinstance(cached, str) else hf_hub_download(cfg.hf_hub_id, "model.safetensors")
     except Exception as error:  # huggingface_hub's own errors and those of its HTTP client share no base
         raise _unreachable(source, error) from None
-    converted = _named(torch_zoos.read(Path(path), wanted.model_name, wanted.num_classes, wanted.classes), source)
+    converted = _named(torch_zoos.read(Path(path), expected.model_name, expected.num_classes, expected.classes), source)
     size_px = cfg.input_size[-1]
     resize = {"size_px": int(size_px / cfg.crop_pct), "mode": "short_side", "interpolation": cfg.interpolation}
     converted.transform = presets.crop_transform({**resize, "antialias": True}, size_px, cfg.mean, cfg.std)
-    return Source(
+    return WeightSource(
         f"timm:{cfg.architecture}.{cfg.tag}", None, tensors_sha256(converted.state_dict), converted, cfg.license
     )
 
 
-def _named(converted: Converted, source: str) -> Converted:
+def _named(converted: ConvertedWeights, source: str) -> ConvertedWeights:
     """Say whose weights they are, which a bare state dict cannot."""
     library = source.partition(":")[0]
-    converted.source = f"{source.replace(':', ' ', 1)}: {describe(converted.model)}"
+    converted.source = f"{source.replace(':', ' ', 1)}: {model_label(converted.model)}"
     converted.notes = [f"preprocessing: that of {library} for these weights"]
     return converted
 
 
-def _from_darknet(name: str, wanted: Wanted) -> Source:
+def _from_darknet(name: str, expected: ExpectedWeights) -> WeightSource:
     source = f"darknet:{name}"
     entry = published.find(source)
     if entry is None:
@@ -217,5 +217,5 @@ def _from_darknet(name: str, wanted: Wanted) -> Source:
             raise _unreachable(source, error) from None
     if kind_of(path) != "darknet":
         raise ConvzooError(f"{path}: not a Darknet weight file; remove it and try again")
-    converted = darknet.read(path, wanted.model_name, wanted.num_classes, wanted.classes)
+    converted = darknet.read(path, expected.model_name, expected.num_classes, expected.classes)
     return _from_file(source, path, converted)

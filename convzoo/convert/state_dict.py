@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 @dataclass
-class Converted:
+class ConvertedWeights:
     """Foreign weights as a network of ours.
 
     Attributes:
@@ -68,7 +68,7 @@ class Converted:
         return sum(name.endswith("weight") and tensor.dim() == 4 for name, tensor in self.state_dict.items())
 
 
-def full_model(model: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_model_spec(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model section with every default written out. Raises UsageError for an unknown key or name."""
     bound = registry.bind("model", model)
     defaults = bound.func.__kwdefaults__ or {}
@@ -81,7 +81,7 @@ def meta_network(model: Mapping[str, Any]) -> nn.Module:
         return registry.bind("model", model)()
 
 
-def network(converted: Converted) -> nn.Module:
+def network(converted: ConvertedWeights) -> nn.Module:
     """Build the network with the converted weights in eval mode; its tensors are those of the state dict.
 
     Raises:
@@ -99,7 +99,7 @@ def network(converted: Converted) -> nn.Module:
 
 def backbone_numerics(model: Mapping[str, Any]) -> dict[str, str]:
     """Return what the backbone of a network computes besides its weights, under the names of YOLOv3's keys."""
-    full = full_model(model)
+    full = resolve_model_spec(model)
     act = full.get("backbone_act", "leaky")
     slope = full.get("leaky_slope", 0.1)
     return {
@@ -108,7 +108,7 @@ def backbone_numerics(model: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def load_backbone(model: nn.Module, converted: Converted) -> int:
+def load_backbone(model: nn.Module, converted: ConvertedWeights) -> int:
     """Copy the backbone's weights into a network that has the same one, such as yolov3, and leave the rest.
 
     Returns:
@@ -116,27 +116,27 @@ def load_backbone(model: nn.Module, converted: Converted) -> int:
     Raises:
         ConvzooError: no backbone in it, or not a whole one of the same shape.
     """
-    wanted = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(BACKBONE)}
+    own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(BACKBONE)}
     given = {name: tensor for name, tensor in converted.state_dict.items() if name.startswith(BACKBONE)}
-    if not wanted or not given:
+    if not own or not given:
         raise ConvzooError(f"{converted.source}: no backbone to take from it for this network")
-    for name, tensor in wanted.items():
+    for name, tensor in own.items():
         if name not in given or given[name].shape != tensor.shape:
             have = f"is {list(given[name].shape)}, not {list(tensor.shape)}" if name in given else "is missing"
             raise ConvzooError(f"{converted.source}: '{name}' {have}")
-    if len(given) > len(wanted):
-        raise ConvzooError(f"{converted.source}: '{min(set(given) - set(wanted))}' is not in this network's backbone")
+    if len(given) > len(own):
+        raise ConvzooError(f"{converted.source}: '{min(set(given) - set(own))}' is not in this network's backbone")
     model.load_state_dict(given, strict=False)
     return sum(tensor.dim() == 4 for tensor in given.values())
 
 
-def require_same_numerics(model: Mapping[str, Any], wanted: Mapping[str, Any], whose: str) -> None:
+def require_same_numerics(model: Mapping[str, Any], other: Mapping[str, Any], whose: str) -> None:
     """Refuse to write weights for a program whose network of that name computes something else.
 
     Raises:
         UsageError: with the first key that differs.
     """
-    ours, theirs = full_model(model), full_model(wanted)
+    ours, theirs = resolve_model_spec(model), resolve_model_spec(other)
     for key, value in theirs.items():
         if key not in TRAINING_KEYS and ours[key] != value:
             differs = f"{whose} {model['name']} has {key} {value}, this model {ours[key]}"
@@ -162,18 +162,20 @@ def assemble(
     Raises:
         ConvzooError: with the first tensor that is missing, extra, of another shape or type, or not finite.
     """
-    wanted = meta_network(model).state_dict()
-    theirs = {name: names.get(name, name) for name in wanted}
-    missing = [name for name in wanted if theirs[name] not in tensors and not _is_counter(name)]
+    own = meta_network(model).state_dict()
+    theirs = {name: names.get(name, name) for name in own}
+    missing = [name for name in own if theirs[name] not in tensors and not _is_counter(name)]
     bad = [name for name in missing if not may_miss(name)]
     if bad:
-        raise ConvzooError(f"{where}: '{theirs[bad[0]]}' of {describe(model)} is missing ({len(bad)} missing in all)")
+        raise ConvzooError(
+            f"{where}: '{theirs[bad[0]]}' of {model_label(model)} is missing ({len(bad)} missing in all)"
+        )
     extra = sorted(set(tensors) - set(theirs.values()))
     if extra:
-        raise ConvzooError(f"{where}: '{extra[0]}' is not in {describe(model)} ({len(extra)} extra in all)")
+        raise ConvzooError(f"{where}: '{extra[0]}' is not in {model_label(model)} ({len(extra)} extra in all)")
     state_dict: StateDict = {}
     table = []
-    for name, expected in wanted.items():
+    for name, expected in own.items():
         tensor = tensors.get(theirs[name])
         if tensor is None:
             if _is_counter(name) and not may_miss(name):
@@ -183,7 +185,7 @@ def assemble(
             continue
         if tensor.shape != expected.shape:
             raise ConvzooError(
-                f"{where}: '{theirs[name]}' is {list(tensor.shape)}, {describe(model)} has {list(expected.shape)}"
+                f"{where}: '{theirs[name]}' is {list(tensor.shape)}, {model_label(model)} has {list(expected.shape)}"
             )
         state_dict[name] = tensor.long() if _is_counter(name) else _float32(where, theirs[name], tensor)
         table.append(Row(theirs[name], name, tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")))
@@ -206,9 +208,9 @@ def _float32(where: str, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def describe(model: Mapping[str, Any]) -> str:
+def model_label(model: Mapping[str, Any]) -> str:
     """Name a network for messages, such as `vgg16 (batch_norm True, 10 classes)`."""
-    full, defaults = full_model(model), full_model({"name": model["name"]})
+    full, defaults = resolve_model_spec(model), resolve_model_spec({"name": model["name"]})
     changed = {key: value for key, value in full.items() if key not in TRAINING_KEYS and value != defaults[key]}
     classes = f"{changed.pop('num_classes', full['num_classes'])} classes"
     return f"{model['name']} ({', '.join([*(f'{key} {value}' for key, value in changed.items()), classes])})"
@@ -221,14 +223,14 @@ def require_asked_for(where: str, model: Mapping[str, Any], model_name: str | No
         UsageError: there is no network of the name that was asked for.
         ConvzooError: the file holds another network or another number of classes.
     """
-    found = full_model(model)
-    if found["num_classes"] < 1:
-        raise ConvzooError(f"{where}: {found['name']} with {found['num_classes']} classes")
-    if model_name is not None and model_name != found["name"]:
+    spec = resolve_model_spec(model)
+    if spec["num_classes"] < 1:
+        raise ConvzooError(f"{where}: {spec['name']} with {spec['num_classes']} classes")
+    if model_name is not None and model_name != spec["name"]:
         registry.builder("model", model_name)
-        raise ConvzooError(f"{where}: holds {found['name']}, not {model_name}")
-    if num_classes is not None and num_classes != found["num_classes"]:
-        raise ConvzooError(f"{where}: {found['name']} with {found['num_classes']} classes, not {num_classes}")
+        raise ConvzooError(f"{where}: holds {spec['name']}, not {model_name}")
+    if num_classes is not None and num_classes != spec["num_classes"]:
+        raise ConvzooError(f"{where}: {spec['name']} with {spec['num_classes']} classes, not {num_classes}")
 
 
 def file_bytes(source: Path | bytes | bytearray | memoryview) -> np.ndarray:

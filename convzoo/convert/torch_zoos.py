@@ -17,7 +17,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from convzoo.convert import mindspore, presets
-from convzoo.convert.state_dict import Converted, assemble, describe, meta_network, read_class_names, require_asked_for
+from convzoo.convert.state_dict import (
+    ConvertedWeights,
+    assemble,
+    meta_network,
+    model_label,
+    read_class_names,
+    require_asked_for,
+)
 from convzoo.data.imagenet import wnids
 from convzoo.errors import ConvzooError, UsageError
 
@@ -33,7 +40,7 @@ OLD_DENSENET = re.compile(
 
 def read(
     path: Path, model_name: str | None = None, num_classes: int | None = None, classes: Path | None = None
-) -> Converted:
+) -> ConvertedWeights:
     """Read a `.pth`, `.pt` or `.safetensors` file of one of the networks.
 
     Args:
@@ -66,7 +73,7 @@ def convert(
     model_name: str | None = None,
     num_classes: int | None = None,
     classes: Path | None = None,
-) -> Converted:
+) -> ConvertedWeights:
     """Convert a state dict under torchvision's or timm's names, such as `timm.create_model(...).state_dict()`.
 
     Raises:
@@ -88,8 +95,8 @@ def convert(
     notes.append(
         f"preprocessing: {_assumed(model['name'])}" if is_imagenet else "no preprocessing: not ImageNet's classes"
     )
-    return Converted(
-        source=f"{zoo} state dict: {describe(model)}",
+    return ConvertedWeights(
+        source=f"{zoo} state dict: {model_label(model)}",
         model=model,
         state_dict=state_dict,
         transform=_transform(model["name"]) if is_imagenet else None,

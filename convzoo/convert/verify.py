@@ -9,16 +9,16 @@ import torch
 from torch import nn
 
 from convzoo.convert import darknet, mindspore
-from convzoo.convert.state_dict import Converted, network
+from convzoo.convert.state_dict import ConvertedWeights, network
 from convzoo.errors import MissingPackageError, ToleranceError, UsageError
 
 TOLERANCE = 1e-4  # relative
 
-# By the first word of `Converted.source`.
+# By the first word of `ConvertedWeights.source`.
 LIBRARIES = {"torchvision": "torchvision.models", "timm": "timm.models"}
 
 
-def source_network(converted: Converted) -> nn.Module | None:
+def source_network(converted: ConvertedWeights) -> nn.Module | None:
     """Build the source library's network with the file's weights, or return None where no library has it.
 
     Raises:
@@ -45,7 +45,7 @@ def source_network(converted: Converted) -> nn.Module | None:
     return theirs.eval()
 
 
-def difference_from_source(converted: Converted, size_px: int = 224, seed: int = 0) -> float | None:
+def difference_from_source(converted: ConvertedWeights, size_px: int = 224, seed: int = 0) -> float | None:
     """Return max|ours - theirs| / max|theirs| over the logits of a random picture, or None where there is no source.
 
     Raises:
@@ -56,8 +56,8 @@ def difference_from_source(converted: Converted, size_px: int = 224, seed: int =
         return None
     images = torch.rand(1, 3, size_px, size_px, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        logits, wanted = network(converted)(images), theirs(images)
-    return float((logits - wanted).abs().max() / wanted.abs().max())
+        logits, expected = network(converted)(images), theirs(images)
+    return float((logits - expected).abs().max() / expected.abs().max())
 
 
 class Check(NamedTuple):
@@ -67,7 +67,7 @@ class Check(NamedTuple):
     difference: float | None
 
 
-def checks(converted: Converted, path: Path | None) -> list[Check]:
+def checks(converted: ConvertedWeights, path: Path | None) -> list[Check]:
     """Compare the network with its source in every way there is.
 
     Args:
@@ -94,23 +94,23 @@ def checks(converted: Converted, path: Path | None) -> list[Check]:
     return ran
 
 
-def _size_px(converted: Converted) -> int:
+def _size_px(converted: ConvertedWeights) -> int:
     operations = converted.transform["eval"] if converted.transform else []
     sizes = [keys["size_px"] for operation in operations for keys in operation.values() if "size_px" in keys]
     return sizes[-1] if sizes else 224
 
 
-def _outputs_beside(converted: Converted, folder: Path) -> Check:
-    images, wanted = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("input", "output"))
+def _outputs_beside(converted: ConvertedWeights, folder: Path) -> Check:
+    images, expected = (torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("input", "output"))
     what = "the outputs beside the file"
     with torch.no_grad():
         outputs = network(converted)(images) if images.dim() == 4 and images.shape[1] == 3 else None
-    if not isinstance(outputs, torch.Tensor) or outputs.shape != wanted.shape:
+    if not isinstance(outputs, torch.Tensor) or outputs.shape != expected.shape:
         return Check(f"{what}, which are not of this network", float("inf"))
-    return Check(what, float((outputs - wanted).abs().max() / wanted.abs().max()))
+    return Check(what, float((outputs - expected).abs().max() / expected.abs().max()))
 
 
-def _written_again(converted: Converted, path: Path) -> Check:
+def _written_again(converted: ConvertedWeights, path: Path) -> Check:
     """Write the file again from our tensors; it must come out as it was, or at least read back as the same tensors."""
     is_darknet = converted.source.startswith("Darknet")
     try:

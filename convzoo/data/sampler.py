@@ -81,8 +81,8 @@ class EvalBatches:
             yield [Key(0, index) for index in mine[start : start + self.device_batch_size]]
 
 
-def check_batch_size(num_samples: int, batch_size: int, accumulate: int, world_size: int) -> str:
-    """Return the batch arithmetic as a line for the log.
+def check_batch_size(num_samples: int, batch_size: int, accumulate: int, world_size: int) -> None:
+    """Check that a global batch can be shared out.
 
     Raises:
         UsageError: the global batch does not divide by ranks times micro-batches.
@@ -95,6 +95,11 @@ def check_batch_size(num_samples: int, batch_size: int, accumulate: int, world_s
         )
     if num_samples < parts:
         raise DataError(f"{num_samples} training images are fewer than {world_size} ranks x {accumulate} micro-batches")
+
+
+def batch_arithmetic(num_samples: int, batch_size: int, accumulate: int, world_size: int) -> str:
+    """Return how a global batch is shared out, and how many make an epoch, as a line for the log."""
+    parts = world_size * accumulate
     effective = min(batch_size, num_samples)
     steps = max(1, num_samples // batch_size)
     dropped = num_samples - steps * effective

@@ -5,7 +5,7 @@ A format is a module with
     suppress(...)                  non-maximum suppression as its graphs can hold it: `graph.Suppress`
     write(program, info, path)     write a traced network; returns the other files that belong to it
     read(path)                     -> (document, content): the metadata's JSON and the verified bytes, not yet run
-    start(content, info, place)    -> `exported.Session`: pictures in the file's own input form -> outputs in order
+    start(content, info, options)  -> `exported.Session`: pictures in the file's own input form -> outputs in order
 Everything else - metadata, normalisation, the comparison, the final name - is common to all.
 """
 

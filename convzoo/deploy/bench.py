@@ -19,15 +19,17 @@ from torch import Tensor
 from convzoo import distributed
 from convzoo.config.registry import nearest
 from convzoo.deploy import export, library, timing
-from convzoo.deploy.exported import OpenExport, open_any
+from convzoo.deploy.exported import ExportedModel, open_any
 from convzoo.deploy.parity import compare, pictures
 from convzoo.deploy.quantize import comparison, quantize
 from convzoo.environment import environment
 from convzoo.errors import ConvzooError, DataError, MissingPackageError, ToleranceError, UsageError
 from convzoo.inference import evaluate
-from convzoo.inference.torch_model import OpenModel
+from convzoo.inference.loaded import LoadedModel
+from convzoo.inference.torch_model import TorchModel
 from convzoo.logs import log
 from convzoo.report.tables import percent, table
+from convzoo.types import Runner
 
 # The rows of a model file's table: which format, in which precision. int8 is a file of its own.
 ROWS = {
@@ -42,7 +44,7 @@ MEMORY = "growth of a fresh process from before the file is opened to its peak o
 
 
 @dataclass(frozen=True)
-class Wanted:
+class BenchOptions:
     """What to measure.
 
     Attributes:
@@ -71,18 +73,18 @@ class Row:
     name: str
     path: Path
     precision: str = "fp32"
-    found: dict[str, Any] = field(default_factory=dict)
+    measured: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
-    def open(self) -> OpenModel | OpenExport:
+    def open(self) -> LoadedModel:
         return open_any(self.path, torch.device("cpu"))
 
-    def runner(self) -> Any:
+    def runner(self) -> Runner:
         return self.open().runner(self.precision)
 
 
 @dataclass(frozen=True)
-class Report:
+class BenchResult:
     """The table."""
 
     model: Path
@@ -91,7 +93,7 @@ class Report:
 
     @property
     def plain(self) -> dict[str, Any]:
-        rows = [{"form": row.name, **row.found, **({"note": row.note} if row.note else {})} for row in self.rows]
+        rows = [{"form": row.name, **row.measured, **({"note": row.note} if row.note else {})} for row in self.rows]
         return {"model": str(self.model), **self.facts, "rows": rows}
 
     def text(self) -> str:
@@ -100,7 +102,7 @@ class Report:
         batch = facts["batch"]
         head = ["form", "MB", f"median ms, batch {batch}", "p95 ms", f"pictures/s, batch {THROUGHPUT_BATCH}", "peak MB"]
         head += [measure, "largest difference", "agreement"]
-        lines = [_cells(row, measure) for row in self.rows if row.found]
+        lines = [_cells(row, measure) for row in self.rows if row.measured]
         notes = [f"- {row.name}: {row.note}" for row in self.rows if row.note]
         where = facts["data"] or "no data given, so no accuracy"
         return "\n".join([
@@ -113,18 +115,18 @@ class Report:
 
 
 def _cells(row: Row, measure: str) -> list[str]:
-    found = row.found
-    agreed = f"{found['agreed']} of {found['predictions']}" if "agreed" in found else ""
-    memory = found["peak_memory_bytes"]
+    measured = row.measured
+    agreed = f"{measured['agreed']} of {measured['predictions']}" if "agreed" in measured else ""
+    memory = measured["peak_memory_bytes"]
     return [
-        row.name, f"{found['bytes'] / MB:.1f}", f"{found['latency_ms']:.2f}", f"{found['latency_p95_ms']:.2f}",
-        f"{found['pictures_per_s']:.1f}", "" if memory is None else f"{memory / MB:.0f}",
-        percent(found["result"].get(measure)) if "result" in found else "",
-        f"{found['largest_difference']:.1e}" if "largest_difference" in found else "", agreed,
+        row.name, f"{measured['bytes'] / MB:.1f}", f"{measured['latency_ms']:.2f}", f"{measured['latency_p95_ms']:.2f}",
+        f"{measured['pictures_per_s']:.1f}", "" if memory is None else f"{memory / MB:.0f}",
+        percent(measured["result"].get(measure)) if "result" in measured else "",
+        f"{measured['largest_difference']:.1e}" if "largest_difference" in measured else "", agreed,
     ]  # fmt: skip
 
 
-def bench(model: Path, wanted: Wanted) -> Report:
+def bench(model: Path, options: BenchOptions) -> BenchResult:
     """Measure a model file in every form asked for, or an exported file in its own.
 
     Raises:
@@ -132,32 +134,32 @@ def bench(model: Path, wanted: Wanted) -> Report:
         DataError: data that cannot be evaluated.
         ConvzooError: no form of it runs here.
     """
-    unknown = [name for name in wanted.formats if name not in ROWS]
+    unknown = [name for name in options.formats if name not in ROWS]
     if unknown:
         raise UsageError(f"--formats {unknown[0]}: unknown{nearest(unknown[0], ROWS)}")
-    if wanted.out:
-        wanted.out.mkdir(parents=True, exist_ok=True)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
     opened = open_any(model, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="convzoo-bench-") as name:
-        rows = _forms(model, wanted, Path(name)) if isinstance(opened, OpenModel) else _own(opened)
+        rows = _own(opened) if isinstance(opened, ExportedModel) else _forms(model, options, Path(name))
         run = [row for row in rows if not row.note]
         if not run:
             raise ConvzooError(f"{model}: nothing to measure: {'; '.join(f'{row.name}: {row.note}' for row in rows)}")
-        real = _pictures(opened, wanted.data)
+        real = _pictures(opened, options.data)
         for row in run:
-            row.found["bytes"] = export.bytes_of(row.path)
-            row.found["peak_memory_bytes"] = peak_memory(row, real)
+            row.measured["bytes"] = export.bytes_of(row.path)
+            row.measured["peak_memory_bytes"] = peak_memory(row, real)
             _compare(row, opened, real)
-            _evaluate(row, opened, wanted.data)
-        _time(run, real, wanted)
-    report = Report(model, rows, _facts(opened, real, wanted))
-    if wanted.out:
-        (wanted.out / "bench.json").write_text(json.dumps(report.plain, indent=2) + "\n", encoding="utf-8")
-        (wanted.out / "bench.md").write_text(report.text() + "\n", encoding="utf-8")
-    return report
+            _evaluate(row, opened, options.data)
+        _time(run, real, options)
+    result = BenchResult(model, rows, _facts(opened, real, options))
+    if options.out:
+        (options.out / "bench.json").write_text(json.dumps(result.plain, indent=2) + "\n", encoding="utf-8")
+        (options.out / "bench.md").write_text(result.text() + "\n", encoding="utf-8")
+    return result
 
 
-def _own(opened: OpenExport) -> list[Row]:
+def _own(opened: ExportedModel) -> list[Row]:
     rows = [Row(opened.format, opened.path)]
     is_int8 = "quantization" in opened.info.provenance
     if opened.format == "openvino" and not is_int8 and distributed.computes_bfloat16(torch.device("cpu")):
@@ -165,10 +167,10 @@ def _own(opened: OpenExport) -> list[Row]:
     return [Row(f"{row.name}-int8", row.path) for row in rows] if is_int8 else rows
 
 
-def _forms(model: Path, wanted: Wanted, folder: Path) -> list[Row]:
+def _forms(model: Path, options: BenchOptions, folder: Path) -> list[Row]:
     """Write the model in every form asked for; a form that is not to be had gets a note instead."""
     floats, rows = {}, []
-    for name in wanted.formats:
+    for name in options.formats:
         format, precision = ROWS[name]
         row = Row(name, model, precision)
         rows.append(row)
@@ -180,62 +182,65 @@ def _forms(model: Path, wanted: Wanted, folder: Path) -> list[Row]:
         log.info(f"{name}: writing and checking it")
         try:
             if format not in floats:
-                floats[format] = export.export(model, export.Wanted(format, out=folder, data=wanted.data)).path
+                floats[format] = export.export(model, export.ExportOptions(format, out=folder, data=options.data)).path
             row.path = floats[format]
             if precision == "int8":
-                asked = comparison.Wanted(format, wanted.data, wanted.max_drop, wanted.calibration, out=folder)
+                asked = comparison.QuantizeOptions(
+                    format, options.data, options.max_drop, options.calibration, out=folder
+                )
                 row.path, row.precision = quantize.quantize(model, asked, floats[format]).path, "fp32"
         except (ToleranceError, MissingPackageError) as error:
             row.note = f"refused: {error}" if isinstance(error, ToleranceError) else str(error)
         except (UsageError, DataError) as error:
-            if precision != "int8" or wanted.data:
+            if precision != "int8" or options.data:
                 raise
             row.note = f"not measured: {error}"  # no data given, and none embedded
     return rows
 
 
-def _pictures(opened: OpenModel | OpenExport, data: Path | None) -> Tensor:
+def _pictures(opened: LoadedModel, data: Path | None) -> Tensor:
     """Return real pictures [N, 3, H, W] uint8 as the network gets them."""
-    if isinstance(opened, OpenExport):
-        return pictures(opened, data, opened.info.size)  # type: ignore[arg-type]  # has what they need of an OpenModel
-    return pictures(opened, data, export.input_size(opened, data))
+    if isinstance(opened, TorchModel):
+        return pictures(opened, data, export.input_size(opened, data))
+    assert isinstance(opened, ExportedModel)
+    return pictures(opened, data, opened.info.size)
 
 
-def _compare(row: Row, opened: OpenModel | OpenExport, real: Tensor) -> None:
+def _compare(row: Row, opened: LoadedModel, real: Tensor) -> None:
     """Add how far the row's outputs are from PyTorch's, where PyTorch's are known."""
     form = row.open()
-    if not isinstance(opened, OpenModel) or not isinstance(form, OpenExport):
+    if not isinstance(opened, TorchModel) or not isinstance(form, ExportedModel):
         return
     parity = compare(opened, form.runner(row.precision), real, SAME_BOX)
-    row.found["largest_difference"] = max(kinds["real"] for kinds in parity.outputs.values())
-    row.found["agreed"], row.found["predictions"] = parity.agreed, parity.predictions
+    row.measured["largest_difference"] = max(kinds["real"] for kinds in parity.outputs.values())
+    row.measured["agreed"], row.measured["predictions"] = parity.agreed, parity.predictions
 
 
-def _evaluate(row: Row, opened: OpenModel | OpenExport, data: Path | None) -> None:
+def _evaluate(row: Row, opened: LoadedModel, data: Path | None) -> None:
     if data is None and opened.recipe.data["name"] not in EMBEDDED:
         return
-    found = evaluate.evaluate_open(row.open(), data, precision=row.precision)  # type: ignore[arg-type]
-    row.found["result"] = found.result
+    evaluation = evaluate.evaluate_open(row.open(), data, precision=row.precision)
+    row.measured["result"] = evaluation.result
 
 
-def _time(rows: list[Row], real: Tensor, wanted: Wanted) -> None:
+def _time(rows: list[Row], real: Tensor, options: BenchOptions) -> None:
     """Add latency and throughput, the rows one after the other in every round."""
     runners = {row.name: row.runner() for row in rows}
-    for batch in dict.fromkeys((wanted.batch, THROUGHPUT_BATCH)):
+    for batch in dict.fromkeys((options.batch, THROUGHPUT_BATCH)):
         images = real[torch.arange(batch) % len(real)]
         calls: dict[str, Callable[[], Any]] = {
             name: lambda run=run, images=images: run(images) for name, run in runners.items()
         }
-        times = timing.alternate(calls, wanted.rounds, wanted.seconds)
+        times = timing.alternate(calls, options.rounds, options.seconds)
         for row in rows:
             rounds = times[row.name]
-            taken = [second for one in rounds for second in one]
-            if batch == wanted.batch:
-                row.found["latency_ms"] = 1e3 * statistics.median(taken)
-                row.found["latency_p95_ms"] = 1e3 * float(np.percentile(taken, 95))
-                row.found["latency_ms_of_rounds"] = [1e3 * statistics.median(one) for one in rounds]
+            durations = [second for round_s in rounds for second in round_s]
+            if batch == options.batch:
+                row.measured["latency_ms"] = 1e3 * statistics.median(durations)
+                row.measured["latency_p95_ms"] = 1e3 * float(np.percentile(durations, 95))
+                row.measured["latency_ms_of_rounds"] = [1e3 * statistics.median(round_s) for round_s in rounds]
             if batch == THROUGHPUT_BATCH:
-                row.found["pictures_per_s"] = batch / statistics.median(taken)
+                row.measured["pictures_per_s"] = batch / statistics.median(durations)
 
 
 def peak_memory(row: Row, real: Tensor) -> int | None:
@@ -277,15 +282,15 @@ def memory_bytes(key: str) -> int | None:
     return None
 
 
-def _facts(opened: OpenModel | OpenExport, real: Tensor, wanted: Wanted) -> dict[str, Any]:
-    found = environment(torch.device("cpu"))
-    versions = {"convzoo": found["convzoo"], **export.versions()}
+def _facts(opened: LoadedModel, real: Tensor, options: BenchOptions) -> dict[str, Any]:
+    env = environment(torch.device("cpu"))
+    versions = {"convzoo": env["convzoo"], **export.versions()}
     return {
-        "measure": opened.task().best_metric, "batch": wanted.batch, "throughput_batch": THROUGHPUT_BATCH,
-        "rounds": wanted.rounds, "seconds": wanted.seconds, "size": "x".join(map(str, real.shape[2:])),
-        "cpu": found["device_name"], "cores": found["cpu_cores"], "threads": found["threads"],
-        "platform": found["platform"], "commit": found["commit"], "versions": versions, "memory": MEMORY,
+        "measure": opened.task().best_metric, "batch": options.batch, "throughput_batch": THROUGHPUT_BATCH,
+        "rounds": options.rounds, "seconds": options.seconds, "size": "x".join(map(str, real.shape[2:])),
+        "cpu": env["device_name"], "cores": env["cpu_cores"], "threads": env["threads"],
+        "platform": env["platform"], "commit": env["commit"], "versions": versions, "memory": MEMORY,
         "computes_bfloat16": distributed.computes_bfloat16(torch.device("cpu")),
-        "data": str(wanted.data) if wanted.data else opened.recipe.data["name"] if opened.recipe.data["name"] in EMBEDDED else None,
+        "data": str(options.data) if options.data else opened.recipe.data["name"] if opened.recipe.data["name"] in EMBEDDED else None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }  # fmt: skip

@@ -20,12 +20,12 @@ class Matched(NamedTuple):
 
     boxes_xyxy: Tensor
     scores: Tensor
-    wanted_boxes_xyxy: Tensor
-    wanted_scores: Tensor
+    reference_boxes_xyxy: Tensor
+    reference_scores: Tensor
 
 
 def matched(
-    found: Prediction,
+    detections: Prediction,
     boxes_xyxy: Tensor,
     scores: Tensor,
     size: tuple[int, int],
@@ -35,7 +35,7 @@ def matched(
     """Match each detection with the reference's candidate that it is, and check that the right ones are there.
 
     Args:
-        found: detections in pixels of the input.
+        detections: in pixels of the input.
         boxes_xyxy, scores: [N, 4] and [N, K], the reference's before suppression.
         size: (height, width) of the input, to which boxes are clipped after suppression.
         options: of the post-processing, as `Detect.options`.
@@ -47,8 +47,8 @@ def matched(
     box, label = _candidates(scores, options, tolerance)
     score, boxes = scores[box, label], boxes_xyxy[box]
     shown = clip_boxes(boxes, size)
-    mine = Matched(torch.as_tensor(found.boxes_xyxy), torch.as_tensor(found.scores), shown, score)
-    labels = torch.as_tensor(found.labels)
+    mine = Matched(torch.as_tensor(detections.boxes_xyxy), torch.as_tensor(detections.scores), shown, score)
+    labels = torch.as_tensor(detections.labels)
     reach_px = tolerance * max(1.0, float(shown.abs().max())) if len(shown) else 1.0
     apart = torch.cdist(mine.boxes_xyxy, shown, p=torch.inf) / reach_px
     apart = apart.maximum((mine.scores[:, None] - score).abs() / tolerance)
@@ -59,7 +59,7 @@ def matched(
     if (which < 0).any():
         return None
     mine = Matched(mine.boxes_xyxy, mine.scores, shown[which], score[which])
-    error_px = float((mine.boxes_xyxy - mine.wanted_boxes_xyxy).abs().max()) if len(which) else 0.0
+    error_px = float((mine.boxes_xyxy - mine.reference_boxes_xyxy).abs().max()) if len(which) else 0.0
     candidates = _Candidates(box, label, score, boxes, (shown[:, 2:] > shown[:, :2]).all(1))
     return mine if _is_what_suppression_leaves(which, candidates, error_px, options, tolerance) else None
 

@@ -18,21 +18,21 @@ import torch
 from convzoo import build
 from convzoo.config import recipe as recipes
 from convzoo.deploy import SUFFIXES, format_module, library
-from convzoo.deploy.exported import OpenExport, open_exported
+from convzoo.deploy.exported import ExportedModel, open_exported
 from convzoo.deploy.graph import Deployed, check_suppression, trace
 from convzoo.deploy.metadata import ExportInfo, first_line
 from convzoo.deploy.parity import Parity, compare, pictures
 from convzoo.errors import ConvzooError, ToleranceError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference import torch_model
-from convzoo.inference.torch_model import OpenModel
+from convzoo.inference.torch_model import TorchModel
 from convzoo.types import Key
 
 VERSIONED = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino")
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExportOptions:
     """What to export.
 
     Attributes:
@@ -61,7 +61,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Report:
+class ExportResult:
     """An export that was compared and kept."""
 
     path: Path
@@ -98,13 +98,13 @@ class Report:
 
 def differences(parity: Parity) -> list[str]:
     """Return a line for each output."""
-    found = {
+    by_output = {
         name: [f"{value:.1e} on {kind}" for kind, value in kinds.items()] for name, kinds in parity.outputs.items()
     }
-    return [f"{name:11} largest relative difference {', '.join(parts)} pictures" for name, parts in found.items()]
+    return [f"{name:11} largest relative difference {', '.join(parts)} pictures" for name, parts in by_output.items()]
 
 
-def export(model: Path, wanted: Wanted) -> Report:
+def export(model: Path, options: ExportOptions) -> ExportResult:
     """Export a model file.
 
     Raises:
@@ -114,28 +114,32 @@ def export(model: Path, wanted: Wanted) -> Report:
         MissingPackageError: the format's library is not installed.
     """
     started = time.perf_counter()
-    module = format_module(wanted.format)
+    module = format_module(options.format)
     if hasattr(module, "export"):  # made from another format's file
-        return module.export(model, wanted)
-    wanted = module.prepare(wanted) if hasattr(module, "prepare") else wanted
-    target = target_path(model, wanted.out, SUFFIXES[wanted.format])
+        return module.export(model, options)
+    options = module.prepare(options) if hasattr(module, "prepare") else options
+    target = target_path(model, options.out, SUFFIXES[options.format])
     for name in module.PACKAGES:
-        library(name, f"--format {wanted.format}")
+        library(name, f"--format {options.format}")
     opened = torch_model.open_model(model, torch.device("cpu"))
-    if wanted.size:
-        opened = resized(opened, wanted.size)
-    info = describe(opened, wanted, getattr(module, "OPSET", None))
-    real = pictures(opened, wanted.data, info.size)
+    if options.size:
+        opened = resized(opened, options.size)
+    check_stage(opened, options.stage)
+    info = export_info(opened, options, getattr(module, "OPSET", None))
+    _check_size(info)
+    real = pictures(opened, options.data, info.size)
     with written_whole(target) as temporary, _folder_beside(target) as folder:
         draft = folder / target.name
         others = _write(module, opened, info, draft)
-        exported, parity = _checked(opened, draft, real, wanted.tolerance)
+        exported, parity = _checked(opened, draft, real, options.tolerance)
         size = sum(path.stat().st_size for path in (draft, *others))
         for other in others:
             with written_whole(target.with_name(other.name)) as beside:
                 os.replace(other, beside)
         os.replace(draft, temporary)
-    return Report(target, wanted.format, exported.info, parity, wanted.tolerance, size, time.perf_counter() - started)
+    return ExportResult(
+        target, options.format, exported.info, parity, options.tolerance, size, time.perf_counter() - started
+    )
 
 
 def target_path(model: Path, out: Path | None, suffix: str, ending: str = "") -> Path:
@@ -155,40 +159,47 @@ def bytes_of(path: Path) -> int:
     return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
 
 
-def describe(opened: OpenModel, wanted: Wanted, opset: int | None) -> ExportInfo:
-    """Gather the metadata. Raises UsageError for combinations that do not exist."""
-    recipe, task = opened.recipe, opened.recipe.task
-    if wanted.stage != "raw" and task != "detect":
-        raise UsageError(f"--stage {wanted.stage}: for detectors; {recipe.model['name']} is a classifier")
-    if wanted.stage == "nms":
+def check_stage(opened: TorchModel, stage: str) -> None:
+    """Raise UsageError for a stage that the model does not have, or that a graph cannot have with its settings."""
+    if stage != "raw" and opened.recipe.task != "detect":
+        raise UsageError(f"--stage {stage}: for detectors; {opened.recipe.model['name']} is a classifier")
+    if stage == "nms":
         detector: Any = opened.task()
         check_suppression(detector.options)
-    plain = recipe.plain()
-    info = ExportInfo(
+
+
+def export_info(opened: TorchModel, options: ExportOptions, opset: int | None) -> ExportInfo:
+    """Gather the metadata. Raises UsageError where the size of the pictures is not known."""
+    plain = opened.recipe.plain()
+    return ExportInfo(
         recipe=plain, preprocessing={key: plain["transform"][key] for key in ("eval", "mean", "std")},
-        class_names=opened.class_names, task=task, input="uint8_nhwc" if wanted.preprocessing else "float_nchw",
-        stage=wanted.stage, size=wanted.size or input_size(opened, wanted.data), dynamic_size=wanted.dynamic_size,
-        batch=wanted.batch, opset=opset, source_sha256=opened.sha256, metrics=opened.info.metrics,
+        class_names=opened.class_names, task=opened.recipe.task,
+        input="uint8_nhwc" if options.preprocessing else "float_nchw", stage=options.stage,
+        size=options.size or input_size(opened, options.data), dynamic_size=options.dynamic_size, batch=options.batch,
+        opset=opset, source_sha256=opened.sha256, metrics=opened.info.metrics,
         provenance=opened.info.provenance, licence=opened.info.licence, versions=versions(),
     )  # type: ignore[arg-type]  # fmt: skip
+
+
+def _check_size(info: ExportInfo) -> None:
+    """Raise UsageError for pictures of a size that the network cannot halve without remainders."""
     if any(side % info.size_step for side in info.size):
         given = "x".join(map(str, info.size))
         raise UsageError(
             f"{given} pixels: a detector's size, and any with --dynamic-size, is a multiple of {info.size_step}"
         )
-    return info
 
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries that write or run exported files, of those that are installed."""
-    found = {}
+    installed = {}
     for name in VERSIONED:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            installed[name] = importlib.metadata.version(name)
+    return installed
 
 
-def input_size(opened: OpenModel, data: Path | None) -> tuple[int, int]:
+def input_size(opened: TorchModel, data: Path | None) -> tuple[int, int]:
     """Return the size that the evaluation transform gives, else the one that the model was trained on, else the data's.
 
     Raises:
@@ -205,10 +216,10 @@ def input_size(opened: OpenModel, data: Path | None) -> tuple[int, int]:
     return image.shape[1], image.shape[2]
 
 
-def resized(opened: OpenModel, size: tuple[int, int]) -> OpenModel:
+def resized(opened: TorchModel, size: tuple[int, int]) -> TorchModel:
     """Return the model with an evaluation transform that gives another size, in the same proportions. Raises UsageError."""
     plain = opened.recipe.plain()
-    operations = [(name, keys) for one in plain["transform"]["eval"] for name, keys in one.items()]
+    operations = [(name, keys) for step in plain["transform"]["eval"] for name, keys in step.items()]
     sized = [(name, keys) for name, keys in operations if "size_px" in keys]
     if not sized and opened.info.input_hw not in (None, size):
         return dataclasses.replace(opened, info=dataclasses.replace(opened.info, metrics={}, input_hw=size))
@@ -234,7 +245,7 @@ def _folder_beside(target: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _write(module: ModuleType, opened: OpenModel, info: ExportInfo, draft: Path) -> list[Path]:
+def _write(module: ModuleType, opened: TorchModel, info: ExportInfo, draft: Path) -> list[Path]:
     program = trace(Deployed(opened, info, module.suppress))
     try:
         return module.write(program, info, draft)
@@ -245,7 +256,7 @@ def _write(module: ModuleType, opened: OpenModel, info: ExportInfo, draft: Path)
         raise ConvzooError(f"{opened.path}: cannot be written as {draft.suffix}: {first_line(error)}") from error
 
 
-def _checked(opened: OpenModel, draft: Path, real: torch.Tensor, tolerance: float) -> tuple[OpenExport, Parity]:
+def _checked(opened: TorchModel, draft: Path, real: torch.Tensor, tolerance: float) -> tuple[ExportedModel, Parity]:
     """Open the draft in its own runtime and compare. Raises ToleranceError, or ConvzooError where it does not run."""
     try:
         exported = open_exported(draft)
@@ -255,14 +266,14 @@ def _checked(opened: OpenModel, draft: Path, real: torch.Tensor, tolerance: floa
         raise
     is_off = not parity.outputs or not parity.largest <= tolerance
     if is_off or (exported.info.stage == "nms" and parity.agreed < parity.predictions):
-        told = [*differences(parity), f"predictions agree on {parity.agreed} of {parity.predictions} pictures"]
+        lines = [*differences(parity), f"predictions agree on {parity.agreed} of {parity.predictions} pictures"]
         raise ToleranceError(
-            f"{draft.name}: not what the model does within {tolerance:g}, and not kept: {'; '.join(told)}"
+            f"{draft.name}: not what the model does within {tolerance:g}, and not kept: {'; '.join(lines)}"
         )
     return exported, parity
 
 
-def _check_disk(draft: Path, opened: OpenModel) -> None:
+def _check_disk(draft: Path, opened: TorchModel) -> None:
     """Raise OSError where it was the disk that failed: libraries do not always say so, or even notice."""
     needed = sum(parameter.numel() * parameter.element_size() for parameter in opened.model.parameters())
     with open(draft.with_name("probe"), "wb") as file:

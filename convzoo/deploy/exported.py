@@ -20,6 +20,7 @@ from convzoo.deploy import SUFFIXES, format_module
 from convzoo.deploy.metadata import ExportInfo, check_document, first_line
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.inference import torch_model
+from convzoo.inference.loaded import LoadedModel
 from convzoo.types import Task
 
 STEP = re.compile(r"step-\d+\.safetensors$")  # what a run saves
@@ -27,7 +28,7 @@ Session = Callable[[Tensor], Sequence[Any]]  # pictures as the file takes them -
 
 
 @dataclass(frozen=True)
-class Place:
+class RuntimeOptions:
     """Where and how a file runs: the device, ONNX Runtime's execution provider, and the precision."""
 
     device: str = "cpu"
@@ -67,8 +68,8 @@ class ExportRunner:
         if self.info.dynamic_size and (height % step or width % step):
             raise UsageError(f"{self.path}: takes sizes that are multiples of {step}, not {height}x{width}")
         if not self.info.dynamic_size and (height, width) != self.info.size:
-            wanted = "x".join(map(str, self.info.size))
-            raise UsageError(f"{self.path}: takes pictures of {wanted} pixels, not {height}x{width} (export --size)")
+            expected = "x".join(map(str, self.info.size))
+            raise UsageError(f"{self.path}: takes pictures of {expected} pixels, not {height}x{width} (export --size)")
 
     def _run(self, chunk: Tensor, size: int) -> list[Tensor]:
         """Run one batch, filled up where the file takes a fixed number of pictures."""
@@ -93,28 +94,28 @@ class ExportRunner:
             shapes = [[size, -1, 4], [size, -1, classes]]
         else:
             shapes = [[size, classes]] if names == ["logits"] else [[size, 3 * (5 + classes), -1, -1]] * len(names)
-        found = [list(output.shape) for output in outputs]
+        actual = [list(output.shape) for output in outputs]
         fits = [
             len(a) == len(b) and all(y in (x, -1) for x, y in zip(a, b, strict=True))
-            for a, b in zip(found, shapes, strict=False)
+            for a, b in zip(actual, shapes, strict=False)
         ]
-        if len(found) != len(shapes) or not all(fits):
-            return f"are {found}, not {', '.join(names)} of {size} pictures and {classes} classes"
+        if len(actual) != len(shapes) or not all(fits):
+            return f"are {actual}, not {', '.join(names)} of {size} pictures and {classes} classes"
         if self.stage == "nms" and outputs[2].numel() and outputs[2].max() >= classes:
             return f"name class {int(outputs[2].max())} of {classes}"
         return None
 
 
 @dataclass
-class OpenExport:
-    """An exported file, read and verified; `runner` starts it. It answers as `torch_model.OpenModel` does."""
+class ExportedModel:
+    """An exported file, read and verified; `runner` starts it. One of the `LoadedModel`s."""
 
     path: Path
     format: str
     info: ExportInfo
     recipe: Recipe
     content: Any
-    place: Place
+    options: RuntimeOptions
 
     @property
     def class_names(self) -> list[str]:
@@ -134,7 +135,7 @@ class OpenExport:
         """Start the file in its runtime. Raises UsageError, ConvzooError, MissingPackageError."""
         try:
             session = format_module(self.format).start(
-                self.content, self.info, replace(self.place, precision=precision)
+                self.content, self.info, replace(self.options, precision=precision)
             )
         except ConvzooError as error:
             raise type(error)(f"{self.path}: {error}") from None
@@ -142,7 +143,7 @@ class OpenExport:
             raise ConvzooError(f"{self.path}: its runtime does not take it: {first_line(error)}") from error
         return ExportRunner(self.format, self.path, self.info, self.recipe, session)
 
-    def changed(self, overrides: tuple[str, ...]) -> "OpenExport":
+    def changed(self, overrides: tuple[str, ...]) -> "ExportedModel":
         """Return the same file under a recipe with overrides. Raises UsageError for what is fixed in the file."""
         recipe = recipes.with_overrides(self.recipe, overrides)
         fixed = {"model": recipe.model != self.recipe.model}
@@ -157,7 +158,9 @@ class OpenExport:
         return replace(self, recipe=recipe)
 
 
-def open_exported(path: str | Path, place: Place | None = None, overrides: tuple[str, ...] = ()) -> OpenExport:
+def open_exported(
+    path: str | Path, options: RuntimeOptions | None = None, overrides: tuple[str, ...] = ()
+) -> ExportedModel:
     """Read and verify an exported file, its format told by its suffix.
 
     Raises:
@@ -177,16 +180,14 @@ def open_exported(path: str | Path, place: Place | None = None, overrides: tuple
         info, recipe = check_document(document)
     except ConvzooError as error:
         raise type(error)(f"{path}: {error}") from None
-    opened = OpenExport(path, name, info, recipe, content, place or Place())
+    opened = ExportedModel(path, name, info, recipe, content, options or RuntimeOptions())
     return opened.changed(overrides) if overrides else opened
 
 
 def open_any(
     path: str | Path, device: torch.device, provider: str | None = None, overrides: tuple[str, ...] = ()
-) -> torch_model.OpenModel | OpenExport:
+) -> LoadedModel:
     """Open a model file, an exported one, or weights of another program, converted in memory.
-
-    All have recipe, class_names, info, task, pipeline and runner.
 
     Raises:
         UsageError, ConvzooError, MissingPackageError: as `open_exported`, `torch_model.open_model` and `open_source` say.
@@ -195,7 +196,7 @@ def open_any(
     if provider and path.suffix.lower() != ".onnx":
         raise UsageError(f"--provider {provider}: only ONNX Runtime has those; {path.name} is not an .onnx file")
     if path.suffix.lower() in SUFFIXES.values():
-        return open_exported(path, Place(str(device), provider), overrides)
+        return open_exported(path, RuntimeOptions(str(device), provider), overrides)
     if is_foreign(path):
         return open_converted(open_source(path), device).changed(overrides)
     return torch_model.open_model(path, device, overrides)

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import UsageError
-from convzoo.inference.torch_model import OpenModel
+from convzoo.inference.torch_model import TorchModel
 from convzoo.models.yolov3 import STRIDES
 from convzoo.tasks.postprocess import FAR_PX
 from convzoo.tasks.yolo import decode
@@ -33,7 +33,7 @@ class Deployed(nn.Module):
     Outputs of each stage: `types.Runner` and `Detect.postprocess` say what they hold.
     """
 
-    def __init__(self, opened: OpenModel, info: ExportInfo, suppress: Suppress):
+    def __init__(self, opened: TorchModel, info: ExportInfo, suppress: Suppress):
         super().__init__()
         self.network = folded(opened.model)
         self.info = info
@@ -69,14 +69,14 @@ class Deployed(nn.Module):
         slots = num_classes if self.options["multi_label"] else 1
         per_image = scores_BNK.shape[1] * slots
         where = image * per_image + box * slots + (class_ if slots > 1 else 0)
-        kept = torch.zeros(scores_BNK.shape[0] * per_image, device=label.device)
-        kept = kept.index_put((where,), scores_BNK[image, box, class_]).unflatten(0, (-1, per_image))
-        score, order = F.pad(kept, (0, most)).topk(most)
+        slot_scores = torch.zeros(scores_BNK.shape[0] * per_image, device=label.device)
+        slot_scores = slot_scores.index_put((where,), scores_BNK[image, box, class_]).unflatten(0, (-1, per_image))
+        score, order = F.pad(slot_scores, (0, most)).topk(most)
         order = order.clamp(max=per_image - 1)
         box, is_real = order // slots, score > 0
-        found = order % slots if slots > 1 else label.gather(1, box)
+        labels = order % slots if slots > 1 else label.gather(1, box)
         boxes = boxes_BN4.gather(1, box[..., None].expand(-1, -1, 4))
-        return boxes * is_real[..., None], score, torch.where(is_real, found, -1)
+        return boxes * is_real[..., None], score, torch.where(is_real, labels, -1)
 
 
 def check_suppression(options: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from convzoo.deploy.detection_parity import matched
 from convzoo.deploy.exported import ExportRunner
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import DataError
-from convzoo.inference.torch_model import OpenModel
+from convzoo.inference.loaded import LoadedModel
 from convzoo.models.yolov3 import STRIDES
 from convzoo.tasks.yolo import decode
 from convzoo.types import Key, Sample
@@ -48,22 +48,22 @@ class Parity:
     def largest(self) -> float:
         return max(value for kinds in self.outputs.values() for value in kinds.values())
 
-    def add(self, name: str, kind: str, found: Tensor, wanted: Tensor) -> None:
+    def add(self, name: str, kind: str, output: Tensor, expected: Tensor) -> None:
         kinds = self.outputs.setdefault(name, {})
-        kinds[kind] = max(kinds.get(kind, 0.0), relative_difference(found, wanted))
+        kinds[kind] = max(kinds.get(kind, 0.0), relative_difference(output, expected))
 
 
-def relative_difference(found: Tensor, wanted: Tensor) -> float:
+def relative_difference(output: Tensor, expected: Tensor) -> float:
     """Return max|a-b| / max|b|; infinite for other shapes, where only one is infinite, and where anything is NaN."""
-    if found.shape != wanted.shape:
+    if output.shape != expected.shape:
         return math.inf
-    a, b = found.double(), wanted.double()
+    a, b = output.double(), expected.double()
     worst = torch.where(a == b, 0.0, (a - b).abs()).amax().item() if a.numel() else 0.0
     largest = torch.where(b.isfinite(), b.abs(), 0.0).amax().item() if b.numel() else 0.0
     return worst / max(largest, 1e-12) if math.isfinite(worst) else math.inf
 
 
-def pictures(opened: OpenModel, data: Path | None, size: tuple[int, int]) -> Tensor:
+def pictures(opened: LoadedModel, data: Path | None, size: tuple[int, int]) -> Tensor:
     """Return real pictures [N, 3, H, W] uint8 as the network gets them: of the data set, or of what is embedded.
 
     Embedded are handwritten digits, or scenes of them, and scikit-learn's two photographs.
@@ -89,7 +89,7 @@ def pictures(opened: OpenModel, data: Path | None, size: tuple[int, int]) -> Ten
     return torch.stack([F.resize(image, list(size)) for image in images])
 
 
-def compare(opened: OpenModel, runner: ExportRunner, real: Tensor, tolerance: float) -> Parity:
+def compare(opened: LoadedModel, runner: ExportRunner, real: Tensor, tolerance: float) -> Parity:
     """Run the model and the exported file on the same pictures.
 
     Args:
@@ -100,8 +100,8 @@ def compare(opened: OpenModel, runner: ExportRunner, real: Tensor, tolerance: fl
     say = _Classes() if info.task == "classify" else _Boxes(opened.task(), info.stage, tolerance)
     reference = opened.runner()
     for kind, images in _inputs(info, real):
-        found, wanted, agreed = say(runner(images), tuple(output.cpu() for output in reference(images)), images)
-        for name, a, b in zip(info.output_names, found, wanted, strict=False):
+        outputs, expected, agreed = say(runner(images), tuple(output.cpu() for output in reference(images)), images)
+        for name, a, b in zip(info.output_names, outputs, expected, strict=False):
             parity.add(name, kind, a, b)
         parity.agreed += sum(agreed)
         parity.predictions += len(agreed)
@@ -117,8 +117,8 @@ Outputs = tuple[Tensor, ...]
 class _Classes:
     """Logits: compared as they are; two say the same where the best class is the same."""
 
-    def __call__(self, found: Outputs, wanted: Outputs, images: Tensor) -> tuple[Outputs, Outputs, list[bool]]:
-        return found, wanted, (found[0].argmax(1) == wanted[0].argmax(1)).tolist()
+    def __call__(self, outputs: Outputs, expected: Outputs, images: Tensor) -> tuple[Outputs, Outputs, list[bool]]:
+        return outputs, expected, (outputs[0].argmax(1) == expected[0].argmax(1)).tolist()
 
 
 class _Boxes:
@@ -130,23 +130,23 @@ class _Boxes:
     def __init__(self, task: Any, stage: str, tolerance: float):
         self.task, self.stage, self.tolerance = task, stage, tolerance
 
-    def __call__(self, found: Outputs, wanted: Outputs, images: Tensor) -> tuple[Outputs, Outputs, list[bool]]:
-        boxes_xyxy, scores = decode(wanted, self.task.anchors_px, STRIDES)
+    def __call__(self, outputs: Outputs, expected: Outputs, images: Tensor) -> tuple[Outputs, Outputs, list[bool]]:
+        boxes_xyxy, scores = decode(expected, self.task.anchors_px, STRIDES)
         size = (images.shape[2], images.shape[3])
         # As if each picture filled the input: where it lies in it is beside the point here.
         batch = self.task.collate([Sample(image, 0, i, "", size) for i, image in enumerate(images)])
-        said = self.task.postprocess(found, batch)
+        predictions = self.task.postprocess(outputs, batch)
         both = [
-            matched(one, boxes, score, size, self.task.options, self.tolerance)
-            for one, boxes, score in zip(said, boxes_xyxy, scores, strict=True)
+            matched(prediction, boxes, score, size, self.task.options, self.tolerance)
+            for prediction, boxes, score in zip(predictions, boxes_xyxy, scores, strict=True)
         ]
-        agreed = [one is not None for one in both]
+        agreed = [pair is not None for pair in both]
         if self.stage == "decoded":
-            wanted = boxes_xyxy, scores
+            expected = boxes_xyxy, scores
         elif self.stage == "nms":
-            columns = [torch.cat(column) for column in zip(*(one for one in both if one is not None), strict=True)]
-            found, wanted = tuple(columns[:2]), tuple(columns[2:])
-        return found, wanted, agreed
+            columns = [torch.cat(column) for column in zip(*(pair for pair in both if pair is not None), strict=True)]
+            outputs, expected = tuple(columns[:2]), tuple(columns[2:])
+        return outputs, expected, agreed
 
 
 def _inputs(info: ExportInfo, real: Tensor) -> Iterator[tuple[str, Tensor]]:

@@ -17,13 +17,12 @@ from torch import Tensor
 from convzoo import build
 from convzoo.data.decode import decode_rgb
 from convzoo.data.transforms.pipeline import normalize
-from convzoo.deploy.exported import OpenExport
 from convzoo.errors import DataError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference import evaluate
 from convzoo.inference.evaluate import Evaluation
+from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import find_pictures
-from convzoo.inference.torch_model import OpenModel
 from convzoo.models.yolov3 import STRIDES
 from convzoo.types import Batch, Key, Prediction, Sample
 
@@ -33,7 +32,7 @@ INTEGERS = {8: "<i8", 4: "<i4"}
 
 
 def dump_inputs(
-    opened: OpenModel | OpenExport,
+    opened: LoadedModel,
     folder: Path,
     sources: Sequence[str | Path] = (),
     data: Path | None = None,
@@ -51,10 +50,10 @@ def dump_inputs(
     if (folder / INDEX).exists():
         raise UsageError(f"{folder}: has an {INDEX} already; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
-    pipeline, taken, rows = opened.pipeline(), set(), []
+    pipeline, names, rows = opened.pipeline(), set(), []
     for sample in _samples(opened, sources, data):
         placed = pipeline(sample, Key(0, sample.index))
-        array, name = _as_input(opened, placed.image), _unique(sample.path, taken)
+        array, name = _as_input(opened, placed.image), _unique(sample.path, names)
         array.tofile(folder / f"{name}.bin") if kind == "bin" else np.save(folder / f"{name}.npy", array)
         row = {"id": sample.index, "path": _key(sample.path), "name": name, "file": f"{name}.{kind}"}
         row |= {"shape": list(array.shape), "dtype": str(array.dtype)}
@@ -65,7 +64,7 @@ def dump_inputs(
     return len(rows)
 
 
-def _samples(opened: Any, sources: Sequence[str | Path], data: Path | None) -> Iterator[Sample]:
+def _samples(opened: LoadedModel, sources: Sequence[str | Path], data: Path | None) -> Iterator[Sample]:
     if not sources:
         dataset = build.build_dataset(opened.recipe, data, "val")
         yield from (dataset.load(i) for i in range(len(dataset)))
@@ -74,7 +73,7 @@ def _samples(opened: Any, sources: Sequence[str | Path], data: Path | None) -> I
         yield Sample(image, 0, number, path, (image.shape[1], image.shape[2]))
 
 
-def _as_input(opened: Any, image: Tensor) -> np.ndarray:
+def _as_input(opened: LoadedModel, image: Tensor) -> np.ndarray:
     if getattr(opened.info, "input", "float_nchw") == "uint8_nhwc":
         return image[None].permute(0, 2, 3, 1).contiguous().numpy()
     transform = opened.recipe.transform
@@ -90,19 +89,17 @@ def _stem(path: str) -> str:
     return Path(path).name.split(".")[0]
 
 
-def _unique(path: str, taken: set[str]) -> str:
+def _unique(path: str, names: set[str]) -> str:
     """Return the picture's name up to its first dot, numbered where several folders have it."""
     name, number = _stem(path), 1
-    while name in taken:
+    while name in names:
         number += 1
         name = f"{_stem(path)}-{number}"
-    taken.add(name)
+    names.add(name)
     return name
 
 
-def score_raw_outputs(
-    opened: OpenModel | OpenExport, folder: Path, data: Path | None = None, **options: Any
-) -> Evaluation:
+def score_raw_outputs(opened: LoadedModel, folder: Path, data: Path | None = None, **options: Any) -> Evaluation:
     """Evaluate outputs that were computed elsewhere, on the validation pictures of the recipe's data set.
 
     Where the folder has the index.json of `dump_inputs`, it says what each picture's outputs are called.
@@ -115,32 +112,41 @@ def score_raw_outputs(
     """
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder")
-    return evaluate.evaluate_open(_Elsewhere(opened, folder), data, **options)
+    return evaluate.evaluate_open(RecordedOutputs(opened, folder), data, **options)
 
 
-class _Elsewhere:
-    """An opened model as `evaluate_open` takes it, whose outputs are files: its task reads them by the picture's path."""
+class RecordedOutputs:
+    """A `LoadedModel` whose outputs are files. It is its own runner, which passes pictures on, and its own task, which
+    reads their outputs by the picture's path and leaves the rest to the model's task."""
 
-    def __init__(self, opened: Any, folder: Path):
-        self.opened, self.folder, self.device = opened, folder, "cpu"
+    name, device, input, stage = "recorded", "cpu", "float_nchw", "raw"
+
+    def __init__(self, opened: LoadedModel, folder: Path):
+        self.opened, self.folder = opened, folder
+        self.path, self.sha256, self.pipeline = opened.path, opened.sha256, opened.pipeline
         self.recipe, self.info, self.class_names = opened.recipe, opened.info, opened.class_names
         self.inner, self.names, self.owner = opened.task(), _names(folder), {}
-        self.collate, self.new_metric, self.pipeline = self.inner.collate, self.inner.new_metric, opened.pipeline
+        self.best_metric, self.loss = self.inner.best_metric, self.inner.loss
+        self.collate, self.new_metric = self.inner.collate, self.inner.new_metric
 
-    def runner(self, precision: str) -> "_Elsewhere":
+    def runner(self, precision: str = "fp32") -> "RecordedOutputs":
         return self
 
-    def task(self) -> "_Elsewhere":
+    def changed(self, overrides: tuple[str, ...]) -> "RecordedOutputs":
+        return RecordedOutputs(self.opened.changed(overrides), self.folder)
+
+    def task(self) -> "RecordedOutputs":
         return self
 
-    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, images: np.ndarray | Tensor) -> tuple[Any, ...]:
         return (images,)
 
-    def postprocess(self, images: Tensor, batch: Batch) -> list[Prediction]:
-        shapes = _shapes(self.opened, self.inner, (images.shape[2], images.shape[3]))
-        found = [self._read(path, shapes) for path in batch.paths]
-        outputs = [torch.from_numpy(np.concatenate(column)) for column in zip(*found, strict=True)]
-        return self.inner.postprocess(outputs[0] if len(outputs) == 1 else tuple(outputs), batch)
+    def postprocess(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
+        """Read the outputs of the pictures [B, 3, H, W], which the runner passed on, and postprocess those."""
+        shapes = _shapes(self.opened, self.inner, (outputs.shape[2], outputs.shape[3]))
+        pictures = [self._read(path, shapes) for path in batch.paths]
+        recorded = [torch.from_numpy(np.concatenate(column)) for column in zip(*pictures, strict=True)]
+        return self.inner.postprocess(recorded[0] if len(recorded) == 1 else tuple(recorded), batch)
 
     def _read(self, path: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
         """Return one picture's outputs. Head maps may come coarsest first, as the documents have them."""
@@ -183,7 +189,7 @@ def _names(folder: Path) -> dict[str, str]:
         raise DataError(f"{folder / INDEX}: not an index of --dump-inputs ({error})") from None
 
 
-def _shapes(opened: Any, task: Any, size: tuple[int, int]) -> list[tuple[int, ...]]:
+def _shapes(opened: LoadedModel, task: Any, size: tuple[int, int]) -> list[tuple[int, ...]]:
     """Return the shapes of one picture's outputs."""
     classes, stage = len(opened.class_names), getattr(opened.info, "stage", "raw")
     if opened.recipe.task == "classify":
@@ -203,18 +209,18 @@ def _numbers(file: Path, shapes: Sequence[tuple[int, ...]], index: int) -> np.nd
     types = INTEGERS if len(shapes) == 1 and index == 2 else FLOATS  # the third of one alone: labels
     if file.suffix == ".npy":
         try:
-            found = np.load(file, allow_pickle=False)
+            content = np.load(file, allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             raise DataError(f"{file}: not a whole .npy file ({error})") from None
-        fits = [(found, shape) for shape in shapes if found.size == np.prod(shape)]
+        fits = [(content, shape) for shape in shapes if content.size == np.prod(shape)]
     else:
-        found = file.read_bytes()
+        content = file.read_bytes()
         sizes = [(shape, dtype, width * int(np.prod(shape))) for shape in shapes for width, dtype in types.items()]
-        fits = [(np.frombuffer(found, dtype), shape) for shape, dtype, size in sizes if len(found) == size]
+        fits = [(np.frombuffer(content, dtype), shape) for shape, dtype, size in sizes if len(content) == size]
     if not fits:
-        wanted = " or ".join(str(list(shape)) for shape in shapes)
-        have = f"{len(found)} bytes" if isinstance(found, bytes) else str(list(found.shape))
-        raise DataError(f"{file}: {have}, which is no {wanted} of {' or '.join(types.values())}")
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        have = f"{len(content)} bytes" if isinstance(content, bytes) else str(list(content.shape))
+        raise DataError(f"{file}: {have}, which is no {expected} of {' or '.join(types.values())}")
     array = fits[0][0].reshape(fits[0][1]).astype(np.int64 if types is INTEGERS else np.float32)
     if not np.isfinite(array).all():
         raise DataError(f"{file}: holds NaN or infinity")

@@ -16,11 +16,11 @@ def alternate(variants: dict[str, Callable[[], Any]], rounds: int, seconds: floa
         for name, call in variants.items():
             call()
             call()
-            taken: list[float] = []
+            durations: list[float] = []
             end = time.perf_counter() + seconds
-            while len(taken) < 3 or time.perf_counter() < end:
+            while len(durations) < 3 or time.perf_counter() < end:
                 started = time.perf_counter()
                 call()
-                taken.append(time.perf_counter() - started)
-            times[name].append(taken)
+                durations.append(time.perf_counter() - started)
+            times[name].append(durations)
     return times

@@ -49,7 +49,7 @@ class Answer:
             return {"path": self.path, **classes[0], "classes": classes}
         height, width = self.image.shape[:2]
         boxes = [[round(value, 2) for value in box] for box in self.boxes_xyxy.tolist()]
-        detections = [{**one, "box_xyxy": box} for one, box in zip(classes, boxes, strict=True)]
+        detections = [{**entry, "box_xyxy": box} for entry, box in zip(classes, boxes, strict=True)]
         return {"path": self.path, "width": width, "height": height, "detections": detections}
 
     def text(self) -> str:
@@ -57,10 +57,10 @@ class Answer:
         if self.boxes_xyxy is None:
             best = zip(self._captions()[:3], self.scores[:3], strict=True)
             return "  ".join([self.path, *(f"{name} {100 * score:5.1f} %" for name, score in best)])
-        found = [
+        counts = [
             f"{count} x {name} ({'up to ' * (count > 1)}{100 * score:.1f} %)" for name, count, score in self._counts()
         ]
-        return "  ".join([self.path, *(found or ["nothing"])])
+        return "  ".join([self.path, *(counts or ["nothing"])])
 
     def drawn(self, fit_px: int | None = None) -> Image.Image:
         """Return the picture with the answer on it; a detector's may be scaled to a longer side."""
@@ -74,8 +74,8 @@ class Answer:
         """Return a small picture and two lines for the overview."""
         file = Path(self.path).name
         if self.boxes_xyxy is not None:
-            found = ", ".join(f"{count} x {name}" for name, count, _ in self._counts())
-            return self.drawn(DETECTION_PX), (found or "nothing", file)
+            counts = ", ".join(f"{count} x {name}" for name, count, _ in self._counts())
+            return self.drawn(DETECTION_PX), (counts or "nothing", file)
         picture = Image.fromarray(self.image)
         picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
         percent = f"{100 * self.scores[0]:.1f} %"
@@ -98,16 +98,16 @@ class Answer:
 
 def save_annotated(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
     """Pass answers on while writing an annotated copy of each picture, and overview.png of the first ones."""
-    kept: list[tuple[Image.Image, tuple[str, str]]] = []  # small: the pictures themselves may be large
-    detector, taken = False, {"overview": 1}
+    thumbnails: list[tuple[Image.Image, tuple[str, str]]] = []  # small: the pictures themselves may be large
+    detector, used_names = False, {"overview": 1}
     for answer in answers:
-        save_png(answer.drawn(), folder / f"{_unique(answer, taken)}.png")
+        save_png(answer.drawn(), folder / f"{_unique(answer, used_names)}.png")
         detector = answer.boxes_xyxy is not None
-        if len(kept) < OVERVIEW_KEPT:
-            kept.append(answer.thumbnail())
+        if len(thumbnails) < OVERVIEW_KEPT:
+            thumbnails.append(answer.thumbnail())
         yield answer
-    if kept:
-        images, captions = zip(*kept, strict=True)
+    if thumbnails:
+        images, captions = zip(*thumbnails, strict=True)
         if detector:
             sheet = detection_sheet(images, captions, columns=4, cell_px=DETECTION_PX)
         else:
@@ -120,26 +120,26 @@ def save_yolo_txt(answers: Iterable[Answer], folder: Path, class_names: list[str
 
     A line is `class cx cy w h score`, all but the class index fractions of 1; the box in shares of the upright picture.
     """
-    taken: dict[str, int] = {}
+    used_names: dict[str, int] = {}
     for answer in answers:
         height, width = answer.image.shape[:2]
         x1, y1, x2, y2 = (_boxes_of(answer) / [width, height, width, height]).T
-        if not taken:
+        if not used_names:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
-            taken["classes"] = 1
+            used_names["classes"] = 1
         columns = zip(answer.labels, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, answer.scores, strict=True)
         lines = [" ".join([str(label), *(f"{value:.6f}" for value in values)]) + "\n" for label, *values in columns]
-        (folder / f"{_unique(answer, taken)}.txt").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{_unique(answer, used_names)}.txt").write_text("".join(lines), encoding="utf-8")
         yield answer
 
 
 def save_crops(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
     """Pass a detector's answers on while writing what each box holds as CLASS/PICTURE-NNN.png; NNN counts the boxes, best first."""
-    taken: dict[str, int] = {}
+    used_names: dict[str, int] = {}
     for answer in answers:
         height, width = answer.image.shape[:2]
-        stem = _unique(answer, taken)
+        stem = _unique(answer, used_names)
         low, high = np.floor(_boxes_of(answer)[:, :2]), np.ceil(_boxes_of(answer)[:, 2:])
         corners = np.clip(np.concatenate([low, high], 1), 0, [width, height, width, height]).astype(int)
         for number, (name, (x1, y1, x2, y2)) in enumerate(zip(answer.names, corners.tolist(), strict=True), 1):
@@ -162,13 +162,13 @@ def _boxes_of(answer: Answer) -> np.ndarray:
     return np.asarray(answer.boxes_xyxy, dtype=np.float64)
 
 
-def _unique(answer: Answer, taken: dict[str, int]) -> str:
+def _unique(answer: Answer, used_names: dict[str, int]) -> str:
     """Return the picture's name without its ending, numbered where several folders have that name."""
     name = stem = Path(answer.path).stem
-    while name in taken:
-        taken[stem] += 1
-        name = f"{stem}-{taken[stem]}"
-    taken[name] = 1
+    while name in used_names:
+        used_names[stem] += 1
+        name = f"{stem}-{used_names[stem]}"
+    used_names[name] = 1
     return name
 
 

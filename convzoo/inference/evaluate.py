@@ -14,8 +14,9 @@ from convzoo.build import build_dataset
 from convzoo.data.loader import OnBadSample, Transformed, build_loader, checked, default_workers, label_map
 from convzoo.data.sampler import EvalBatches
 from convzoo.errors import DataError
+from convzoo.inference.loaded import LoadedModel
 from convzoo.logs import progress
-from convzoo.types import Metric, Task
+from convzoo.types import Metric, Runner, Task
 
 
 @dataclass
@@ -41,7 +42,7 @@ class Evaluation:
 
 
 def evaluate(
-    runner: Any,
+    runner: Runner,
     task: Task,
     dataset: Transformed,
     *,
@@ -81,7 +82,7 @@ def evaluate(
 
 
 def evaluate_open(
-    opened: Any, data: Path | None, *, batch_size: int | None = None, workers: int | None = None,
+    opened: LoadedModel, data: Path | None, *, batch_size: int | None = None, workers: int | None = None,
     precision: str = "fp32", on_bad_sample: OnBadSample = "error",
 ) -> Evaluation:  # fmt: skip
     """Evaluate an open model, or an exported file that was opened, on the validation split of its recipe's data set.

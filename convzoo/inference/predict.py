@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from convzoo.data.decode import EXTENSIONS, decode_rgb
 from convzoo.data.imagenet import titles
@@ -15,7 +14,7 @@ from convzoo.data.transforms.pipeline import Pipeline
 from convzoo.errors import DataError, UsageError
 from convzoo.inference.answers import Answer
 from convzoo.logs import log
-from convzoo.types import Key, Prediction, Sample, Task
+from convzoo.types import Key, Prediction, Runner, Sample, Task
 
 MIN_SCORE = 0.25  # what people want to see of a detector; its measures count much lower scores too
 
@@ -28,23 +27,23 @@ def find_pictures(sources: Iterable[str | Path]) -> Iterator[str]:
     """
     for source in map(str, sources):
         if os.path.isdir(source):
-            found = (
+            paths = (
                 os.path.join(folder, file)
                 for folder, _, files in _sorted_walk(source)
                 for file in sorted(files)
                 if file.lower().endswith(EXTENSIONS)
             )
         elif os.path.exists(source):
-            found = iter([source])
+            paths = iter([source])
         else:
-            found = iter(sorted(glob.glob(source, recursive=True)))
-        first = next(found, None)
+            paths = iter(sorted(glob.glob(source, recursive=True)))
+        first = next(paths, None)
         if first is None:
             raise UsageError(
                 f"{source}: {'no pictures in this folder' if os.path.isdir(source) else 'no such file, folder or glob match'}"
             )
         yield first
-        yield from found
+        yield from paths
 
 
 def _sorted_walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
@@ -54,7 +53,7 @@ def _sorted_walk(folder: str) -> Iterator[tuple[str, list[str], list[str]]]:
 
 
 def predict(
-    runner: Any,
+    runner: Runner,
     task: Task,
     pipeline: Pipeline,
     class_names: list[str],
@@ -99,7 +98,7 @@ def _load(path: str) -> Sample | DataError:
 
 
 def _answers(
-    runner: Any,
+    runner: Runner,
     task: Task,
     pipeline: Pipeline,
     class_names: list[str],
@@ -114,8 +113,8 @@ def _answers(
     for (path, sample), prediction in zip(samples, predictions, strict=True):
         labels, scores, boxes = prediction.labels, prediction.scores, prediction.boxes_xyxy
         if boxes is not None and min_score is not None:
-            kept = scores >= min_score
-            labels, scores, boxes = labels[kept], scores[kept], boxes[kept]
+            mask = scores >= min_score
+            labels, scores, boxes = labels[mask], scores[mask], boxes[mask]
         names = [class_names[label] for label in labels]
         readable = [class_titles[label] for label in labels] if class_titles else None
         image = sample.image.permute(1, 2, 0).numpy()

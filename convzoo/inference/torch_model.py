@@ -51,8 +51,8 @@ class TorchRunner:
 
 
 @dataclass
-class OpenModel:
-    """A model file, read, verified and built."""
+class TorchModel:
+    """A model file, read, verified and built: the `LoadedModel` that has a PyTorch network."""
 
     model: nn.Module
     recipe: Recipe
@@ -73,7 +73,7 @@ class OpenModel:
     def runner(self, precision: str = "fp32") -> TorchRunner:
         return TorchRunner(self.model, self.recipe, next(self.model.parameters()).device, precision)
 
-    def changed(self, overrides: tuple[str, ...]) -> "OpenModel":
+    def changed(self, overrides: tuple[str, ...]) -> "TorchModel":
         """Return the same weights under a recipe with overrides `section.key=value`. Raises UsageError, ConvzooError."""
         recipe = recipes.with_overrides(self.recipe, overrides)
         if recipe.model == self.recipe.model:
@@ -83,7 +83,7 @@ class OpenModel:
         return dataclasses.replace(self, recipe=recipe, model=model)
 
 
-def open_model(path: str | Path, device: torch.device, overrides: tuple[str, ...] = ()) -> OpenModel:
+def open_model(path: str | Path, device: torch.device, overrides: tuple[str, ...] = ()) -> TorchModel:
     """Open a model file and build its network on the device, in evaluation mode.
 
     Raises:
@@ -93,7 +93,7 @@ def open_model(path: str | Path, device: torch.device, overrides: tuple[str, ...
     path = Path(path)
     state_dict, info, digest = load_model(path)
     recipe = recipes.with_overrides(recipes.from_plain(info.recipe, path.name), overrides)
-    return OpenModel(_build(recipe, state_dict, str(path), device), recipe, info, path, digest)
+    return TorchModel(_build(recipe, state_dict, str(path), device), recipe, info, path, digest)
 
 
 def _build(recipe: Recipe, state_dict: StateDict, source: str, device: torch.device) -> nn.Module:

@@ -105,13 +105,13 @@ def compared(
     picture, factor = _scaled(image, fit_px)
     truth = list(zip(_array(truth_xyxy) * factor, truth_names, truth_found, strict=True))
     detected = list(zip(_array(boxes_xyxy) * factor, names, scores, is_right, strict=True))
-    missed = [replace(MISSED, box=box, caption=name) for box, name, found in truth if not found]
+    missed = [replace(MISSED, box=box, caption=name) for box, name, is_found in truth if not is_found]
     false = [
         replace(FALSE, box=box, caption=f"{name}  {score:.0%}") for box, name, score, right in detected if not right
     ]
     right = [replace(RIGHT, box=box, caption=f"{name}  {score:.0%}") for box, name, score, right in detected if right]
-    found = [replace(FOUND, box=box) for box, _, found in truth if found]
-    marked = _marked(picture, [*missed, *false, *right, *found])
+    matched = [replace(FOUND, box=box) for box, _, is_found in truth if is_found]
+    marked = _marked(picture, [*missed, *false, *right, *matched])
     return _with_legend(marked, (len(missed), len(false), len(right))) if legend else marked
 
 

@@ -55,7 +55,7 @@ def truth_json(
     ]
     return {
         "images": images,
-        "annotations": [{"id": number, **one} for number, one in enumerate(annotations, 1)],
+        "annotations": [{"id": number, **annotation} for number, annotation in enumerate(annotations, 1)],
         "categories": [{"id": category_id, "name": name} for category_id, name in categories.items()],
     }
 
@@ -82,16 +82,16 @@ def _ltwh(boxes_xyxy: Any) -> list[list[float]]:
 def score(truth: dict[str, Any], detections: list[dict[str, Any]]) -> Scored:
     """Run pycocotools over truths and detections in COCO's forms."""
     with contextlib.redirect_stdout(io.StringIO()):
-        gt, found = COCO(), COCO()
+        gt, dt = COCO(), COCO()
         gt.dataset = truth  # type: ignore[assignment]
         gt.createIndex()
         annotations = [  # as COCO.loadRes makes them, which refuses an empty list
-            {**one, "id": number, "area": one["bbox"][2] * one["bbox"][3], "iscrowd": 0}
-            for number, one in enumerate(detections, 1)
+            {**detection, "id": number, "area": detection["bbox"][2] * detection["bbox"][3], "iscrowd": 0}
+            for number, detection in enumerate(detections, 1)
         ]
-        found.dataset = {**truth, "annotations": annotations}  # type: ignore[assignment]
-        found.createIndex()
-        run = COCOeval(gt, found, "bbox")
+        dt.dataset = {**truth, "annotations": annotations}  # type: ignore[assignment]
+        dt.createIndex()
+        run = COCOeval(gt, dt, "bbox")
         run.evaluate()
         run.accumulate()
     with contextlib.redirect_stdout(io.StringIO()) as printed:

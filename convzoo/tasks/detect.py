@@ -43,12 +43,12 @@ class Detect:
     def collate(self, samples: list[Sample]) -> Batch:
         """Stack the pictures; their boxes become one list with the index of their picture. None is needed to predict."""
         boxes = [sample.target for sample in samples]
-        learned = [one.take(~one.crowd) if isinstance(one, Boxes) else None for one in boxes]
-        found = [(i, one) for i, one in enumerate(learned) if one is not None and len(one)]
-        index = [torch.full((len(one),), i) for i, one in found]
+        learned = [truth.take(~truth.crowd) if isinstance(truth, Boxes) else None for truth in boxes]
+        indexed = [(i, truth) for i, truth in enumerate(learned) if truth is not None and len(truth)]
+        index = [torch.full((len(truth),), i) for i, truth in indexed]
         targets = BoxTargets(
-            torch.cat([torch.zeros(0, 4), *(torch.from_numpy(one.xyxy).float() for _, one in found)]),
-            torch.cat([torch.zeros(0, dtype=torch.int64), *(torch.from_numpy(one.labels) for _, one in found)]),
+            torch.cat([torch.zeros(0, 4), *(torch.from_numpy(truth.xyxy).float() for _, truth in indexed)]),
+            torch.cat([torch.zeros(0, dtype=torch.int64), *(torch.from_numpy(truth.labels) for _, truth in indexed)]),
             torch.cat([torch.zeros(0, dtype=torch.int64), *index]),
         )
         return base_batch(samples, targets)
@@ -75,17 +75,19 @@ class Detect:
         tensors = [torch.as_tensor(output) for output in outputs]
         place, original_hw = batch.placement.to(tensors[0].device), batch.original_hw
         if len(tensors) == 3 and tensors[0].ndim == 3:
-            found = _selected(tensors[0], tensors[1], tensors[2], place, original_hw)
+            detections = _selected(tensors[0], tensors[1], tensors[2], place, original_hw)
         elif len(tensors) == 2:
-            found = postprocess(tensors[0], tensors[1], place, original_hw, **self.options)
+            detections = postprocess(tensors[0], tensors[1], place, original_hw, **self.options)
         elif len(tensors) == 3:
             boxes_xyxy, scores = decode(tensors, self.anchors_px, STRIDES)
-            found = postprocess(boxes_xyxy, scores, place, original_hw, **self.options)
+            detections = postprocess(boxes_xyxy, scores, place, original_hw, **self.options)
         else:
             raise ConvzooError(f"{len(tensors)} outputs are not those of a detector")
         return [
-            Prediction(i, one.labels.cpu().numpy(), one.scores.cpu().numpy(), one.boxes_xyxy.cpu().numpy())
-            for i, one in zip(batch.ids.tolist(), found, strict=True)
+            Prediction(
+                i, detection.labels.cpu().numpy(), detection.scores.cpu().numpy(), detection.boxes_xyxy.cpu().numpy()
+            )
+            for i, detection in zip(batch.ids.tolist(), detections, strict=True)
         ]
 
     def new_metric(self) -> DetectMetric:
@@ -96,13 +98,13 @@ def _selected(
     boxes_xyxy: Tensor, scores: Tensor, labels: Tensor, placement: Tensor, original_hw: Tensor
 ) -> list[Detections]:
     """Return what a graph has selected, in original pixels, clipped to the picture."""
-    found = []
+    detections = []
     moved = to_original(boxes_xyxy, placement)
     for boxes, score, label, (height, width) in zip(moved, scores, labels, original_hw.tolist(), strict=True):
         boxes = clip_boxes(boxes, (height, width))
-        kept = (label >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
-        found.append(Detections(boxes[kept], score[kept], label[kept]))
-    return found
+        mask = (label >= 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
+        detections.append(Detections(boxes[mask], score[mask], label[mask]))
+    return detections
 
 
 @register("task")

@@ -91,7 +91,7 @@ class DetectMetric:
         numbers = [dataset.image_id(i) for i in ids]
         categories = {own.get(name, -1 - i): name for i, name in enumerate(self.class_names)}
         truth, detections = self._as_json(ids, numbers, categories, [own.get(name) for name in self.class_names])
-        truth["categories"] = [one for one in truth["categories"] if one["id"] in own.values()]
+        truth["categories"] = [category for category in truth["categories"] if category["id"] in own.values()]
         (folder / "detections.json").write_text(json.dumps(detections), encoding="utf-8")
         (folder / "truth.json").write_text(json.dumps(truth), encoding="utf-8")
         (folder / "coco.txt").write_text(self.text() + "\n", encoding="utf-8")
@@ -110,9 +110,9 @@ class DetectMetric:
         """Return for each class its objects, detections, AP and AP50 (None where there are no objects)."""
         scored = self.scored()
         truths = self._counts([picture.truth.labels[~picture.truth.crowd] for picture in self.pictures.values()])
-        found = self._counts([picture.prediction.labels for picture in self.pictures.values()])
+        detections = self._counts([picture.prediction.labels for picture in self.pictures.values()])
         return [
-            {"class": name, "objects": truths[k], "detections": found[k], "AP": _or_none(scored.class_ap[k]), "AP50": _or_none(scored.class_ap50[k])}
+            {"class": name, "objects": truths[k], "detections": detections[k], "AP": _or_none(scored.class_ap[k]), "AP50": _or_none(scored.class_ap50[k])}
             for k, name in enumerate(self.class_names)
         ]  # fmt: skip
 
@@ -166,9 +166,9 @@ class DetectMetric:
         rows = []
         for i, picture in sorted(self.pictures.items()):
             shown = shown_part(picture.prediction)
-            found, right = outcome(shown, picture.truth)
+            is_found, right = outcome(shown, picture.truth)
             in_crowd = match(shown, picture.truth).in_crowd
-            missed, false = int((~found & ~picture.truth.crowd).sum()), int((~right & ~in_crowd).sum())
+            missed, false = int((~is_found & ~picture.truth.crowd).sum()), int((~right & ~in_crowd).sum())
             rows.append({"id": i, "path": picture.path, "missed": missed, "false": false, "right": int(right.sum())})
         worst = sorted(
             (row for row in rows if row["missed"] + row["false"]), key=lambda row: -row["missed"] - row["false"]
@@ -185,22 +185,22 @@ class DetectMetric:
     def _drawn(self, index: int, dataset: Any) -> Image.Image:
         picture = self.pictures[index]
         shown = shown_part(picture.prediction)
-        found, right = outcome(shown, picture.truth)
+        is_found, right = outcome(shown, picture.truth)
         learned = ~picture.truth.crowd
         truth = picture.truth.take(learned)
         image = dataset.load(index).image.permute(1, 2, 0).numpy()
         names = [self.class_names[label] for label in shown.labels]
         return compared(
-            image, truth.xyxy, [self.class_names[label] for label in truth.labels], found[learned].tolist(), np.asarray(shown.boxes_xyxy),
+            image, truth.xyxy, [self.class_names[label] for label in truth.labels], is_found[learned].tolist(), np.asarray(shown.boxes_xyxy),
             names, shown.scores.tolist(), right.tolist(), fit_px=CELL_PX, legend=False,
         )  # fmt: skip
 
 
 def shown_part(prediction: Prediction) -> Prediction:
     """Return the detections with at least SHOWN_SCORE."""
-    kept = prediction.scores >= SHOWN_SCORE
-    boxes = np.asarray(prediction.boxes_xyxy)[kept]
-    return Prediction(prediction.id, prediction.labels[kept], prediction.scores[kept], boxes)
+    mask = prediction.scores >= SHOWN_SCORE
+    boxes = np.asarray(prediction.boxes_xyxy)[mask]
+    return Prediction(prediction.id, prediction.labels[mask], prediction.scores[mask], boxes)
 
 
 def match(prediction: Prediction, truth: Boxes) -> Matched:
@@ -232,9 +232,9 @@ def outcome(prediction: Prediction, truth: Boxes) -> tuple[np.ndarray, np.ndarra
     """Return which true boxes [M] were found with their class, and which detections [N] are right."""
     truth_of = match(prediction, truth).truth_of
     right = (truth_of >= 0) & (np.append(truth.labels, -1)[truth_of] == prediction.labels)
-    found = np.zeros(len(truth), dtype=bool)
-    found[truth_of[right]] = True
-    return found, right
+    is_found = np.zeros(len(truth), dtype=bool)
+    is_found[truth_of[right]] = True
+    return is_found, right
 
 
 def _or_none(value: float) -> float | None:

@@ -67,8 +67,8 @@ def postprocess(
             shown = _cut_as_mindspore(boxes, height, width)
             compared = shown + shown.new_tensor([0, 0, 1, 1])
         visible = (shown[:, 2:] > shown[:, :2]).all(1) | (box_rule != "clip")
-        kept = _suppress(compared, score, label, visible, iou_threshold, max_detections)
-        detections.append(Detections(shown[kept], score[kept], label[kept]))
+        survivors = _suppress(compared, score, label, visible, iou_threshold, max_detections)
+        detections.append(Detections(shown[survivors], score[survivors], label[survivors]))
     return detections
 
 
@@ -104,8 +104,8 @@ def _suppress(
     boxes = boxes_xyxy.double()
     boxes = boxes - boxes.amin() if total else boxes
     while True:
-        kept = batched_nms(boxes[:tried], score[:tried].to(boxes.dtype), label[:tried], iou_threshold)
-        kept = kept[visible[kept]].sort().values[:limit]
-        if tried == total or len(kept) == limit:
-            return kept
+        survivors = batched_nms(boxes[:tried], score[:tried].to(boxes.dtype), label[:tried], iou_threshold)
+        survivors = survivors[visible[survivors]].sort().values[:limit]
+        if tried == total or len(survivors) == limit:
+            return survivors
         tried = min(total, 4 * tried)

@@ -18,10 +18,10 @@ from convzoo.inference.evaluate import Evaluation, evaluate
 from convzoo.inference.torch_model import TorchRunner
 from convzoo.logs import log
 from convzoo.report.tables import summary
-from convzoo.training.pretrained import with_weights_hash
-from convzoo.training.progress import Meter, profiled
+from convzoo.training.pretrained import check_pretrained_hash
+from convzoo.training.progress import ProgressLogger, profiled
 from convzoo.training.run_folder import RunFolder, open_run
-from convzoo.training.setup import Machine, Setup
+from convzoo.training.setup import RunOptions, TrainState
 from convzoo.training.stop import StopRequest
 from convzoo.types import Batch
 
@@ -29,7 +29,7 @@ AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 EVAL_BATCH = 256
 
 
-def train(recipe: Recipe, machine: Machine) -> Path:
+def train(recipe: Recipe, options: RunOptions) -> Path:
     """Train as the recipe says, and return the run's folder.
 
     Raises:
@@ -37,49 +37,49 @@ def train(recipe: Recipe, machine: Machine) -> Path:
         ConvzooError: the loss or a gradient is not finite, or a file cannot be written.
         UsageError, DataError: what the recipe, the command line or the data have wrong.
     """
-    with _opened(recipe, machine) as (setup, run, stop, profiler_step):
-        recipe, progress = setup.recipe, setup.progress
-        trained = [parameter for parameter in setup.model.parameters() if parameter.requires_grad]
-        meter, batches = Meter(setup, run), setup.batches()
+    with _opened(recipe, options) as (state, run, stop, profiler_step):
+        recipe, progress = state.recipe, state.progress
+        trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
+        progress_logger, batches = ProgressLogger(state, run), state.batches()
         evaluation, stopping = None, False
 
         while True:
             # --- what is due after the step before: the end of an epoch, a stop, a checkpoint
-            if progress.step > progress.closed_step and progress.step % setup.steps_per_epoch == 0 and not stopping:
-                evaluation, stopping = _close_epoch(setup, run, meter, stop)
+            if progress.step > progress.closed_step and progress.step % state.steps_per_epoch == 0 and not stopping:
+                evaluation, stopping = _close_epoch(state, run, progress_logger, stop)
             if stopping:
-                _save(setup, run, {}, is_best=False)
-                meter.report()
+                _save(state, run, {}, is_best=False)
+                progress_logger.report()
                 run.interrupted.touch()
                 raise InterruptedRun(
-                    f"stopped at step {progress.step} of {setup.total_steps} and saved; the same command continues it ({run.path})"
+                    f"stopped at step {progress.step} of {state.total_steps} and saved; the same command continues it ({run.path})"
                 )
-            if progress.step == setup.total_steps:
+            if progress.step == state.total_steps:
                 break
             if (
-                setup.machine.save_every_steps
-                and progress.step % setup.machine.save_every_steps == 0
+                state.options.save_every_steps
+                and progress.step % state.options.save_every_steps == 0
                 and progress.step > progress.closed_step
             ):
-                _save(setup, run, {}, is_best=False)
+                _save(state, run, {}, is_best=False)
 
             # --- learning rate, and the randomness of dropout: functions of step, seed and rank
             step = progress.step
-            lr = setup.lr_at(step)
-            for group in setup.optimizer.param_groups:
+            lr = state.lr_at(step)
+            for group in state.optimizer.param_groups:
                 group["lr"] = lr
             torch.manual_seed((recipe.seed * 1_000_003 + step) * 4096 + distributed.rank())
 
             # --- gradients of one global batch
-            setup.train_mode()
-            setup.optimizer.zero_grad()
-            scalars, left_out, waited_s = _forward_backward(setup, batches)
-            setup.loss_scale.unscale(trained)
+            state.train_mode()
+            state.optimizer.zero_grad()
+            scalars, left_out, waited_s = _forward_backward(state, batches)
+            state.loss_scale.unscale(trained)
             grad_norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
 
             # --- one small exchange between ranks: the loss, and whether anybody was asked to stop
             facts = torch.stack(
-                [*scalars.values(), *torch.tensor([left_out, stop.requested], dtype=torch.float32, device=setup.device)]
+                [*scalars.values(), *torch.tensor([left_out, stop.requested], dtype=torch.float32, device=state.device)]
             )
             *values, left_out, asked_to_stop = distributed.sum_over_ranks(facts).tolist()
             logged = dict(zip(scalars, values, strict=True))
@@ -89,12 +89,12 @@ def train(recipe: Recipe, machine: Machine) -> Path:
                 )
 
             # --- update
-            if setup.loss_scale.accept(bool(torch.isfinite(grad_norm)), step):
+            if state.loss_scale.accept(bool(torch.isfinite(grad_norm)), step):
                 if recipe.train.clip_grad_norm is not None:
                     nn.utils.clip_grads_with_norm_(trained, recipe.train.clip_grad_norm, grad_norm)
-                setup.optimizer.step()
-                if setup.average:
-                    setup.average.update(setup.model, step)
+                state.optimizer.step()
+                if state.average:
+                    state.average.update(state.model, step)
             else:
                 progress.updates_left_out += 1
 
@@ -103,38 +103,40 @@ def train(recipe: Recipe, machine: Machine) -> Path:
             progress.images_left_out += int(left_out)
             for name, value in logged.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
-            meter.step(logged, lr, float(grad_norm), waited_s)
+            progress_logger.step(logged, lr, float(grad_norm), waited_s)
             profiler_step()
             stopping = asked_to_stop > 0
 
-        if setup.val_data is not None and evaluation is None:
-            evaluation = _evaluate(setup, lambda: False)
-        _finish(setup, run, meter, evaluation)
+        if state.val_data is not None and evaluation is None:
+            evaluation = _evaluate(state, lambda: False)
+        _finish(state, run, progress_logger, evaluation)
     return run.path
 
 
 @contextlib.contextmanager
-def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder, "StopRequest", Callable[[], None]]]:
+def _opened(
+    recipe: Recipe, options: RunOptions
+) -> Iterator[tuple[TrainState, RunFolder, "StopRequest", Callable[[], None]]]:
     """Take the device, the ranks, the data, the network and the run's folder, continued where it was; give them back."""
-    device = distributed.resolve_device(machine.device)
+    device = distributed.resolve_device(options.device)
     joined = distributed.start(device)
     logs.setup(distributed.rank())
     run, log_copy = None, logs.Copy()
     try:
-        setup = Setup(with_weights_hash(recipe, machine.weights, machine.download), machine, device)
-        run, continued = _open_on_rank_0(machine, setup.recipe)
+        state = TrainState(check_pretrained_hash(recipe, options.weights, options.download), options, device)
+        run, continued = _open_on_rank_0(options, state.recipe)
         if distributed.rank() == 0:
             log_copy.open(run.path / "train.log")
         else:
             log_copy.close()
         if continued:
-            _restore(setup, run)
+            _restore(state, run)
         if distributed.rank() == 0:
-            run.describe(machine.command, device, setup.data_account)
-            _log_start(setup, run)
-        steps_left = setup.total_steps - setup.progress.step
-        with StopRequest() as stop, profiled(machine.profile, run.path / "profile", steps_left) as profiler_step:
-            yield setup, run, stop, profiler_step
+            run.write_description(options.command, device, state.data_account)
+            _log_start(state, run)
+        steps_left = state.total_steps - state.progress.step
+        with StopRequest() as stop, profiled(options.profile, run.path / "profile", steps_left) as profiler_step:
+            yield state, run, stop, profiler_step
     finally:
         if run:
             run.close()
@@ -143,14 +145,14 @@ def _opened(recipe: Recipe, machine: Machine) -> Iterator[tuple[Setup, RunFolder
             distributed.stop()
 
 
-def _forward_backward(setup: Setup, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
+def _forward_backward(state: TrainState, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
     """Add up the gradients of one global batch.
 
     Returns:
         This rank's part of each logged scalar (they add up to the mean over the batch), how many pictures could not be
         read, and the seconds spent waiting for data.
     """
-    transform, device, accumulate = setup.recipe.transform, setup.device, setup.machine.accumulate
+    transform, device, accumulate = state.recipe.transform, state.device, state.options.accumulate
     scalars: dict[str, Tensor] = {}
     left_out, waited_s = 0, 0.0
     for micro in range(accumulate):
@@ -160,83 +162,85 @@ def _forward_backward(setup: Setup, batches: Iterator[Batch]) -> tuple[dict[str,
         left_out += len(batch.bad)
         batch.targets = batch.targets.to(device, non_blocking=True)
         images = normalize(batch.images.to(device, non_blocking=True), transform.mean, transform.std)
-        share = len(batch) / setup.effective_batch
+        share = len(batch) / state.effective_batch
         exchange = micro == accumulate - 1 or distributed.world_size() == 1
-        with contextlib.nullcontext() if exchange else setup.network.no_sync():  # type: ignore[operator]
-            with torch.autocast(device.type, AUTOCAST[setup.precision], enabled=setup.precision != "fp32"):
-                outputs = setup.network(images.contiguous(memory_format=torch.channels_last))
-            losses = setup.task.loss(outputs, batch)
+        with contextlib.nullcontext() if exchange else state.network.no_sync():  # type: ignore[operator]
+            with torch.autocast(device.type, AUTOCAST[state.precision], enabled=state.precision != "fp32"):
+                outputs = state.network(images.contiguous(memory_format=torch.channels_last))
+            losses = state.task.loss(outputs, batch)
             # DDP averages over ranks, so each rank's part counts world_size times.
-            (losses["loss"] * (share * distributed.world_size() * setup.loss_scale.value)).backward()
+            (losses["loss"] * (share * distributed.world_size() * state.loss_scale.value)).backward()
         for name, value in losses.items():
             scalars[name] = scalars.get(name, 0.0) + value.detach().float() * share
     return scalars, left_out, waited_s
 
 
-def _close_epoch(setup: Setup, run: RunFolder, meter: Meter, stop: "StopRequest") -> tuple[Evaluation | None, bool]:
+def _close_epoch(
+    state: TrainState, run: RunFolder, progress_logger: ProgressLogger, stop: "StopRequest"
+) -> tuple[Evaluation | None, bool]:
     """Evaluate if it is due, write the epoch's row, save if it is due or the best so far; return the evaluation and whether a stop was asked for meanwhile."""
-    progress, train_recipe = setup.progress, setup.recipe.train
-    epoch = progress.step // setup.steps_per_epoch
+    progress, train_recipe = state.progress, state.recipe.train
+    epoch = progress.step // state.steps_per_epoch
     evaluation = None
-    meter.end_training()
+    progress_logger.end_training()
     every = train_recipe.eval_every_epochs
     if every and (epoch % every == 0 or epoch == train_recipe.epochs):
-        evaluation = _evaluate(setup, lambda: stop.requested)
+        evaluation = _evaluate(state, lambda: stop.requested)
         if any(distributed.gather_objects(stop.requested)):
             return None, True
     result = evaluation.result if evaluation else {}
-    score = result.get(setup.task.best_metric)
+    score = result.get(state.task.best_metric)
     is_best = score is not None and (progress.best is None or score > progress.best)
     progress.best = score if is_best else progress.best
     progress.closed_step = progress.step
-    means = {name: value / setup.steps_per_epoch for name, value in progress.sums.items()}
+    means = {name: value / state.steps_per_epoch for name, value in progress.sums.items()}
     progress.sums = {}
-    meter.close_epoch(epoch, means, evaluation)
+    progress_logger.close_epoch(epoch, means, evaluation)
     if is_best or epoch % train_recipe.save_every_epochs == 0 or epoch == train_recipe.epochs:
-        _save(setup, run, result, is_best)
-    if progress.step < setup.total_steps:
-        meter.report(draw=False)
-    meter.restart()
+        _save(state, run, result, is_best)
+    if progress.step < state.total_steps:
+        progress_logger.report(draw=False)
+    progress_logger.restart()
     return evaluation, False
 
 
-def _evaluate(setup: Setup, stop: Callable[[], bool]) -> Evaluation:
+def _evaluate(state: TrainState, stop: Callable[[], bool]) -> Evaluation:
     """Evaluate the weights that would be published, in float32, exactly as `convzoo eval` does."""
-    assert setup.val_data is not None
-    distributed.broadcast_buffers(setup.model)
-    trained = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()} if setup.average else None
-    if setup.average:
-        setup.model.load_state_dict(setup.average.average)
+    assert state.val_data is not None
+    distributed.broadcast_buffers(state.model)
+    trained = {name: tensor.clone() for name, tensor in state.model.state_dict().items()} if state.average else None
+    if state.average:
+        state.model.load_state_dict(state.average.average)
     try:
-        runner = TorchRunner(setup.model, setup.recipe, setup.device)
-        batch_size = min(EVAL_BATCH * distributed.world_size(), setup.recipe.train.batch_size)
-        machine = setup.machine
+        runner = TorchRunner(state.model, state.recipe, state.device)
+        batch_size = min(EVAL_BATCH * distributed.world_size(), state.recipe.train.batch_size)
+        options = state.options
         return evaluate(
             runner,
-            setup.task,
-            setup.val_data,
+            state.task,
+            state.val_data,
             batch_size=batch_size,
-            workers=machine.workers,
-            on_bad_sample=machine.on_bad_sample,
+            workers=options.workers,
+            on_bad_sample=options.on_bad_sample,
             stop=stop,
         )
     finally:
         if trained:
-            setup.model.load_state_dict(trained)
+            state.model.load_state_dict(trained)
 
 
-def _save(setup: Setup, run: RunFolder, metrics: dict, is_best: bool) -> None:
+def _save(state: TrainState, run: RunFolder, metrics: dict, is_best: bool) -> None:
     if distributed.rank() == 0:
-        info = setup.info(metrics, environment(setup.device))
-        run.checkpoints.save(setup.progress.step, setup.published(), info, setup.state(), is_best)
+        info = state.info(metrics, environment(state.device))
+        run.checkpoints.save(state.progress.step, state.weights_to_save(), info, state.snapshot(), is_best)
 
 
-def _open_on_rank_0(machine: Machine, recipe: Recipe) -> tuple[RunFolder, bool]:
+def _open_on_rank_0(options: RunOptions, recipe: Recipe) -> tuple[RunFolder, bool]:
     """Let rank 0 open the folder and tell the others, its error included."""
     answer: tuple = ()
     if distributed.rank() == 0:
         try:
-            run, continued = open_run(machine.out, recipe, machine.resume)
+            run, continued = open_run(options.out, recipe, options.resume)
             answer = (run.path, continued, None)
         except ConvzooError as error:
             answer = (None, False, error)
@@ -246,39 +250,39 @@ def _open_on_rank_0(machine: Machine, recipe: Recipe) -> tuple[RunFolder, bool]:
     return (run if distributed.rank() == 0 else RunFolder(path, recipe, None)), continued
 
 
-def _restore(setup: Setup, run: RunFolder) -> None:
-    found = run.checkpoints.newest_whole()
-    if found is None and run.checkpoints.steps():
+def _restore(state: TrainState, run: RunFolder) -> None:
+    checkpoint = run.checkpoints.newest_whole()
+    if checkpoint is None and run.checkpoints.steps():
         raise ConvzooError(f"{run.path}: no checkpoint of this run is whole; start again in another folder")
-    if found:
-        setup.restore(*found)
+    if checkpoint:
+        state.restore(*checkpoint)
     else:
         log.warning(f"{run.path}: stopped before its first checkpoint, so it begins again")
     if distributed.rank() == 0:
-        run.forget_after(setup.progress.step)
+        run.forget_after(state.progress.step)
         for mark in (run.interrupted, run.finished):
             mark.unlink(missing_ok=True)
 
 
-def _log_start(setup: Setup, run: RunFolder) -> None:
-    recipe, count = setup.recipe, sum(p.numel() for p in setup.model.parameters())
-    log.info(setup.arithmetic)
+def _log_start(state: TrainState, run: RunFolder) -> None:
+    recipe, count = state.recipe, sum(p.numel() for p in state.model.parameters())
+    log.info(state.arithmetic)
     log.info(
-        f"{recipe.model['name']} with {count:,} parameters on {setup.device} in {setup.precision}; {len(setup.class_names)} classes; {recipe.train.epochs} epochs into {run.path}"
+        f"{recipe.model['name']} with {count:,} parameters on {state.device} in {state.precision}; {len(state.class_names)} classes; {recipe.train.epochs} epochs into {run.path}"
     )
-    if setup.val_data is None:
+    if state.val_data is None:
         log.info("no validation (train.eval_every_epochs=0): the last weights count, and there are no best ones")
-    if setup.progress.step:
-        log.info(f"continued at step {setup.progress.step} of {setup.total_steps}")
+    if state.progress.step:
+        log.info(f"continued at step {state.progress.step} of {state.total_steps}")
 
 
-def _finish(setup: Setup, run: RunFolder, meter: Meter, evaluation: Evaluation | None) -> None:
+def _finish(state: TrainState, run: RunFolder, progress_logger: ProgressLogger, evaluation: Evaluation | None) -> None:
     """Write what a finished run leaves: curves, tables, worst images and its README."""
     if distributed.rank() != 0:
         return
-    if evaluation and setup.val_data is not None:
-        evaluation.write(run.path / "eval", setup.val_data.dataset)
-    meter.report(evaluation, finished=True)
+    if evaluation and state.val_data is not None:
+        evaluation.write(run.path / "eval", state.val_data.dataset)
+    progress_logger.report(evaluation, finished=True)
     run.finished.touch()
     measured = summary(evaluation.result) if evaluation else "nothing was evaluated (train.eval_every_epochs=0)"
     log.info(f"done: {measured}; see {run.path}/README.md")

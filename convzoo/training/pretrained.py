@@ -13,16 +13,16 @@ from convzoo.convert.state_dict import (
     BACKBONE,
     TRAINING_KEYS,
     backbone_numerics,
-    full_model,
     load_backbone,
     meta_network,
+    resolve_model_spec,
 )
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.logs import log
 from convzoo.model_file import first_mismatch
 
 
-def with_weights_hash(recipe: Recipe, weights: str | Path | None, download: bool = False) -> Recipe:
+def check_pretrained_hash(recipe: Recipe, weights: str | Path | None, download: bool = False) -> Recipe:
     """Return the recipe with the SHA-256 of the weights that training starts from.
 
     Of a file it is over its bytes, of what a library gives over the tensors.
@@ -31,26 +31,26 @@ def with_weights_hash(recipe: Recipe, weights: str | Path | None, download: bool
         UsageError: no such weights, or others than the recipe names.
         ConvzooError: they cannot be read or fetched.
     """
-    wanted = recipe.train.weights_sha256
+    expected = recipe.train.weights_sha256
     if weights is None:
-        if wanted:
+        if expected:
             raise UsageError(
-                f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {wanted[:12]}...; name them with --weights"
+                f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {expected[:12]}...; name them with --weights"
             )
         return recipe
     try:
         # Rank 0 fetches, the others find it fetched.
-        found = distributed.gather_objects(source_sha256(weights, download) if distributed.rank() == 0 else "")[0]
+        digest = distributed.gather_objects(source_sha256(weights, download) if distributed.rank() == 0 else "")[0]
     except UsageError as error:
         raise UsageError(f"--weights {error}") from None
-    if wanted and wanted != found:
+    if expected and expected != digest:
         raise UsageError(
-            f"--weights {weights}: SHA-256 is {found[:12]}..., {recipe.at('train')('weights_sha256')} {wanted[:12]}..."
+            f"--weights {weights}: SHA-256 is {digest[:12]}..., {recipe.at('train')('weights_sha256')} {expected[:12]}..."
         )
-    return recipes.with_overrides(recipe, [f"train.weights_sha256='{found}'"])
+    return recipes.with_overrides(recipe, [f"train.weights_sha256='{digest}'"])
 
 
-def start_from(
+def load_pretrained(
     model: nn.Module, recipe: Recipe, source: str | Path, class_names: list[str], download: bool = False
 ) -> None:
     """Load weights of any kind; the last layers only where they know the same classes in the same order.
@@ -61,7 +61,7 @@ def start_from(
         ConvzooError: unreadable weights, or anything but the last layers does not fit.
     """
     converted = open_source(source, download=download).converted
-    theirs, ours = full_model(converted.model), full_model(recipe.model)
+    theirs, ours = resolve_model_spec(converted.model), resolve_model_spec(recipe.model)
     if theirs["name"] != ours["name"] or converted.missing:
         if not any(name.startswith(BACKBONE) for name in model.state_dict()):
             raise ConvzooError(f"--weights {source}: it holds a {theirs['name']}, the recipe's is a {ours['name']}")
@@ -92,6 +92,6 @@ def start_from(
 
 def _class_tensors(spec: dict[str, Any]) -> list[str]:
     """Return the names of the tensors whose shape follows the number of classes."""
-    num_classes = full_model(spec)["num_classes"]
+    num_classes = resolve_model_spec(spec)["num_classes"]
     one_more = meta_network({**spec, "num_classes": num_classes + 1}).state_dict()
     return [name for name, tensor in meta_network(spec).state_dict().items() if tensor.shape != one_more[name].shape]

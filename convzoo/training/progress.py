@@ -18,19 +18,19 @@ from convzoo.report.plots import plot_curves
 from convzoo.report.run_readme import write_card
 from convzoo.report.tables import summary
 from convzoo.training.run_folder import RunFolder
-from convzoo.training.setup import Setup
+from convzoo.training.setup import TrainState
 
 LOG_EVERY_S = 20.0
 DRAW_EVERY_S = 30.0  # drawing takes half a second, which epochs may be shorter than
 
 
-class Meter:
+class ProgressLogger:
     """A bar on a terminal, a line now and then elsewhere, or every so many steps where asked for, rows of metrics."""
 
-    def __init__(self, setup: Setup, run: RunFolder):
-        self.setup, self.run = setup, run
+    def __init__(self, state: TrainState, run: RunFolder):
+        self.state, self.run = state, run
         self.is_main = distributed.rank() == 0
-        self.bar = logs.bar(setup.total_steps if self.is_main else 0, setup.progress.step, setup.recipe.name)
+        self.bar = logs.bar(state.total_steps if self.is_main else 0, state.progress.step, state.recipe.name)
         self.restart()
         self.drawn = -math.inf
 
@@ -42,7 +42,7 @@ class Meter:
 
     def _speed(self) -> tuple[float, float]:
         seconds = max(1e-9, time.perf_counter() - self.since)
-        return self.steps * self.setup.effective_batch / seconds, self.waited_s / seconds
+        return self.steps * self.state.effective_batch / seconds, self.waited_s / seconds
 
     def end_training(self) -> None:
         """Take the epoch's speed before its evaluation begins."""
@@ -52,7 +52,7 @@ class Meter:
         self.steps, self.line_steps, self.waited_s = self.steps + 1, self.line_steps + 1, self.waited_s + waited_s
         if not self.is_main:
             return
-        step = self.setup.progress.step
+        step = self.state.progress.step
         self.run.add_metrics({"kind": "step", "step": step, "lr": lr, **logged, "grad_norm": grad_norm})
         images_per_s, waiting = self._speed()
         self.bar.update()
@@ -60,12 +60,12 @@ class Meter:
             f"loss {logged['loss']:.3f}, {images_per_s:.0f} img/s, waiting for data {100 * waiting:.0f} %",
             refresh=False,
         )
-        every = self.setup.machine.log_every_steps
+        every = self.state.options.log_every_steps
         if every is None and not logs.on_terminal() and time.perf_counter() - self.last_line > LOG_EVERY_S:
             self.last_line = time.perf_counter()
-            left_s = (self.setup.total_steps - step) * self.setup.effective_batch / images_per_s
+            left_s = (self.state.total_steps - step) * self.state.effective_batch / images_per_s
             log.info(
-                f"step {step}/{self.setup.total_steps}  loss {logged['loss']:.4f}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {left_s / 60:.1f} min left"
+                f"step {step}/{self.state.total_steps}  loss {logged['loss']:.4f}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {left_s / 60:.1f} min left"
             )
         elif every is not None and step % every == 0:
             self._line(step, logged["loss"], lr)
@@ -76,14 +76,14 @@ class Meter:
         step_s = max(1e-9, now - self.line_since) / self.line_steps
         self.line_since, self.line_steps = now, 0
         log.info(
-            f"step {step}/{self.setup.total_steps}  loss {loss:.4f}  lr {lr:.6f}  {self.setup.effective_batch / step_s:.0f} img/s  {1000 * step_s:.1f} ms a step"
+            f"step {step}/{self.state.total_steps}  loss {loss:.4f}  lr {lr:.6f}  {self.state.effective_batch / step_s:.0f} img/s  {1000 * step_s:.1f} ms a step"
         )
 
     def close_epoch(self, epoch: int, means: dict[str, float], evaluation: Evaluation | None) -> None:
         if self.is_main:
             images_per_s, waiting = self.epoch_speed
-            step, epochs = self.setup.progress.step, self.setup.recipe.train.epochs
-            lr = self.setup.lr_at(step - 1)
+            step, epochs = self.state.progress.step, self.state.recipe.train.epochs
+            lr = self.state.lr_at(step - 1)
             result = evaluation.result if evaluation else {}
             self.run.add_metrics(
                 {
@@ -113,23 +113,23 @@ class Meter:
         """
         if not self.is_main:
             return
-        setup, run, progress = self.setup, self.run, self.setup.progress
+        state, run, progress = self.state, self.run, self.state.progress
         rows = run.write_results()
         if draw or time.perf_counter() - self.drawn > DRAW_EVERY_S:
-            plot_curves(run.metrics(), run.path / "plots", setup.recipe.name)
+            plot_curves(run.metrics(), run.path / "plots", state.recipe.name)
             self.drawn = time.perf_counter()
         facts = {
-            "command": setup.machine.command, "recipe": setup.recipe.plain(), "env": json.loads((run.path / "env.json").read_text()),
-            "data": setup.data_account, "best": progress.best, "model_file": run.path / "checkpoints" / "last.safetensors",
+            "command": state.options.command, "recipe": state.recipe.plain(), "env": json.loads((run.path / "env.json").read_text()),
+            "data": state.data_account, "best": progress.best, "model_file": run.path / "checkpoints" / "last.safetensors",
             "skipped": {"unreadable training images were left out": progress.images_left_out, "updates were left out (overflow)": progress.updates_left_out},
-            "unfinished": None if finished else f"step {progress.step} of {setup.total_steps}",
+            "unfinished": None if finished else f"step {progress.step} of {state.total_steps}",
         }  # fmt: skip
         with written_whole(run.path / "README.md") as temporary:
-            write_card(temporary, setup.recipe.name, facts, evaluation.result if evaluation else {}, rows)
+            write_card(temporary, state.recipe.name, facts, evaluation.result if evaluation else {}, rows)
 
 
 @contextlib.contextmanager
-def profiled(wanted: bool, folder: Path, steps_left: int) -> Iterator[Callable[[], None]]:
+def profiled(enabled: bool, folder: Path, steps_left: int) -> Iterator[Callable[[], None]]:
     """Profile three steps after two that do not count, or what a shorter run has, into trace.json and operators.txt.
 
     Args:
@@ -137,7 +137,7 @@ def profiled(wanted: bool, folder: Path, steps_left: int) -> Iterator[Callable[[
     Yields:
         what to call after every step.
     """
-    if not wanted or distributed.rank() != 0:
+    if not enabled or distributed.rank() != 0:
         yield lambda: None
         return
     active = max(1, min(3, steps_left - 2))

@@ -43,7 +43,7 @@ class RunFolder:
         """The file that is there once everything of the run is."""
         return self.path / "finished"
 
-    def describe(self, command: str, device: torch.device, data: dict[str, Any]) -> None:
+    def write_description(self, command: str, device: torch.device, data: dict[str, Any]) -> None:
         """Write the resolved recipe, the command, the environment and the data's account."""
         header = f"# {self.recipe.name}, every key written out. convzoo {__version__}\n"
         (self.path / "recipe.yaml").write_text(header + self.recipe.to_yaml(), encoding="utf-8")
@@ -71,10 +71,10 @@ class RunFolder:
 
     def forget_after(self, step: int) -> None:
         """Drop rows that a continued run will measure again."""
-        kept = [row for row in self.metrics() if row["step"] <= step]
+        rows = [row for row in self.metrics() if row["step"] <= step]
         self._close_metrics()
         with written_whole(self.path / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def close(self) -> None:
         """Close what is open and give the folder free for another process."""
@@ -127,13 +127,13 @@ def open_run(out: Path | None, recipe: Recipe, resume: bool) -> tuple[RunFolder,
 
 def _next_default(recipe: Recipe, resume: bool) -> Path:
     base = Path("runs") / recipe.name
-    taken = []
+    folders = []
     path, number = base, 1
     while path.exists():
-        taken.append(path)
+        folders.append(path)
         number += 1
         path = base.with_name(f"{base.name}-{number}")
-    for earlier in reversed(taken):
+    for earlier in reversed(folders):
         same = (earlier / "recipe.yaml").is_file() and not _differences(earlier, recipe)
         if same and (resume or (earlier / "interrupted").is_file()):
             return earlier

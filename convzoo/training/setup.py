@@ -23,17 +23,17 @@ from convzoo.data.loader import (
     default_workers,
     label_map,
 )
-from convzoo.data.sampler import TrainBatches, check_batch_size
+from convzoo.data.sampler import TrainBatches, batch_arithmetic, check_batch_size
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
 from convzoo.model_file import ModelInfo, StateDict, load_into
 from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
-from convzoo.training.pretrained import start_from
+from convzoo.training.pretrained import load_pretrained
 from convzoo.types import Batch
 
 
 @dataclass(frozen=True)
-class Machine:
+class RunOptions:
     """What a run needs to know that does not change its numbers: the command line's half of a run.
 
     Attributes:
@@ -76,11 +76,11 @@ class Progress:
     updates_left_out: int = 0
 
 
-class Setup:
+class TrainState:
     """A run's data, task, network and optimiser."""
 
-    def __init__(self, recipe: Recipe, machine: Machine, device: torch.device):
-        self.recipe, self.machine, self.device = recipe, machine, device
+    def __init__(self, recipe: Recipe, options: RunOptions, device: torch.device):
+        self.recipe, self.options, self.device = recipe, options, device
         self.progress = Progress()
         check_recipe(recipe)
         torch.manual_seed(recipe.seed)
@@ -99,52 +99,52 @@ class Setup:
             self.precision = "bf16" if distributed.computes_bfloat16(device) else "fp32"
 
     def _build_data(self) -> None:
-        recipe, machine = self.recipe, self.machine
+        recipe, options = self.recipe, self.options
         evaluates = recipe.train.eval_every_epochs > 0
-        if machine.val_data and not evaluates:
+        if options.val_data and not evaluates:
             raise UsageError(
-                f"--val-data {machine.val_data}: {recipe.at('train')('eval_every_epochs')} 0, nothing is evaluated"
+                f"--val-data {options.val_data}: {recipe.at('train')('eval_every_epochs')} 0, nothing is evaluated"
             )
-        alone = machine.val_data is not None or not evaluates
-        train_set = build_dataset(recipe, machine.data, "train", alone)
-        val_set = build_dataset(recipe, machine.val_data or machine.data, "val") if evaluates else None
+        alone = options.val_data is not None or not evaluates
+        train_set = build_dataset(recipe, options.data, "train", alone)
+        val_set = build_dataset(recipe, options.val_data or options.data, "val") if evaluates else None
         if val_set is not None:
             check_same_classes(train_set.class_names, val_set.class_names)
         self.class_names: list[str] = train_set.class_names
-        found, wanted = len(self.class_names), recipe.model.get("num_classes")
-        if found != wanted:
+        num_classes, expected = len(self.class_names), recipe.model.get("num_classes")
+        if num_classes != expected:
             raise DataError(
-                f"the data has {found} classes, {recipe.at('model')('num_classes')} {wanted}; set model.num_classes={found}"
+                f"the data has {num_classes} classes, {recipe.at('model')('num_classes')} {expected}; set model.num_classes={num_classes}"
             )
-        self.arithmetic = check_batch_size(
-            len(train_set), recipe.train.batch_size, machine.accumulate, distributed.world_size()
-        )
+        shares = len(train_set), recipe.train.batch_size, options.accumulate, distributed.world_size()
+        check_batch_size(*shares)
+        self.arithmetic = batch_arithmetic(*shares)
         self.train_data = Transformed(train_set, build_pipeline(recipe, "train"))
         self.val_data = None
         if val_set is not None:
-            source = str(machine.val_data or machine.data)
+            source = str(options.val_data or options.data)
             mapping = label_map(val_set.class_names, self.class_names, source)
             self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"), mapping)
         self.data_account = {
-            "root": str(machine.data), **({"val_root": str(machine.val_data)} if machine.val_data else {}),
+            "root": str(options.data), **({"val_root": str(options.val_data)} if options.val_data else {}),
             "train_images": len(train_set), "val_images": 0 if val_set is None else len(val_set), "class_names": self.class_names,
             ("train_images_per_class" if recipe.task == "classify" else "train_objects_per_class"):
-                dict(zip(self.class_names, torch.bincount(torch.as_tensor(train_set.labels), minlength=found).tolist(), strict=True)),
+                dict(zip(self.class_names, torch.bincount(torch.as_tensor(train_set.labels), minlength=num_classes).tolist(), strict=True)),
         }  # fmt: skip
         self.task = build_task(recipe, self.class_names)
 
     def _build_network(self) -> None:
         recipe, device = self.recipe, self.device
         model = registry.bind("model", recipe.model, recipe.at("model"))()
-        if self.machine.weights:
-            start_from(model, recipe, self.machine.weights, self.class_names, self.machine.download)
+        if self.options.weights:
+            load_pretrained(model, recipe, self.options.weights, self.class_names, self.options.download)
         if recipe.train.sync_batch_norm:
             if device.type == "cpu":
                 raise UsageError("train.sync_batch_norm: works on accelerators only; set it to false")
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.frozen_modules = freeze(model, recipe.train.freeze)
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network: nn.Module = torch.compile(self.model) if self.machine.compile else self.model  # type: ignore[assignment]
+        self.network: nn.Module = torch.compile(self.model) if self.options.compile else self.model  # type: ignore[assignment]
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
                 self.network, device_ids=None if device.type == "cpu" else [device.index]
@@ -157,23 +157,23 @@ class Setup:
 
     def batches(self) -> Iterator[Batch]:
         """Yield this rank's micro-batches from the current step to the last."""
-        recipe, machine = self.recipe, self.machine
+        recipe, options = self.recipe, self.options
         keys = TrainBatches(
             len(self.train_data), recipe.train.batch_size, recipe.seed, self.progress.step, self.total_steps,
-            machine.accumulate, distributed.rank(), distributed.world_size(), recipe.transform.multi_scale_px, recipe.transform.multi_scale_every_steps,
+            options.accumulate, distributed.rank(), distributed.world_size(), recipe.transform.multi_scale_px, recipe.transform.multi_scale_every_steps,
         )  # fmt: skip
-        workers = default_workers(self.device.type) if machine.workers is None else machine.workers
+        workers = default_workers(self.device.type) if options.workers is None else options.workers
         for batch in build_loader(self.train_data, self.task, keys, workers, pin_memory=self.device.type == "cuda"):
-            yield checked(batch, machine.on_bad_sample)
+            yield checked(batch, options.on_bad_sample)
 
-    def published(self) -> StateDict:
+    def weights_to_save(self) -> StateDict:
         """Return the weights that are evaluated and saved: the moving average where there is one."""
         return self.average.average if self.average else self.model.state_dict()
 
     def info(self, metrics: dict[str, Any], env: dict[str, Any]) -> ModelInfo:
         provenance = {
             "trained_with": env,
-            "command": self.machine.command,
+            "command": self.options.command,
             "data": self.data_account["root"],
             "step": self.progress.step,
         }
@@ -182,7 +182,7 @@ class Setup:
         input_hw = size_seen(seen)
         return ModelInfo(self.recipe.plain(), self.class_names, metrics, provenance, input_hw=input_hw)
 
-    def state(self) -> dict[str, Any]:
+    def snapshot(self) -> dict[str, Any]:
         return {
             "progress": dataclasses.asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),
@@ -191,14 +191,14 @@ class Setup:
             "world_size": distributed.world_size(),
         }
 
-    def restore(self, weights: StateDict, state: dict[str, Any]) -> None:
-        load_into(self.model, state["weights"] or weights, "the run's checkpoint")
+    def restore(self, weights: StateDict, snapshot: dict[str, Any]) -> None:
+        load_into(self.model, snapshot["weights"] or weights, "the run's checkpoint")
         if self.average:
             self.average.average = {name: tensor.to(self.device) for name, tensor in weights.items()}
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.loss_scale.load_state_dict(state["loss_scale"])
-        self.progress = Progress(**state["progress"])
-        if state["world_size"] != distributed.world_size():
+        self.optimizer.load_state_dict(snapshot["optimizer"])
+        self.loss_scale.load_state_dict(snapshot["loss_scale"])
+        self.progress = Progress(**snapshot["progress"])
+        if snapshot["world_size"] != distributed.world_size():
             log.warning(
-                f"continued on {distributed.world_size()} ranks, begun on {state['world_size']}: not bit for bit the same run"
+                f"continued on {distributed.world_size()} ranks, begun on {snapshot['world_size']}: not bit for bit the same run"
             )

@@ -48,8 +48,8 @@ class BoxAccount:
                 )
 
     def plain(self) -> dict[str, Any]:
-        found = {kind: {"count": self.counts[kind], "first": self.named[kind]} for kind in self.named}
-        return {"objects": self.objects, "images_without_objects": self.without_objects, **found}
+        findings = {kind: {"count": self.counts[kind], "first": self.named[kind]} for kind in self.named}
+        return {"objects": self.objects, "images_without_objects": self.without_objects, **findings}
 
 
 def _findings(boxes: Boxes, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -84,10 +84,10 @@ class Objects(NamedTuple):
 def gather(dataset: Any, indices: Sequence[int] | None = None) -> Objects:
     """Return the objects of a split or of some of its pictures. Raises DataError where a picture's header is needed."""
     indices = range(len(dataset)) if indices is None else indices
-    found = [dataset.boxes(i) for i in progress(indices, len(indices), "boxes")]
-    boxes = Boxes.joined(found)
+    per_image = [dataset.boxes(i) for i in progress(indices, len(indices), "boxes")]
+    boxes = Boxes.joined(per_image)
     sizes = np.array([dataset.size_hw(i) for i in indices], np.int64)
-    return Objects(boxes, np.repeat(np.arange(len(found)), [len(one) for one in found]), sizes)
+    return Objects(boxes, np.repeat(np.arange(len(per_image)), [len(image_boxes) for image_boxes in per_image]), sizes)
 
 
 def box_stats(objects: Objects, class_names: list[str]) -> dict[str, Any]:
@@ -121,28 +121,28 @@ def stats_text(train: dict[str, Any], val: dict[str, Any]) -> str:
     lines = [f"{'':{width}}  {'train':>17}  {'val':>17}", f"{'class':{width}}" + 2 * f"  {'objects':>8} {'images':>8}"]
     for name, counts in train["classes"].items():
         both = counts, val["classes"][name]
-        lines.append(f"{name:{width}}" + "".join(f"  {one['objects']:8,} {one['images']:8,}" for one in both))
+        lines.append(f"{name:{width}}" + "".join(f"  {stats['objects']:8,} {stats['images']:8,}" for stats in both))
     lines += ["", f"{'':{width}}  {'train':>9}  {'val':>9}"]
     for title, value in _ROWS.items():
         lines.append(f"{title:{width}}  {value(train):>9}  {value(val):>9}")
     lines += ["", "largest groups of pictures, width x height"]
     for size in dict.fromkeys([*train["sizes_hw"], *val["sizes_hw"]]):
-        counts = [f"{one['sizes_hw'].get(size, 0):9,}" for one in (train, val)]
+        counts = [f"{stats['sizes_hw'].get(size, 0):9,}" for stats in (train, val)]
         lines.append(f"{'x'.join(reversed(size.split('x'))):{width}}  {'  '.join(counts)}")
     return "\n".join(lines)
 
 
 def _share(key: str):
-    return lambda one: f"{100 * one[key] / max(1, one['objects'] - one['crowd']):.1f} %"
+    return lambda stats: f"{100 * stats[key] / max(1, stats['objects'] - stats['crowd']):.1f} %"
 
 
 _ROWS = {
-    "images": lambda one: f"{one['images']:,}",
-    "  without objects": lambda one: f"{one['images_without_objects']:,}",
-    "objects": lambda one: f"{one['objects']:,}",
-    "  crowd or difficult": lambda one: f"{one['crowd']:,}",
-    "  an image, mean": lambda one: f"{one['objects_per_image']['mean']:.1f}",
-    "  an image, most": lambda one: f"{one['objects_per_image']['most']:,}",
+    "images": lambda stats: f"{stats['images']:,}",
+    "  without objects": lambda stats: f"{stats['images_without_objects']:,}",
+    "objects": lambda stats: f"{stats['objects']:,}",
+    "  crowd or difficult": lambda stats: f"{stats['crowd']:,}",
+    "  an image, mean": lambda stats: f"{stats['objects_per_image']['mean']:.1f}",
+    "  an image, most": lambda stats: f"{stats['objects_per_image']['most']:,}",
     "  small, under 32x32": _share("small"),
     "  medium": _share("medium"),
     "  large, from 96x96": _share("large"),

@@ -94,12 +94,12 @@ class BoxedImages:
 
     def boxes(self, index: int) -> Boxes:
         """Return the true boxes in pixels without decoding the picture. Raises DataError where its size is needed."""
-        found = self._objects.take(np.arange(self._starts[index], self._starts[index + 1]))
+        stored = self._objects.take(np.arange(self._starts[index], self._starts[index + 1]))
         if not self._normalised:
-            return found
+            return stored
         height, width = self.size_hw(index)
-        pixels = found.xyxy * np.array([width, height, width, height])
-        return Boxes(pixels, found.labels, found.crowd, found.areas * (height * width))
+        pixels = stored.xyxy * np.array([width, height, width, height])
+        return Boxes(pixels, stored.labels, stored.crowd, stored.areas * (height * width))
 
     def load(self, index: int) -> Sample:
         """Return the picture and its boxes.

@@ -66,11 +66,11 @@ def coco(
 
 def _find(root: Path, split: str, names: Sequence[str], right: Callable[[Path], bool], key: str) -> Path:
     paths = [root / name.replace("{split}", split) for name in names]
-    found = next((path for path in paths if right(path)), None)
-    if found is None:
+    first = next((path for path in paths if right(path)), None)
+    if first is None:
         looked = ", ".join(str(path.relative_to(root)) if path.is_relative_to(root) else str(path) for path in paths)
         raise DataError(f"{root}: no {looked}; data.{key}=NAME says where it is")
-    return found
+    return first
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ class _Entries:
         self.ids = [self._id(number, entry) for number, entry in enumerate(self.entries)]
         if len(set(self.ids)) != len(self.ids):
             seen: set[int] = set()
-            twice = next(one for one in self.ids if one in seen or seen.add(one))
+            twice = next(entry_id for entry_id in self.ids if entry_id in seen or seen.add(entry_id))
             raise DataError(f"{self.place} {twice}: the id is there twice")
 
     def _id(self, number: int, entry: Any) -> int:
@@ -137,29 +137,29 @@ def _short(value: Any) -> str:
 
 
 def _categories(file: Path, document: dict[str, Any]) -> tuple[list[str], list[int]]:
-    found = _Entries(file, document, "categories", "category")
-    names = {one: found.value(number, "name") for number, one in enumerate(found.ids)}
+    categories = _Entries(file, document, "categories", "category")
+    names = {category_id: categories.value(number, "name") for number, category_id in enumerate(categories.ids)}
     category_ids = sorted(names)
-    return check_names([names[one] for one in category_ids], f"{file}: categories"), category_ids
+    return check_names([names[category_id] for category_id in category_ids], f"{file}: categories"), category_ids
 
 
 def _images(file: Path, document: dict[str, Any]) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return ids [N], file names and stated sizes [N, 2], by rising id."""
-    found = _Entries(file, document, "images", "image")
-    files, sizes = [], np.zeros((len(found.ids), 2), np.int64)
-    for number, entry in enumerate(found.entries):
-        name = found.value(number, "file_name")
+    images = _Entries(file, document, "images", "image")
+    files, sizes = [], np.zeros((len(images.ids), 2), np.int64)
+    for number, entry in enumerate(images.entries):
+        name = images.value(number, "file_name")
         path = PureWindowsPath(name) if isinstance(name, str) else None  # it knows both kinds of slashes
         if not path or not path.name or path.root or path.drive or ".." in path.parts or "\0" in name:
-            raise found.wrong(number, f"file_name must be a path inside the folder of pictures, not {_short(name)}")
+            raise images.wrong(number, f"file_name must be a path inside the folder of pictures, not {_short(name)}")
         files.append(name)
         size = entry.get("height"), entry.get("width")
         if size == (None, None):
             continue
         if not all(_is_whole(side) and 0 < side < LARGEST for side in size):
-            raise found.wrong(number, f"height and width must be whole numbers above 0, not {_short(list(size))}")
+            raise images.wrong(number, f"height and width must be whole numbers above 0, not {_short(list(size))}")
         sizes[number] = size
-    image_ids = np.array(found.ids, np.int64)
+    image_ids = np.array(images.ids, np.int64)
     order = np.argsort(image_ids)
     return image_ids[order], [files[i] for i in order], sizes[order]
 
@@ -168,35 +168,35 @@ def _objects(
     file: Path, document: dict[str, Any], image_ids: np.ndarray, category_ids: list[int]
 ) -> tuple[Boxes, np.ndarray]:
     """Return all objects and the position of each one's image."""
-    found = _Entries(file, document, "annotations", "annotation")
-    image_of = {one: i for i, one in enumerate(image_ids.tolist())}
-    label_of = {one: i for i, one in enumerate(category_ids)}
-    count = len(found.ids)
+    annotations = _Entries(file, document, "annotations", "annotation")
+    image_of = {image_id: i for i, image_id in enumerate(image_ids.tolist())}
+    label_of = {category_id: i for i, category_id in enumerate(category_ids)}
+    count = len(annotations.ids)
     ltwh, areas, crowd = np.empty((count, 4)), np.empty(count), np.zeros(count, bool)
     labels, image_index = np.empty(count, np.int64), np.empty(count, np.int64)
-    for number, entry in enumerate(found.entries):
-        image, category = found.value(number, "image_id"), found.value(number, "category_id")
+    for number, entry in enumerate(annotations.entries):
+        image, category = annotations.value(number, "image_id"), annotations.value(number, "category_id")
         if not _is_whole(image) or image not in image_of:
-            raise found.wrong(number, f"unknown image_id {_short(image)}")
+            raise annotations.wrong(number, f"unknown image_id {_short(image)}")
         if not _is_whole(category) or category not in label_of:
-            raise found.wrong(number, f"unknown category_id {_short(category)}")
+            raise annotations.wrong(number, f"unknown category_id {_short(category)}")
         image_index[number], labels[number] = image_of[image], label_of[category]
-        ltwh[number] = _bbox(found, number)
+        ltwh[number] = _bbox(annotations, number)
         area, crowded = entry.get("area"), entry.get("iscrowd", 0)
         if area is not None and not (_is_number(area) and area >= 0):
-            raise found.wrong(number, f"area must be a number not below 0, not {_short(area)}")
+            raise annotations.wrong(number, f"area must be a number not below 0, not {_short(area)}")
         if crowded not in (0, 1):
-            raise found.wrong(number, f"iscrowd must be 0 or 1, not {_short(crowded)}")
+            raise annotations.wrong(number, f"iscrowd must be 0 or 1, not {_short(crowded)}")
         areas[number], crowd[number] = math.nan if area is None else area, bool(crowded)
     xyxy = np.concatenate([ltwh[:, :2], ltwh[:, :2] + ltwh[:, 2:]], 1)
     return Boxes(xyxy, labels, crowd, np.where(np.isnan(areas), box_areas(xyxy), areas)), image_index
 
 
-def _bbox(found: _Entries, number: int) -> list[float]:
+def _bbox(annotations: _Entries, number: int) -> list[float]:
     """Return left, top, width and height; a side of 0 is allowed, the real COCO has such."""
-    bbox = found.value(number, "bbox")
+    bbox = annotations.value(number, "bbox")
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        raise found.wrong(number, f"bbox must be 4 finite numbers, not {_short(bbox)}")
+        raise annotations.wrong(number, f"bbox must be 4 finite numbers, not {_short(bbox)}")
     if min(bbox[2:]) < 0:
-        raise found.wrong(number, f"bbox has a negative width or height: {_short(bbox)}")
+        raise annotations.wrong(number, f"bbox has a negative width or height: {_short(bbox)}")
     return bbox

@@ -126,7 +126,7 @@ def _zip_entries(root: Path, split: str) -> Iterator[tuple[str, str]]:
         raise DataError(f"{root}: not a zip file that can be read: {error}") from None
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
     base = next(
-        (found for wanted in SPLITS[split] for found in [_find_in_zip(visible, wanted)] if found is not None), None
+        (prefix for folder in SPLITS[split] for prefix in [_find_in_zip(visible, folder)] if prefix is not None), None
     )
     if base is None:
         raise DataError(f"{root}: no folder {' or '.join(SPLITS[split])} in it")
@@ -136,11 +136,11 @@ def _zip_entries(root: Path, split: str) -> Iterator[tuple[str, str]]:
             yield class_name, name if rest.lower().endswith(EXTENSIONS) else ""
 
 
-def _find_in_zip(names: list[str], wanted: str) -> str | None:
+def _find_in_zip(names: list[str], folder: str) -> str | None:
     """Return the prefix of a split's folder, at the top or below one enclosing folder."""
     for name in names:
         parts = name.split("/")
         for depth in (0, 1):
-            if len(parts) > depth + 1 and parts[depth] == wanted:
+            if len(parts) > depth + 1 and parts[depth] == folder:
                 return "/".join(parts[: depth + 1]) + "/"
     return None

@@ -48,14 +48,16 @@ def voc(
         DataError: no such layout, a listed file that is missing, or anything wrong in an XML, with the object's number.
     """
     root = check_root(root, "Annotations/, ImageSets/Main/ and JPEGImages/")
-    wanted = train_set if split == "train" else val_set
-    sets = [_place(root, name) for name in ([wanted] if isinstance(wanted, str) else wanted)]
+    set_names = train_set if split == "train" else val_set
+    sets = [_place(root, name) for name in ([set_names] if isinstance(set_names, str) else set_names)]
     parsed = [_parsed(base) for base, _ in sets]
-    found = sorted({name for one in parsed for name in one.names})
-    names = found if class_names is None else check_names(class_names, "data.class_names", UsageError)
+    own_names = sorted({name for annotations in parsed for name in annotations.names})
+    names = own_names if class_names is None else check_names(class_names, "data.class_names", UsageError)
     if not names:
         raise DataError(f"{root}: not one object in the listed annotations")
-    parts = [_part(base, name, one, names, one_based) for (base, name), one in zip(sets, parsed, strict=True)]
+    parts = [
+        _part(base, name, annotations, names, one_based) for (base, name), annotations in zip(sets, parsed, strict=True)
+    ]
     starts = np.cumsum([0, *(len(part.files) for part in parts)])
     above = Path(os.path.commonpath([base for base, _ in sets]))
     folders = [os.path.relpath(base / "JPEGImages", above) for base, _ in sets]
@@ -82,21 +84,21 @@ def _part(base: Path, name: str, parsed: "_Parsed", names: list[str], one_based:
     chosen = np.array([parsed.position[stem] for stem in stems], np.int64)
     new_index = np.full(len(parsed.position), -1)
     new_index[chosen] = np.arange(len(chosen))
-    kept = new_index[parsed.image_index] >= 0
-    image_index = new_index[parsed.image_index[kept]]
+    mask = new_index[parsed.image_index] >= 0
+    image_index = new_index[parsed.image_index[mask]]
     label_of = np.array([names.index(name) if name in names else -1 for name in parsed.names], np.int64)
-    labels = label_of[parsed.labels[kept]]
+    labels = label_of[parsed.labels[mask]]
     if (labels < 0).any():
         at = int(np.flatnonzero(labels < 0)[0])
-        unknown = parsed.names[parsed.labels[kept][at]]
-        number = at - int(np.searchsorted(parsed.image_index[kept], parsed.image_index[kept][at])) + 1
+        unknown = parsed.names[parsed.labels[mask][at]]
+        number = at - int(np.searchsorted(parsed.image_index[mask], parsed.image_index[mask][at])) + 1
         raise DataError(
             f"{_xml(base, stems[image_index[at]])}: object {number}: '{unknown}' is not in data.class_names"
         )
-    xyxy = parsed.corners[kept] - (np.array([1, 1, 0, 0]) if one_based else 0)
+    xyxy = parsed.corners[mask] - (np.array([1, 1, 0, 0]) if one_based else 0)
     # VOC's own evaluation counts a difficult object neither as missed nor as found, and none of its baselines learnt
     # them; that is what a crowd is here.
-    objects = Boxes(xyxy, labels, parsed.difficult[kept], box_areas(xyxy))
+    objects = Boxes(xyxy, labels, parsed.difficult[mask], box_areas(xyxy))
     return _Part(_pictures(base, stems, parsed), objects, image_index, parsed.stated_hw[chosen])
 
 
@@ -116,17 +118,17 @@ def _base(root: Path) -> Path:
     below = (
         path for pattern in ("VOC[0-9]*", "VOCdevkit", "VOCdevkit/VOC[0-9]*") for path in sorted(root.glob(pattern))
     )
-    found = [path for path in (root, *below) if (path / "ImageSets/Main").is_dir()]
-    if not found:
+    folders = [path for path in (root, *below) if (path / "ImageSets/Main").is_dir()]
+    if not folders:
         raise DataError(f"{root}: no ImageSets/Main in it, or below VOCdevkit/VOC20xx")
-    if len(found) > 1:
+    if len(folders) > 1:
         raise DataError(
-            f"{root}: more than one data set; give --data {' or '.join(map(str, found))}, or data.train_set=[2007/trainval, ...]"
+            f"{root}: more than one data set; give --data {' or '.join(map(str, folders))}, or data.train_set=[2007/trainval, ...]"
         )
     for name in ("Annotations", "JPEGImages"):
-        if not (found[0] / name).is_dir():
-            raise DataError(f"{found[0]}: no folder {name}")
-    return found[0]
+        if not (folders[0] / name).is_dir():
+            raise DataError(f"{folders[0]}: no folder {name}")
+    return folders[0]
 
 
 def _xml(base: Path, stem: str) -> Path:
@@ -167,8 +169,8 @@ def _listed(base: Path, name: str) -> list[str]:
 def _stamps(base: Path) -> dict[str, tuple[int, int]]:
     """Return when each XML was written and how long it is, by its name: by this a change is noticed."""
     with os.scandir(base / "Annotations") as entries:
-        found = ((entry.name.removesuffix(".xml"), entry.stat()) for entry in entries if entry.name.endswith(".xml"))
-        return {stem: (stat.st_mtime_ns, stat.st_size) for stem, stat in found}
+        stats = ((entry.name.removesuffix(".xml"), entry.stat()) for entry in entries if entry.name.endswith(".xml"))
+        return {stem: (stat.st_mtime_ns, stat.st_size) for stem, stat in stats}
 
 
 class _Parsed(NamedTuple):
@@ -187,8 +189,8 @@ class _Parsed(NamedTuple):
 def _parsed(base: Path) -> _Parsed:
     stamps, stems = _stamps(base), set()
     for path in sorted((base / "ImageSets/Main").glob("*.txt")):
-        found = (line if line in stamps else _without_mark(line) for _, line in _lines(path))
-        stems |= {stem for stem in found if stem in stamps}
+        candidates = (line if line in stamps else _without_mark(line) for _, line in _lines(path))
+        stems |= {stem for stem in candidates if stem in stamps}
     return _parse_all(base, tuple((stem, *stamps[stem]) for stem in sorted(stems)))
 
 
@@ -196,7 +198,7 @@ def _parsed(base: Path) -> _Parsed:
 def _parse_all(base: Path, stamps: tuple[tuple[str, int, int], ...]) -> _Parsed:
     stems = [stem for stem, *_ in stamps]
     pictures = [_parse(_xml(base, stem)) for stem in stems]
-    objects = [(i, *one) for i, (_, _, found) in enumerate(pictures) for one in found]
+    objects = [(i, *row) for i, (_, _, rows) in enumerate(pictures) for row in rows]
     names = sorted({name for _, name, _, _ in objects})
     number = {name: i for i, name in enumerate(names)}
     return _Parsed(
@@ -264,8 +266,8 @@ def _pictures(base: Path, stems: list[str], parsed: _Parsed) -> list[str]:
         there.setdefault(stem, {})[extension.lower()] = file
     files = []
     for stem in stems:
-        wanted = parsed.extensions[parsed.position[stem]]
-        kinds = [kind for kind in (wanted, *EXTENSIONS) if kind in EXTENSIONS and kind in there.get(stem, {})]
+        stated = parsed.extensions[parsed.position[stem]]
+        kinds = [kind for kind in (stated, *EXTENSIONS) if kind in EXTENSIONS and kind in there.get(stem, {})]
         if not kinds:
             raise DataError(f"{_xml(base, stem)}: no picture {base / 'JPEGImages' / stem} ({', '.join(EXTENSIONS)})")
         files.append(there[stem][kinds[0]])

@@ -41,15 +41,15 @@ def yolo_txt(
     root = check_root(root, "images/train/, labels/train/ and so on, or Darknet's train.txt and val.txt")
     pairs = list(_pairs(root, split))
     names = _names(root) if class_names is None else check_names(class_names, "data.class_names", UsageError)
-    rows, image_index, found = [], [], 0
+    rows, image_index, num_labelled = [], [], 0
     for i, (_, label) in enumerate(pairs):
         path = root / label
         if path.is_file():
-            found += 1
+            num_labelled += 1
             lines = list(_objects(path, len(names)))
             rows += lines
             image_index += [i] * len(lines)
-    if pairs and not found:
+    if pairs and not num_labelled:
         raise DataError(f"{root}: no label file for any of {len(pairs)} pictures of '{split}', such as {pairs[0][1]}")
     values = np.array(rows, float).reshape(-1, 5)
     centre, half = values[:, 1:3], values[:, 3:] / 2
@@ -101,14 +101,14 @@ def _pairs(root: Path, split: str) -> Iterator[tuple[str, str]]:
 
 
 def _pictures(folder: Path) -> list[str]:
-    found = []
+    pictures = []
     for directory, subfolders, files in os.walk(folder, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         inside = os.path.relpath(directory, folder)
         for file in files:
             if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
-                found.append(file if inside == "." else f"{inside}/{file}")
-    return sorted(found)
+                pictures.append(file if inside == "." else f"{inside}/{file}")
+    return sorted(pictures)
 
 
 def _listed(root: Path, path: Path) -> list[tuple[str, str]]:

@@ -72,8 +72,8 @@ def random_place(
     """
     input_hw = _input_size(sample, size_px)
 
-    def lay(one: Sample, window: tuple[int, int, int, int]) -> Sample:
-        return _laid(one, input_hw, window, rng, jitter, scale, min_visible, fill)
+    def lay(picture: Sample, window: tuple[int, int, int, int]) -> Sample:
+        return _laid(picture, input_hw, window, rng, jitter, scale, min_visible, fill)
 
     if mosaic_prob == 0 or rng.random() >= mosaic_prob:
         return lay(sample, (0, 0, input_hw[1], input_hw[0]))

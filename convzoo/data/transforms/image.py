@@ -26,17 +26,17 @@ class Stretch:
     """Stretch pictures of another size to the one that a model was trained on, and say so once."""
 
     def __init__(self, size_hw: tuple[int, int]):
-        self.size_hw, self.said = size_hw, False
+        self.size_hw, self.warned = size_hw, False
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         height, width = sample.image.shape[-2:]
         if (height, width) == self.size_hw:
             return sample
         worker = torch.utils.data.get_worker_info()
-        if not self.said and (worker is None or worker.id == 0):
+        if not self.warned and (worker is None or worker.id == 0):
             to = "x".join(map(str, self.size_hw))
             log.warning(f"{sample.path}: {height}x{width} pixels; such pictures are stretched to the model's {to}")
-        self.said = True
+        self.warned = True
         image = interpolated(sample.image, list(self.size_hw), "bilinear", antialias=True)
         return moved(sample, image, Placement(self.size_hw[1] / width, self.size_hw[0] / height, 0, 0))
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from convzoo.deploy import export as exporting
 from convzoo.deploy import parity
-from convzoo.deploy.exported import OpenExport, Place, Session, open_exported
+from convzoo.deploy.exported import ExportedModel, RuntimeOptions, Session, open_exported
 from convzoo.deploy.formats import mindir
 from convzoo.deploy.formats.ascend_runtime import AclSession
 from convzoo.deploy.graph import Deployed, trace
@@ -38,7 +38,7 @@ CANN = "a part of CANN (hiascend.com)"
 HALF_TOLERANCE = 2e-2  # the device computes in float16, whose relative rounding of 5e-4 adds up over 50 to 120 layers
 
 
-def export(model: Path, wanted: exporting.Wanted) -> exporting.Report:
+def export(model: Path, options: exporting.ExportOptions) -> exporting.ExportResult:
     """Write an .air or .om file from a model file.
 
     The report's comparison is the .om file's where `acl` can run it, else that of the file it was made from.
@@ -47,25 +47,25 @@ def export(model: Path, wanted: exporting.Wanted) -> exporting.Report:
         MissingPackageError: no Ascend host, or no `atc`; what was written, and compared, is named with what to do.
         ToleranceError, UsageError, ConvzooError: as `export.export`.
     """
-    if wanted.dynamic_size:
-        raise UsageError(f"--format {wanted.format} --dynamic-size: Ascend files take pictures of one size")
-    wanted = replace(wanted, batch=wanted.batch or 1)
-    return _export_air(model, wanted) if wanted.format == "air" else _export_om(model, wanted)
+    if options.dynamic_size:
+        raise UsageError(f"--format {options.format} --dynamic-size: Ascend files take pictures of one size")
+    options = replace(options, batch=options.batch or 1)
+    return _export_air(model, options) if options.format == "air" else _export_om(model, options)
 
 
-def _export_air(model: Path, wanted: exporting.Wanted) -> exporting.Report:
+def _export_air(model: Path, options: exporting.ExportOptions) -> exporting.ExportResult:
     """Write NAME.mindir, compared, and the same network as NAME.air, which only `atc` reads."""
     started = time.perf_counter()
-    target = exporting.target_path(model, wanted.out, ".air")
+    target = exporting.target_path(model, options.out, ".air")
     along = [model]
     try:
         sibling = target.with_suffix(".mindir")
-        report = exporting.export(model, mindir.prepare(replace(wanted, format="mindir", out=sibling)))
+        result = exporting.export(model, mindir.prepare(replace(options, format="mindir", out=sibling)))
         along.append(sibling)
-        program = trace(Deployed(_opened(model, wanted), report.info, mindir.suppress))
+        program = trace(Deployed(_opened(model, options), result.info, mindir.suppress))
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             draft = Path(folder) / target.name
-            info = report.info.model_copy(update={"seal": UNSEALED})
+            info = result.info.model_copy(update={"seal": UNSEALED})
             publish([draft, *mindir.write(program, info, draft, "AIR")], target.parent)
     except MissingPackageError as error:
         raise MissingPackageError(
@@ -73,49 +73,49 @@ def _export_air(model: Path, wanted: exporting.Wanted) -> exporting.Report:
             f"along and run there: convzoo export {model.name} --format air ({error})"
         ) from None
     log.warning(f"{target.name} cannot be run as it is; what was compared is {sibling.name}, the same network")
-    return _reported(report, target, "air", started)
+    return _reported(result, target, "air", started)
 
 
-def _export_om(model: Path, wanted: exporting.Wanted) -> exporting.Report:
+def _export_om(model: Path, options: exporting.ExportOptions) -> exporting.ExportResult:
     """Write NAME.onnx (or .mindir), compared, what AIPP is to do, if it is, and NAME.om from them."""
     started = time.perf_counter()
-    target = exporting.target_path(model, wanted.out, ".om")
+    target = exporting.target_path(model, options.out, ".om")
     through = "onnx" if find_spec("onnxscript") else "mindir"
     source = target.with_suffix(f".{through}")
-    before = replace(wanted, format=through, out=source, preprocessing=False)
-    report = exporting.export(model, mindir.prepare(before) if through == "mindir" else before)
-    opened, settings = _opened(model, wanted), None
-    info = report.info.model_copy(update={"seal": UNSEALED})
-    if wanted.preprocessing:
+    before = replace(options, format=through, out=source, preprocessing=False)
+    result = exporting.export(model, mindir.prepare(before) if through == "mindir" else before)
+    opened, settings = _opened(model, options), None
+    info = result.info.model_copy(update={"seal": UNSEALED})
+    if options.preprocessing:
         info = info.model_copy(update={"input": "uint8_nhwc"})
         settings = target.with_suffix(".aipp.cfg")
         with written_whole(settings) as temporary:
             temporary.write_text(aipp(info), encoding="utf-8")
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
         draft = Path(folder) / target.name
-        compile_om(source, info, draft, settings, wanted.soc_version)
+        compile_om(source, info, draft, settings, options.soc_version)
         beside = mindir.write_beside(info, draft)
         if find_spec("acl"):
-            found = _compared(opened, open_exported(draft), wanted)
-            report = replace(report, parity=found, tolerance=max(wanted.tolerance, HALF_TOLERANCE))
+            comparison = _compared(opened, open_exported(draft), options)
+            result = replace(result, parity=comparison, tolerance=max(options.tolerance, HALF_TOLERANCE))
         else:
             log.warning(
                 f"{target.name} was not run: `acl` is not here; what was compared is {source.name}. On the device: "
                 "convzoo eval, or convzoo predict --dump-inputs and convzoo eval --raw-outputs"
             )
         publish([draft, beside], target.parent)
-    return _reported(report, target, "om", started)
+    return _reported(result, target, "om", started)
 
 
-def _reported(report: exporting.Report, target: Path, format: str, started: float) -> exporting.Report:
+def _reported(result: exporting.ExportResult, target: Path, format: str, started: float) -> exporting.ExportResult:
     info = check_document(mindir.read_beside(target)[0])[0]
     seconds, size = time.perf_counter() - started, target.stat().st_size
-    return replace(report, path=target, format=format, info=info, bytes=size, seconds=seconds)
+    return replace(result, path=target, format=format, info=info, bytes=size, seconds=seconds)
 
 
-def _opened(model: Path, wanted: exporting.Wanted) -> torch_model.OpenModel:
+def _opened(model: Path, options: exporting.ExportOptions) -> torch_model.TorchModel:
     opened = torch_model.open_model(model, torch.device("cpu"))
-    return exporting.resized(opened, wanted.size) if wanted.size else opened
+    return exporting.resized(opened, options.size) if options.size else opened
 
 
 def publish(drafts: list[Path], folder: Path) -> None:
@@ -125,14 +125,14 @@ def publish(drafts: list[Path], folder: Path) -> None:
             os.replace(draft, temporary)
 
 
-def _compared(opened: torch_model.OpenModel, file: OpenExport, wanted: exporting.Wanted) -> parity.Parity:
-    tolerance = max(wanted.tolerance, HALF_TOLERANCE)
-    real = parity.pictures(opened, wanted.data, file.info.size)
-    found = parity.compare(opened, file.runner(), real, tolerance)
-    if not found.largest <= tolerance:
-        told = "; ".join(exporting.differences(found))
-        raise ToleranceError(f"{file.path.name}: not what the model does within {tolerance:g}, and not kept: {told}")
-    return found
+def _compared(opened: torch_model.TorchModel, file: ExportedModel, options: exporting.ExportOptions) -> parity.Parity:
+    tolerance = max(options.tolerance, HALF_TOLERANCE)
+    real = parity.pictures(opened, options.data, file.info.size)
+    comparison = parity.compare(opened, file.runner(), real, tolerance)
+    if not comparison.largest <= tolerance:
+        message = "; ".join(exporting.differences(comparison))
+        raise ToleranceError(f"{file.path.name}: not what the model does within {tolerance:g}, and not kept: {message}")
+    return comparison
 
 
 # --- atc
@@ -182,8 +182,8 @@ def call(command: list[str], missing: str, needed: list[Path], target: Path) -> 
         raise MissingPackageError(f"{missing}, {CANN}; take {along} along and run there: {shlex.join(there)}")
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace")
     if done.returncode or not target.is_file():
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["nothing"]
-        raise ConvzooError(f"{command[0]} failed ({done.returncode}) and said: {said[-1].strip()[:200]}")
+        lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()] or ["nothing"]
+        raise ConvzooError(f"{command[0]} failed ({done.returncode}) and said: {lines[-1].strip()[:200]}")
 
 
 # --- running .om files
@@ -199,10 +199,10 @@ def read(path: Path) -> tuple[str, bytes]:
     return mindir.read_beside(path)
 
 
-def start(content: bytes, info: ExportInfo, place: Place) -> Session:
+def start(content: bytes, info: ExportInfo, options: RuntimeOptions) -> Session:
     """Load the file on a device. Raises UsageError, MissingPackageError without `acl`, ConvzooError where acl fails."""
-    if place.precision != "fp32":
-        raise UsageError(f"--precision {place.precision}: an .om file has the precision that atc gave it")
+    if options.precision != "fp32":
+        raise UsageError(f"--precision {options.precision}: an .om file has the precision that atc gave it")
     try:
         acl = importlib.import_module("acl")
     except ImportError as error:
@@ -210,4 +210,4 @@ def start(content: bytes, info: ExportInfo, place: Place) -> Session:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "network.om"
         copy.write_bytes(content)
-        return AclSession(acl, copy, int(place.device.partition(":")[2] or 0))
+        return AclSession(acl, copy, int(options.device.partition(":")[2] or 0))

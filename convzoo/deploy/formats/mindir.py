@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from convzoo.deploy.exported import Place, Session
+from convzoo.deploy.exported import RuntimeOptions, Session
 from convzoo.deploy.formats import mindir_worker
 from convzoo.deploy.formats.mindir_plan import Plan
 from convzoo.deploy.metadata import MAX_DOCUMENT, ExportInfo, check_seal, sealed
@@ -34,14 +34,14 @@ INSTALL = f"python3 -m venv ENV && ENV/bin/pip install mindspore==2.10.0, and {P
 END_S = 10  # to end by itself, before it is ended
 
 
-def prepare(wanted: Any) -> Any:
-    """Complete a `export.Wanted`. Raises UsageError, and MissingPackageError before any work is done."""
-    if wanted.dynamic_size:
+def prepare(options: Any) -> Any:
+    """Complete a `export.ExportOptions`. Raises UsageError, and MissingPackageError before any work is done."""
+    if options.dynamic_size:
         raise UsageError("--format mindir --dynamic-size: a MINDIR file takes pictures of one size")
-    if wanted.stage == "nms":
+    if options.stage == "nms":
         suppress()
     interpreter()
-    return replace(wanted, batch=wanted.batch or 1)
+    return replace(options, batch=options.batch or 1)
 
 
 def suppress(*_: Any) -> Tensor:
@@ -75,10 +75,10 @@ def read(path: Path) -> tuple[str, bytes]:
     return read_beside(path)
 
 
-def start(content: bytes, info: ExportInfo, place: Place) -> Session:
+def start(content: bytes, info: ExportInfo, options: RuntimeOptions) -> Session:
     """Open the file in MindSpore, with as many threads as PyTorch has. Raises UsageError, MissingPackageError."""
-    if place.precision != "fp32":
-        raise UsageError(f"--precision {place.precision}: a MINDIR file has the precision it was exported with")
+    if options.precision != "fp32":
+        raise UsageError(f"--precision {options.precision}: a MINDIR file has the precision it was exported with")
     with tempfile.TemporaryDirectory() as folder:  # alone there, so that it cannot refer to other files beside it
         copy = Path(folder) / "network.mindir"
         copy.write_bytes(content)
@@ -128,11 +128,11 @@ class Worker:
         python = interpreter()
         command = [python, mindir_worker.__file__, action, *arguments]
         try:
-            said = None if os.environ.get("CONVZOO_DEBUG") else subprocess.DEVNULL
+            stderr = None if os.environ.get("CONVZOO_DEBUG") else subprocess.DEVNULL
             scratch = tempfile.TemporaryDirectory(prefix="convzoo-mindspore-")
             environment = {**os.environ, "MS_OM_PATH": scratch.name}  # where it describes graphs that fail
             self.process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=environment
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment
             )
         except OSError as error:
             raise MissingPackageError(f"{PYTHON}={python}: {(error.strerror or '').lower()}; {INSTALL}") from None

@@ -47,15 +47,15 @@ class Plan:
         signature, tensors = program.graph_signature, {**program.constants, **program.state_dict}
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         names.update(signature.inputs_to_lifted_tensor_constants)
-        found: dict[fx.Node, Any] = {}
+        results: dict[fx.Node, Any] = {}
         with torch.no_grad():
             for node in program.graph.nodes:
                 if node.op == "placeholder":
-                    found[node] = tensors[names[node.name]] if node.name in names else self._given(node)
+                    results[node] = tensors[names[node.name]] if node.name in names else self._given(node)
                 elif node.op == "output":
-                    self.outputs = [value.index for value in fx.map_arg(node.args[0], found.__getitem__)]
+                    self.outputs = [value.index for value in fx.map_arg(node.args[0], results.__getitem__)]
                 else:
-                    found[node] = self._result(node, *fx.map_arg((node.args, node.kwargs), found.__getitem__))
+                    results[node] = self._result(node, *fx.map_arg((node.args, node.kwargs), results.__getitem__))
 
     def write(self, folder: Path) -> list[str]:
         """Write the plan and its weights, and return where they are."""
@@ -91,7 +91,7 @@ class Plan:
 
     def add(self, op: str, inputs: Sequence[Any], weights: Sequence[Any] = (), **args: Any) -> Value:
         """Add a step. Inputs that are no values become constants."""
-        indices = [one.index if isinstance(one, Value) else self._constant(one) for one in inputs]
+        indices = [value.index if isinstance(value, Value) else self._constant(value) for value in inputs]
         names = [self._keep(tensor) for tensor in weights if tensor is not None]
         self.steps.append({"op": op, "inputs": indices, "weights": names, "args": args})
         return Value(len(self.steps))
@@ -175,7 +175,7 @@ class Plan:
         return self.reshape(like, self.add("slice", [x], begin=begin, size=size))
 
     def op_unbind(self, like, x, axis=0):
-        return [self.op_select(one, x, axis, i) for i, one in enumerate(like)]
+        return [self.op_select(part, x, axis, i) for i, part in enumerate(like)]
 
     def op_cat(self, like, xs, axis=0):
         return self.add("cat", xs, axis=axis)
@@ -188,6 +188,6 @@ def _two(sizes: Any) -> list[int]:
     return [sizes, sizes] if isinstance(sizes, int) else [*sizes] * (2 // len(sizes))
 
 
-def _only(what: str, given: Any, wanted: Any) -> None:
-    if given != wanted:
-        raise UsageError(f"--format mindir: {what} {given} has no counterpart in MindSpore here; only {wanted}")
+def _only(what: str, given: Any, supported: Any) -> None:
+    if given != supported:
+        raise UsageError(f"--format mindir: {what} {given} has no counterpart in MindSpore here; only {supported}")

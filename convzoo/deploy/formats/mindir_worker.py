@@ -57,10 +57,10 @@ def schedule(steps, outputs):
     last.update((index, len(steps)) for index in outputs)
     live, sources, keeps = [0], [], []
     for n, step in enumerate(steps):
-        kept = [index for index in live if last.get(index, -1) > n]
+        remaining = [index for index in live if last.get(index, -1) > n]
         sources.append(tuple(live.index(index) for index in step["inputs"]))
-        keeps.append(tuple(live.index(index) for index in kept))
-        live = [*kept, n + 1]
+        keeps.append(tuple(live.index(index) for index in remaining))
+        live = [*remaining, n + 1]
     return tuple(sources), tuple(keeps), tuple(live.index(index) for index in outputs)
 
 
@@ -156,12 +156,12 @@ def build(ms, plan, weights):
 
         def construct(self, values):
             for i in range(len(self.sources)):
-                taken, kept = (), ()
+                inputs, remaining = (), ()
                 for source in self.sources[i]:
-                    taken = (*taken, values[source])
+                    inputs = (*inputs, values[source])
                 for keep in self.keeps[i]:
-                    kept = (*kept, values[keep])
-                values = (*kept, self.parts[i](*taken))
+                    remaining = (*remaining, values[keep])
+                values = (*remaining, self.parts[i](*inputs))
             return values
 
     class Network(nn.Cell):

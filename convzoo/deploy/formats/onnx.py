@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from convzoo.deploy import library
-from convzoo.deploy.exported import Place, Session
+from convzoo.deploy.exported import RuntimeOptions, Session
 from convzoo.deploy.graph import quiet
 from convzoo.deploy.metadata import ExportInfo, check_seal, first_line, sealed
 from convzoo.errors import ConvzooError, UsageError
@@ -27,15 +27,15 @@ def suppress(boxes: Tensor, scores: Tensor, most: int, iou_threshold: float, sco
     for image, class_ in torch.cartesian_prod(torch.arange(len(boxes)), torch.arange(scores.shape[1])).tolist():
         score = scores[image, class_]
         candidates = (score > score_threshold).nonzero()[:, 0]
-        kept = candidates[nms(boxes[image, candidates], score[candidates], iou_threshold)][:most]
-        rows.append(torch.stack([torch.full_like(kept, image), torch.full_like(kept, class_), kept], 1))
+        survivors = candidates[nms(boxes[image, candidates], score[candidates], iou_threshold)][:most]
+        rows.append(torch.stack([torch.full_like(survivors, image), torch.full_like(survivors, class_), survivors], 1))
     return torch.cat(rows)
 
 
 @suppress.register_fake
 def _(boxes: Tensor, scores: Tensor, most: int, iou_threshold: float, score_threshold: float) -> Tensor:
-    found = torch.library.get_ctx().new_dynamic_size()
-    return boxes.new_empty((found, 3), dtype=torch.int64)
+    count = torch.library.get_ctx().new_dynamic_size()
+    return boxes.new_empty((count, 3), dtype=torch.int64)
 
 
 def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -> list[Path]:
@@ -105,25 +105,25 @@ def _tensors(message: Any) -> Iterator[Any]:
                 yield from _tensors(part)
 
 
-def start(content: bytes, info: ExportInfo, place: Place) -> Session:
+def start(content: bytes, info: ExportInfo, options: RuntimeOptions) -> Session:
     """Start ONNX Runtime, with as many threads as PyTorch has.
 
     Raises:
         UsageError: another precision than the file's, or an execution provider that is not there.
     """
     runtime = library("onnxruntime", "running an ONNX file")
-    if place.precision != "fp32":
-        raise UsageError(f"--precision {place.precision}: an ONNX file has the precision it was exported with")
-    provider = place.provider or "CPUExecutionProvider"
+    if options.precision != "fp32":
+        raise UsageError(f"--precision {options.precision}: an ONNX file has the precision it was exported with")
+    provider = options.provider or "CPUExecutionProvider"
     there = runtime.get_available_providers()
     if provider not in there:
         raise UsageError(f"--provider {provider}: this ONNX Runtime has {', '.join(there)}")
     runtime.disable_telemetry_events()  # of its Windows builds
-    options = runtime.SessionOptions()
-    options.log_severity_level = 4  # its errors come as exceptions
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    session_options = runtime.SessionOptions()
+    session_options.log_severity_level = 4  # its errors come as exceptions
+    session_options.intra_op_num_threads, session_options.inter_op_num_threads = torch.get_num_threads(), 1
     providers = list(dict.fromkeys([provider, "CPUExecutionProvider"]))
-    session = runtime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+    session = runtime.InferenceSession(content, session_options, providers=providers, enable_fallback=0)
     if session.get_providers()[0] != provider:  # it may use another without a word
         raise ConvzooError(f"--provider {provider}: it does not start here; ONNX Runtime would use the CPU instead")
     inputs, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]

@@ -8,7 +8,7 @@ import torch
 from defusedxml import ElementTree
 
 from convzoo.deploy import library
-from convzoo.deploy.exported import Place, Session
+from convzoo.deploy.exported import RuntimeOptions, Session
 from convzoo.deploy.formats import onnx
 from convzoo.deploy.metadata import ExportInfo, check_seal, sealed
 from convzoo.errors import ConvzooError, UsageError
@@ -60,22 +60,22 @@ def read(path: Path) -> tuple[str, tuple[bytes, bytes]]:
         root = ElementTree.fromstring(data, forbid_dtd=True)
     except Exception as error:
         raise ConvzooError(f"not a whole OpenVINO .xml ({error})") from None
-    found = root.findall("./rt_info/convzoo")
-    if root.tag != "net" or len(found) != 1:
+    entries = root.findall("./rt_info/convzoo")
+    if root.tag != "net" or len(entries) != 1:
         raise ConvzooError("no OpenVINO file that convzoo exported: its metadata is missing")
-    document = found[0].get("value", "")
+    document = entries[0].get("value", "")
     check_seal(document, data, weights)
     return document, (data, weights)
 
 
-def start(content: tuple[bytes, bytes], info: ExportInfo, place: Place) -> Session:
+def start(content: tuple[bytes, bytes], info: ExportInfo, options: RuntimeOptions) -> Session:
     """Compile for the CPU in the precision asked for, with as many threads as PyTorch has. Raises UsageError."""
     openvino = library("openvino", "running an OpenVINO file")
-    if place.precision not in HINTS:
-        raise UsageError(f"--precision {place.precision}: one of {', '.join(HINTS)}")
+    if options.precision not in HINTS:
+        raise UsageError(f"--precision {options.precision}: one of {', '.join(HINTS)}")
     core = openvino.Core()
     settings: dict[str, Any] = {
-        "INFERENCE_PRECISION_HINT": HINTS[place.precision],
+        "INFERENCE_PRECISION_HINT": HINTS[options.precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
     }
@@ -84,7 +84,7 @@ def start(content: tuple[bytes, bytes], info: ExportInfo, place: Place) -> Sessi
         raise ConvzooError("its inputs and outputs are not those that its metadata says")
 
     def run(images: torch.Tensor) -> list[Any]:
-        found = compiled(images.numpy())
-        return [found[i].copy() for i in range(len(info.output_names))]
+        results = compiled(images.numpy())
+        return [results[i].copy() for i in range(len(info.output_names))]
 
     return run

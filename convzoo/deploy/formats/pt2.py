@@ -8,7 +8,7 @@ import torchvision.ops
 from torch import Tensor
 from torch.export.passes import move_to_device_pass
 
-from convzoo.deploy.exported import Place, Session
+from convzoo.deploy.exported import RuntimeOptions, Session
 from convzoo.deploy.formats.pt2_safety import DOCUMENT, archive, archive_digest, cleaned, members
 from convzoo.deploy.graph import quiet
 from convzoo.deploy.metadata import UNSEALED, ExportInfo, parse_document
@@ -23,8 +23,8 @@ def suppress(boxes: Tensor, scores: Tensor, most: int, iou_threshold: float, sco
     image, class_, box = (scores > score_threshold).nonzero(as_tuple=True)
     score = scores[image, class_, box].double()
     apart = (image * scores.shape[1] + class_).double() * (2 * FAR_PX + 1)
-    kept = torchvision.ops.nms(boxes[image, box].double() + apart[:, None], score, iou_threshold)
-    return torch.stack([image, class_, box], 1)[kept]
+    survivors = torchvision.ops.nms(boxes[image, box].double() + apart[:, None], score, iou_threshold)
+    return torch.stack([image, class_, box], 1)[survivors]
 
 
 def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -> list[Path]:
@@ -48,18 +48,18 @@ def read(path: Path) -> tuple[str, dict[str, bytes]]:
     return document, cleaned(files)
 
 
-def start(content: dict[str, bytes], info: ExportInfo, place: Place) -> Session:
+def start(content: dict[str, bytes], info: ExportInfo, options: RuntimeOptions) -> Session:
     """Load the checked archive on a device. Raises UsageError for another precision than the file's."""
-    if place.precision != "fp32":
-        raise UsageError(f"--precision {place.precision}: a .pt2 file has the precision it was exported with")
+    if options.precision != "fp32":
+        raise UsageError(f"--precision {options.precision}: a .pt2 file has the precision it was exported with")
     with quiet():
         program = torch.export.load(io.BytesIO(archive(content)))
-        if place.device != "cpu":
-            program = move_to_device_pass(program, place.device)
+        if options.device != "cpu":
+            program = move_to_device_pass(program, options.device)
         module = program.module(check_guards=False)
 
     @torch.inference_mode()
     def run(images: Tensor) -> list[Tensor]:
-        return [output.cpu() for output in module(images.to(place.device))]
+        return [output.cpu() for output in module(images.to(options.device))]
 
     return run

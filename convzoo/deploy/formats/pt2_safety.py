@@ -46,17 +46,17 @@ def members(data: bytes) -> dict[str, bytes]:
                 raise ConvzooError("a zip file, but not a .pt2 archive: its files are compressed")
             if sum(entry.file_size for entry in entries) > len(data):
                 raise ConvzooError("not a .pt2 archive: its files overlap")
-            found = {entry.filename.partition("/")[2]: archive.read(entry) for entry in entries}
+            contents = {entry.filename.partition("/")[2]: archive.read(entry) for entry in entries}
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError) as error:
         raise ConvzooError(f"not a whole .pt2 archive ({error})") from None
-    if DOCUMENT not in found:
+    if DOCUMENT not in contents:
         raise ConvzooError("no .pt2 archive that convzoo exported: its metadata is missing")
-    strange = [name for name in found if not MEMBERS.fullmatch(name)]
-    if strange or len(found) != len(entries) or len({e.filename.partition("/")[0] for e in entries}) != 1:
+    strange = [name for name in contents if not MEMBERS.fullmatch(name)]
+    if strange or len(contents) != len(entries) or len({e.filename.partition("/")[0] for e in entries}) != 1:
         raise ConvzooError(
             f"holds what no export of convzoo does: {(strange or ['a file twice'])[0][:80]!r}; it is not opened"
         )
-    return found
+    return contents
 
 
 def archive(files: dict[str, bytes]) -> bytes:

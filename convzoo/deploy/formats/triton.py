@@ -26,17 +26,17 @@ MAX_DELAY_US = 100  # that a picture waits for others
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8", 7: "TYPE_INT64", 10: "TYPE_FP16"}  # of ONNX's element types
 
 
-def export(model: Path, wanted: exporting.Wanted) -> exporting.Report:
+def export(model: Path, options: exporting.ExportOptions) -> exporting.ExportResult:
     """Write the repository's folder NAME for a model file; the ONNX file in it is compared as every other.
 
-    `wanted.out` is the repository, the model file's folder if None.
+    `options.out` is the repository, the model file's folder if None.
 
     Raises:
         UsageError: the repository is no folder, or has a model of this name.
         ToleranceError, MissingPackageError, ConvzooError: as `export.export`; nothing is left behind.
     """
     started = time.perf_counter()
-    repository = wanted.out or model.parent
+    repository = options.out or model.parent
     target = repository / re.sub(r"[^\w-]", "_", model.stem)
     if not repository.is_dir() or target.exists():
         what = "exists already" if target.exists() else f"{repository} is no folder"
@@ -44,18 +44,18 @@ def export(model: Path, wanted: exporting.Wanted) -> exporting.Report:
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=repository))
     try:
         (draft / "1").mkdir()
-        report = exporting.export(model, replace(wanted, format="onnx", out=draft / "1" / "model.onnx"))
+        result = exporting.export(model, replace(options, format="onnx", out=draft / "1" / "model.onnx"))
         onnx = library("onnx", "--format triton")
         graph = onnx.load(draft / "1" / "model.onnx").graph
-        (draft / "config.pbtxt").write_text(configuration(target.name, graph, report.info), encoding="utf-8")
-        labels = "".join(f"{name}\n" for name in report.info.class_names)
+        (draft / "config.pbtxt").write_text(configuration(target.name, graph, result.info), encoding="utf-8")
+        labels = "".join(f"{name}\n" for name in result.info.class_names)
         (draft / "labels.txt").write_text(labels, encoding="utf-8")
         draft.chmod(0o755)  # the server is another user
         size = sum(file.stat().st_size for file in draft.rglob("*") if file.is_file())
         os.rename(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return replace(report, path=target, format="triton", bytes=size, seconds=time.perf_counter() - started)
+    return replace(result, path=target, format="triton", bytes=size, seconds=time.perf_counter() - started)
 
 
 def configuration(name: str, graph: Any, info: ExportInfo) -> str:

@@ -11,15 +11,15 @@ from convzoo.deploy.exported import open_exported
 from convzoo.deploy.formats import ascend, mindir
 from convzoo.deploy.metadata import UNSEALED
 from convzoo.deploy.quantize.calibration import Calibration, find_calibration
-from convzoo.deploy.quantize.comparison import Comparison, Report, Wanted
-from convzoo.deploy.quantize.schemes import Way
+from convzoo.deploy.quantize.comparison import Comparison, QuantizeOptions, QuantizeResult
+from convzoo.deploy.quantize.schemes import QuantizationScheme
 from convzoo.errors import UsageError
 from convzoo.inference import torch_model
 
-WAY = Way("amct")
+SCHEME = QuantizationScheme("amct")
 
 
-def quantize_model(model: Path, wanted: Wanted) -> Report:
+def quantize_model(model: Path, options: QuantizeOptions) -> QuantizeResult:
     """Write a model file's INT8 .om, and keep it only if it is accurate enough and faster on the device.
 
     Left beside it is what an Ascend host needs where a tool is missing: NAME.onnx, the calibration's inputs in
@@ -29,28 +29,28 @@ def quantize_model(model: Path, wanted: Wanted) -> Report:
         MissingPackageError: no AMCT, no `atc` or no `acl`; says what to take along.
         ToleranceError, UsageError, DataError, ConvzooError: as `quantize.quantize`.
     """
-    target = export.target_path(model, wanted.out, ".om", "-int8")
+    target = export.target_path(model, options.out, ".om", "-int8")
     source = target.with_name(f"{model.stem}.onnx")
-    info = export.export(model, export.Wanted("onnx", out=source, batch=1, data=wanted.data)).info
+    info = export.export(model, export.ExportOptions("onnx", out=source, batch=1, data=options.data)).info
     opened = torch_model.open_model(model, torch.device("cpu"))
-    found = find_calibration(opened, wanted.data, wanted.calibration, wanted.calibration_images, info.size)
+    calibration = find_calibration(opened, options.data, options.calibration, options.calibration_images, info.size)
     inputs = target.with_name(f"{model.stem}-calibration")
-    _write_inputs(found, inputs)
+    _write_inputs(calibration, inputs)
     deployed = quantize_file(source, inputs, target.with_name(f"{model.stem}-amct"))
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as folder:
         before, after = Path(folder) / "float.om", Path(folder) / target.name
         for made_from, file in ((source, before), (deployed, after)):
-            ascend.compile_om(made_from, info, file, None, wanted.soc_version)
+            ascend.compile_om(made_from, info, file, None, options.soc_version)
             mindir.write_beside(info.model_copy(update={"seal": UNSEALED}), file)
-        comparison = Comparison(open_exported(before), found, wanted, Path(folder))
-        trial = comparison.measured(WAY, after)
-        if not comparison.passes(trial):
-            raise comparison.refusal([trial])
-        described, float_bytes = comparison.description(trial), before.stat().st_size
+        comparison = Comparison(open_exported(before), calibration, options, Path(folder))
+        candidate = comparison.measured(SCHEME, after)
+        if not comparison.passes(candidate):
+            raise comparison.refusal([candidate])
+        described, float_bytes = comparison.description(candidate), before.stat().st_size
         provenance = {**info.provenance, "quantization": described}
-        changed = {"metrics": trial.result, "provenance": provenance, "seal": UNSEALED}
+        changed = {"metrics": candidate.result, "provenance": provenance, "seal": UNSEALED}
         ascend.publish([after, mindir.write_beside(info.model_copy(update=changed), after)], target.parent)
-    return Report(target, target.stat().st_size, float_bytes, described)
+    return QuantizeResult(target, target.stat().st_size, float_bytes, described)
 
 
 def _write_inputs(calibration: Calibration, folder: Path) -> None:

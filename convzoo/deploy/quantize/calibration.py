@@ -15,8 +15,8 @@ from convzoo.build import build_dataset
 from convzoo.data.decode import decode_rgb
 from convzoo.data.transforms.pipeline import ORDER, keyed_rng, normalize
 from convzoo.errors import DataError, UsageError
+from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import find_pictures
-from convzoo.inference.torch_model import OpenModel
 from convzoo.logs import log
 from convzoo.types import Key, Sample
 
@@ -38,7 +38,7 @@ class Calibration:
         size: (height, width) of the network's input.
     """
 
-    opened: OpenModel
+    opened: LoadedModel
     where: str
     load: Callable[[int], Sample]
     indices: list[int]
@@ -60,7 +60,7 @@ class Calibration:
 
 
 def find_calibration(
-    opened: OpenModel, data: Path | None, folder: Path | None, most: int, size: tuple[int, int]
+    opened: LoadedModel, data: Path | None, folder: Path | None, most: int, size: tuple[int, int]
 ) -> Calibration:
     """Choose at most `most` pictures, the same ones every time, of a folder or else of the training split.
 
@@ -86,19 +86,19 @@ def find_calibration(
         digests.add(pixels_digest(image))
         if len(indices) == most:
             break
-    told = ", ".join(f"{count} {why}" for why, count in bad.items() if count)
+    omissions = ", ".join(f"{count} {why}" for why, count in bad.items() if count)
     if not indices:
-        raise DataError(f"{where}: nothing to calibrate on: of {len(paths)} pictures {told}")
-    if told:
-        log.warning(f"{where}: left out of the calibration: {told}")
+        raise DataError(f"{where}: nothing to calibrate on: of {len(paths)} pictures {omissions}")
+    if omissions:
+        log.warning(f"{where}: left out of the calibration: {omissions}")
     resolved = frozenset(os.path.realpath(paths[index]) for index in indices)
     return Calibration(opened, where, load, indices, frozenset(digests), resolved, size)
 
 
-Source = tuple[Callable[[int], Sample], list[str], str]
+PictureSource = tuple[Callable[[int], Sample], list[str], str]
 
 
-def _of_folder(folder: Path) -> Source:
+def _of_folder(folder: Path) -> PictureSource:
     if not folder.is_dir():
         raise UsageError(f"--calibration {folder}: no such folder")
     try:
@@ -116,7 +116,7 @@ def _of_folder(folder: Path) -> Source:
     return load, paths, f"--calibration {folder}"
 
 
-def _of_training(opened: OpenModel, data: Path | None) -> Source:
+def _of_training(opened: LoadedModel, data: Path | None) -> PictureSource:
     try:
         dataset = build_dataset(opened.recipe, data, "train")
     except DataError as error:

@@ -11,7 +11,7 @@ import torch
 
 from convzoo import build, distributed
 from convzoo.data.loader import Transformed, label_map
-from convzoo.deploy.exported import OpenExport, open_exported
+from convzoo.deploy.exported import ExportedModel, open_exported
 from convzoo.deploy.metadata import UNSEALED
 from convzoo.deploy.quantize import layer_errors, schemes
 from convzoo.deploy.quantize.calibration import Calibration, Evaluated
@@ -26,7 +26,7 @@ SECONDS = 1.0  # of each variant in each round
 
 
 @dataclass(frozen=True)
-class Wanted:
+class QuantizeOptions:
     """What to quantise to.
 
     Attributes:
@@ -50,8 +50,8 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A way that was tried.
+class Candidate:
+    """A scheme that was tried.
 
     Attributes:
         seconds: the median of a picture, by variant: float32, bfloat16, int8.
@@ -59,7 +59,7 @@ class Trial:
         drop: points of percent that the task's measure lost; errors: of the layers, worst first.
     """
 
-    way: schemes.Way
+    scheme: schemes.QuantizationScheme
     seconds: dict[str, float]
     result: dict[str, Any] | None = None
     drop: float = 0.0
@@ -72,7 +72,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Report:
+class QuantizeResult:
     """An INT8 file that was measured and kept."""
 
     path: Path
@@ -85,144 +85,149 @@ class Report:
         return {"file": str(self.path), "bytes": self.bytes, "float_bytes": self.float_bytes, **self.description}
 
     def text(self) -> str:
-        said = self.description
-        times = ", ".join(f"{name} {value:.2f} ms" for name, value in said["latency_ms"].items())
-        part = "" if said["eval_images"] is None else f" (a fixed random {said['eval_images']} of them)"
+        description = self.description
+        times = ", ".join(f"{name} {value:.2f} ms" for name, value in description["latency_ms"].items())
+        part = "" if description["eval_images"] is None else f" (a fixed random {description['eval_images']} of them)"
         return "\n".join([
-            f"{self.path}  {said['runtime']} INT8 by {said['by']}, {self.bytes / 1e6:.1f} MB (float {self.float_bytes / 1e6:.1f})",
-            f"  calibrated  {said['calibration_images']} pictures, {said['calibrated_on']}",
-            f"  float       {tables.summary(said['float'])}{part}",
-            f"  int8        {tables.summary(said['int8'])}: {said['drop_points']:.2f} points lost, {said['max_drop']:g} allowed",
-            f"  batch 1     {times}: {said['speedup']:.2f} times the fastest float, {said['threads']} threads",
+            f"{self.path}  {description['runtime']} INT8 by {description['by']}, {self.bytes / 1e6:.1f} MB (float {self.float_bytes / 1e6:.1f})",
+            f"  calibrated  {description['calibration_images']} pictures, {description['calibrated_on']}",
+            f"  float       {tables.summary(description['float'])}{part}",
+            f"  int8        {tables.summary(description['int8'])}: {description['drop_points']:.2f} points lost, {description['max_drop']:g} allowed",
+            f"  batch 1     {times}: {description['speedup']:.2f} times the fastest float, {description['threads']} threads",
         ])  # fmt: skip
 
 
-def measure_speed(before: OpenExport, after: OpenExport, image: np.ndarray) -> dict[str, float]:
+def measure_speed(before: ExportedModel, after: ExportedModel, image: np.ndarray) -> dict[str, float]:
     """Return the median seconds of a picture, float32 [1, 3, H, W], in float32, in bfloat16 where that is computed, in INT8."""
     runners = {"float32": before.runner(), "int8": after.runner()}
     if before.format == "openvino" and distributed.computes_bfloat16(torch.device("cpu")):
         runners["bfloat16"] = before.runner("bf16")
     x = torch.from_numpy(image)
     times = alternate({name: lambda run=run: run(x) for name, run in runners.items()}, ROUNDS, SECONDS)
-    return {name: statistics.median(statistics.median(taken) for taken in found) for name, found in times.items()}
+    return {
+        name: statistics.median(statistics.median(durations) for durations in rounds) for name, rounds in times.items()
+    }
 
 
 class Comparison:
-    """One float file, its calibration and its evaluation, for every way of quantising.
+    """One float file, its calibration and its evaluation, for every scheme.
 
     Raises:
         DataError: nothing to evaluate, or pictures that are also calibrated on.
     """
 
-    def __init__(self, before: OpenExport, calibration: Calibration, wanted: Wanted, folder: Path):
-        self.before, self.calibration, self.wanted, self.folder = before, calibration, wanted, folder
-        dataset = build.build_dataset(before.recipe, wanted.data, "val")
+    def __init__(self, before: ExportedModel, calibration: Calibration, options: QuantizeOptions, folder: Path):
+        self.before, self.calibration, self.options, self.folder = before, calibration, options, folder
+        dataset = build.build_dataset(before.recipe, options.data, "val")
         if not len(dataset):
-            raise DataError(f"{wanted.data}: no images to evaluate")
-        source = str(wanted.data or before.recipe.data["name"])
+            raise DataError(f"{options.data}: no images to evaluate")
+        source = str(options.data or before.recipe.data["name"])
         labels = label_map(dataset.class_names, before.class_names, source)
-        self.seen = Transformed(Evaluated(dataset, wanted.eval_images, calibration), before.pipeline(), labels)
+        self.seen = Transformed(Evaluated(dataset, options.eval_images, calibration), before.pipeline(), labels)
         self.task = before.task()
         self.float_result = self._evaluated(before)
 
-    def _evaluated(self, opened: OpenExport) -> dict[str, Any]:
+    def _evaluated(self, opened: ExportedModel) -> dict[str, Any]:
         batch_size = min(64, self.before.recipe.train.batch_size)
         try:
             return evaluate.evaluate(opened.runner(), self.task, self.seen, batch_size=batch_size).result
         except DataError as error:  # there is no such option here: every picture counts, before and after
             raise DataError(str(error).partition(" (--on-bad-sample")[0]) from None
 
-    def best(self) -> tuple[Trial, Any]:
-        """Try one way after the other; return the first that passes, and its network. Raises ToleranceError."""
-        trials: list[Trial] = []
-        for way in schemes.WAYS[self.wanted.format]:
-            log.info(f"INT8 by {way}: calibrating on {len(self.calibration)} pictures")
+    def best(self) -> tuple[Candidate, Any]:
+        """Try one scheme after the other; return the first that passes, and its network. Raises ToleranceError."""
+        candidates: list[Candidate] = []
+        for scheme in schemes.SCHEMES[self.options.format]:
+            log.info(f"INT8 by {scheme}: calibrating on {len(self.calibration)} pictures")
             try:
-                worst = [name for name, _ in trials[-1].errors] if trials else []
-                network = schemes.quantised(self.before.path, self.wanted.format, way, self.calibration, worst)
-                trial = self._tried(way, network)
+                worst = [name for name, _ in candidates[-1].errors] if candidates else []
+                network = schemes.quantised(self.before.path, self.options.format, scheme, self.calibration, worst)
+                candidate = self._tried(scheme, network)
             except ConvzooError as error:
                 if type(error) is not ConvzooError:
                     raise
                 log.warning(f"not possible: {error}")
                 continue
-            if self.passes(trial):
-                return trial, network
-            trials.append(trial)
-            log.warning(f"refused: {self._why(trial)}")
-        raise self.refusal(trials)
+            if self.passes(candidate):
+                return candidate, network
+            candidates.append(candidate)
+            log.warning(f"refused: {self._why(candidate)}")
+        raise self.refusal(candidates)
 
-    def _tried(self, way: schemes.Way, network: Any) -> Trial:
+    def _tried(self, scheme: schemes.QuantizationScheme, network: Any) -> Candidate:
         path = self.folder / f"trial{self.before.path.suffix}"
-        schemes.write(network, self.wanted.format, self.before.info.model_copy(update={"seal": UNSEALED}), path)
-        trial = self.measured(way, path)
-        if trial.result and not self.passes(trial):
-            errors = layer_errors.layer_errors(self.wanted.format, self.before.path, path, self.calibration)
-            trial = replace(trial, errors=errors)
-        return trial
+        schemes.write(network, self.options.format, self.before.info.model_copy(update={"seal": UNSEALED}), path)
+        candidate = self.measured(scheme, path)
+        if candidate.result and not self.passes(candidate):
+            errors = layer_errors.layer_errors(self.options.format, self.before.path, path, self.calibration)
+            candidate = replace(candidate, errors=errors)
+        return candidate
 
-    def measured(self, way: schemes.Way, path: Path) -> Trial:
+    def measured(self, scheme: schemes.QuantizationScheme, path: Path) -> Candidate:
         """Time an INT8 file against the float one and, if it is faster, evaluate it."""
         after = open_exported(path)
         seconds = measure_speed(self.before, after, next(iter(self.calibration)))
-        trial = Trial(way, seconds)
-        if trial.speedup <= 1:
-            return trial  # whatever its accuracy
+        candidate = Candidate(scheme, seconds)
+        if candidate.speedup <= 1:
+            return candidate  # whatever its accuracy
         result = self._evaluated(after)
-        return Trial(way, seconds, result, 100 * (self._score(self.float_result) - self._score(result)))
+        return Candidate(scheme, seconds, result, 100 * (self._score(self.float_result) - self._score(result)))
 
     def _score(self, result: dict[str, Any]) -> float:
         score = result.get(self.task.best_metric)
         if score is None:
-            raise DataError(f"{self.wanted.data}: gives no {self.task.best_metric} to compare by")
+            raise DataError(f"{self.options.data}: gives no {self.task.best_metric} to compare by")
         return float(score)
 
-    def passes(self, trial: Trial) -> bool:
+    def passes(self, candidate: Candidate) -> bool:
         """Tell whether it is faster than float and within the budget."""
-        return trial.speedup > 1 and trial.drop <= self.wanted.max_drop + 1e-9  # rounding of the subtraction
+        return candidate.speedup > 1 and candidate.drop <= self.options.max_drop + 1e-9  # rounding of the subtraction
 
-    def _why(self, trial: Trial) -> str:
-        if trial.speedup <= 1:
-            times = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in trial.seconds.items())
-            return f"{trial.way}: slower than float ({times})"
-        worst = ", ".join(f"{layer_errors.shown(name)} {100 * error:.0f} %" for name, error in trial.errors[:3])
-        told = f" (largest errors: {worst})" if worst else ""
-        return f"{trial.way}: loses {trial.drop:.2f} points of {self.task.best_metric}, {trial.speedup:.2f} times as fast{told}"
+    def _why(self, candidate: Candidate) -> str:
+        if candidate.speedup <= 1:
+            times = ", ".join(f"{name} {1e3 * value:.2f} ms" for name, value in candidate.seconds.items())
+            return f"{candidate.scheme}: slower than float ({times})"
+        worst = ", ".join(f"{layer_errors.shown(name)} {100 * error:.0f} %" for name, error in candidate.errors[:3])
+        largest = f" (largest errors: {worst})" if worst else ""
+        return f"{candidate.scheme}: loses {candidate.drop:.2f} points of {self.task.best_metric}, {candidate.speedup:.2f} times as fast{largest}"
 
-    def refusal(self, trials: list[Trial]) -> ToleranceError:
-        """Return the error that says what each way gave; log the layers' errors of the best."""
-        if not trials:
+    def refusal(self, candidates: list[Candidate]) -> ToleranceError:
+        """Return the error that says what each scheme gave; log the layers' errors of the best."""
+        if not candidates:
             return ToleranceError(f"{self.before.path.name}: no way of quantising it works; nothing is kept")
-        measured = [trial for trial in trials if trial.errors]
+        measured = [candidate for candidate in candidates if candidate.errors]
         if measured:
-            nearest_miss = min(measured, key=lambda trial: trial.drop)
-            log.warning(f"{nearest_miss.way}: {layer_errors.report(nearest_miss.errors)}")
-        told = "; ".join(self._why(trial) for trial in trials)
+            nearest_miss = min(measured, key=lambda candidate: candidate.drop)
+            log.warning(f"{nearest_miss.scheme}: {layer_errors.report(nearest_miss.errors)}")
+        reasons = "; ".join(self._why(candidate) for candidate in candidates)
         return ToleranceError(
-            f"no INT8 that is faster than float and loses at most {self.wanted.max_drop:g} points, and none is kept: {told}"
+            f"no INT8 that is faster than float and loses at most {self.options.max_drop:g} points, and none is kept: {reasons}"
         )
 
-    def description(self, trial: Trial) -> dict[str, Any]:
+    def description(self, candidate: Candidate) -> dict[str, Any]:
         """Return what was done and measured: for the metadata and the report."""
-        wanted, runtime = self.wanted, {"onnx": "onnxruntime", "openvino": "openvino", "om": "acl"}[self.wanted.format]
+        options, runtime = (
+            self.options,
+            {"onnx": "onnxruntime", "openvino": "openvino", "om": "acl"}[self.options.format],
+        )
         return {
-            "by": str(trial.way), "runtime": runtime, "calibrated_on": self.calibration.where,
-            "calibration_images": len(self.calibration), "eval_images": wanted.eval_images,
-            "evaluated_on": str(wanted.data or self.before.recipe.data["name"]), "max_drop": wanted.max_drop,
-            "float": self.float_result, "int8": trial.result, "drop_points": round(trial.drop, 4),
-            "latency_ms": {name: round(1e3 * value, 4) for name, value in trial.seconds.items()},
-            "speedup": round(trial.speedup, 3), "threads": torch.get_num_threads(),
+            "by": str(candidate.scheme), "runtime": runtime, "calibrated_on": self.calibration.where,
+            "calibration_images": len(self.calibration), "eval_images": options.eval_images,
+            "evaluated_on": str(options.data or self.before.recipe.data["name"]), "max_drop": options.max_drop,
+            "float": self.float_result, "int8": candidate.result, "drop_points": round(candidate.drop, 4),
+            "latency_ms": {name: round(1e3 * value, 4) for name, value in candidate.seconds.items()},
+            "speedup": round(candidate.speedup, 3), "threads": torch.get_num_threads(),
         }  # fmt: skip
 
-    def written(self, network: Any, trial: Trial, name: str) -> tuple[Path, list[Path]]:
+    def written(self, network: Any, candidate: Candidate, name: str) -> tuple[Path, list[Path]]:
         """Write the network with all that was measured, and check that the file does what the measured one did."""
         info = self.before.info
-        provenance = {**info.provenance, "quantization": self.description(trial)}
+        provenance = {**info.provenance, "quantization": self.description(candidate)}
         versions = {**info.versions, **{tool: importlib.metadata.version(tool) for tool in ("nncf", "onnxruntime")}}
-        changed = {"metrics": trial.result, "provenance": provenance, "versions": versions, "seal": UNSEALED}
+        changed = {"metrics": candidate.result, "provenance": provenance, "versions": versions, "seal": UNSEALED}
         final = self.folder / "final"
         final.mkdir()
-        others = schemes.write(network, self.wanted.format, info.model_copy(update=changed), final / name)
+        others = schemes.write(network, self.options.format, info.model_copy(update=changed), final / name)
         x = torch.from_numpy(next(iter(self.calibration)))
         runners = (
             open_exported(final / name).runner(),

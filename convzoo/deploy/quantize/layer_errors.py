@@ -24,9 +24,9 @@ def layer_errors(format: str, before: Path, after: Path, images: Iterable[np.nda
     floats, ints = outputs(before), outputs(after)
     squares: dict[str, list[float]] = {}
     for image, _ in zip(images, range(PICTURES), strict=False):
-        wanted, found = floats(image), ints(image)
-        for name in wanted.keys() & found.keys():
-            a, b = found[name].astype(np.float64), wanted[name].astype(np.float64)
+        float_outputs, int_outputs = floats(image), ints(image)
+        for name in float_outputs.keys() & int_outputs.keys():
+            a, b = int_outputs[name].astype(np.float64), float_outputs[name].astype(np.float64)
             sums = squares.setdefault(name, [0.0, 0.0])
             sums[0], sums[1] = sums[0] + float(((a - b) ** 2).sum()), sums[1] + float((b**2).sum())
     errors = [(name, (difference / max(size, 1e-30)) ** 0.5) for name, (difference, size) in squares.items()]
@@ -55,8 +55,8 @@ def _openvino_layers(path: Path) -> Any:
     compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
-        found = compiled(image)
-        return {name: found[own + i].copy() for i, name in enumerate(names)}
+        outputs = compiled(image)
+        return {name: outputs[own + i].copy() for i, name in enumerate(names)}
 
     return run
 

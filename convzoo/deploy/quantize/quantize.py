@@ -11,13 +11,13 @@ from convzoo.deploy import SUFFIXES, export, format_module, library
 from convzoo.deploy.exported import open_exported
 from convzoo.deploy.quantize import schemes
 from convzoo.deploy.quantize.calibration import find_calibration
-from convzoo.deploy.quantize.comparison import Comparison, Report, Wanted
+from convzoo.deploy.quantize.comparison import Comparison, QuantizeOptions, QuantizeResult
 from convzoo.errors import UsageError
 from convzoo.files import written_whole
 from convzoo.inference import torch_model
 
 
-def quantize(model: Path, wanted: Wanted, exported: Path | None = None) -> Report:
+def quantize(model: Path, options: QuantizeOptions, exported: Path | None = None) -> QuantizeResult:
     """Quantise a model file and keep the result only if it is accurate enough and faster.
 
     Args:
@@ -28,32 +28,32 @@ def quantize(model: Path, wanted: Wanted, exported: Path | None = None) -> Repor
         ToleranceError: no way of quantising keeps the accuracy, or none is faster than float; nothing is left behind.
         MissingPackageError: the format's library is not installed.
     """
-    if wanted.format == "om":
+    if options.format == "om":
         from convzoo.deploy.quantize import amct
 
-        return amct.quantize_model(model, wanted)
-    if wanted.format not in schemes.WAYS:
-        raise UsageError(f"--format {wanted.format}: no INT8 in it{nearest(wanted.format, [*schemes.WAYS, 'om'])}")
-    module = format_module(wanted.format)
-    target = export.target_path(model, wanted.out, SUFFIXES[wanted.format], "-int8")
+        return amct.quantize_model(model, options)
+    if options.format not in schemes.SCHEMES:
+        raise UsageError(f"--format {options.format}: no INT8 in it{nearest(options.format, [*schemes.SCHEMES, 'om'])}")
+    module = format_module(options.format)
+    target = export.target_path(model, options.out, SUFFIXES[options.format], "-int8")
     for name in (*module.PACKAGES, "nncf"):
-        library(name, f"INT8 for {wanted.format}")
+        library(name, f"INT8 for {options.format}")
     opened = torch_model.open_model(model, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
         folder = Path(name)
         if exported is None:
-            exported = export.export(model, export.Wanted(wanted.format, out=folder, data=wanted.data)).path
+            exported = export.export(model, export.ExportOptions(options.format, out=folder, data=options.data)).path
         before = open_exported(exported)
         calibration = find_calibration(
-            opened, wanted.data, wanted.calibration, wanted.calibration_images, before.info.size
+            opened, options.data, options.calibration, options.calibration_images, before.info.size
         )
-        session = Comparison(before, calibration, wanted, folder)
-        trial, network = session.best()
-        draft, others = session.written(network, trial, target.name)
+        session = Comparison(before, calibration, options, folder)
+        candidate, network = session.best()
+        draft, others = session.written(network, candidate, target.name)
         size = sum(path.stat().st_size for path in (draft, *others))
         with written_whole(target) as temporary:
             for other in others:
                 with written_whole(target.with_name(other.name)) as beside:
                     os.replace(other, beside)
             os.replace(draft, temporary)
-        return Report(target, size, export.bytes_of(exported), session.description(trial))
+        return QuantizeResult(target, size, export.bytes_of(exported), session.description(candidate))

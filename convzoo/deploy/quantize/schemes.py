@@ -18,14 +18,14 @@ WEIGHTED = ("Conv", "Gemm", "MatMul", "Convolution", "GroupConvolution")
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to quantise.
+class QuantizationScheme:
+    """How a network is quantised.
 
     Attributes:
         tool: whose quantiser.
         preset: NNCF's: "performance" is symmetric, "mixed" has asymmetric activations.
         spares: what stays in float: nothing, the "ends" - the layers that give the outputs: the classifier, or a detector's
-            heads - or also the three "worst", by the errors that the way before had.
+            heads - or also the three "worst", by the errors that the scheme before had.
         exact_bias: NNCF corrects each layer's bias by what the layers before it really give, not by an estimate: slower.
     """
 
@@ -43,25 +43,33 @@ class Way:
 
 # In the order in which they are tried, as measured (docs/deploy.md). Symmetric activations of a leaky ReLU waste half their
 # range: Tiny Darknet lost 17 points so, and was no faster. ONNX Runtime runs what NNCF writes for it slower than float.
-WAYS = {
+SCHEMES = {
     "openvino": [
-        Way("nncf"), Way("nncf", spares="ends"), Way("nncf", spares="ends", exact_bias=True),
-        Way("nncf", spares="worst", exact_bias=True), Way("nncf", "performance", exact_bias=True),
+        QuantizationScheme("nncf"),
+        QuantizationScheme("nncf", spares="ends"),
+        QuantizationScheme("nncf", spares="ends", exact_bias=True),
+        QuantizationScheme("nncf", spares="worst", exact_bias=True),
+        QuantizationScheme("nncf", "performance", exact_bias=True),
     ],
     "onnx": [
-        Way("onnxruntime"), Way("onnxruntime", spares="ends"), Way("onnxruntime", spares="worst"),
-        Way("nncf"), Way("nncf", spares="ends"),
+        QuantizationScheme("onnxruntime"),
+        QuantizationScheme("onnxruntime", spares="ends"),
+        QuantizationScheme("onnxruntime", spares="worst"),
+        QuantizationScheme("nncf"),
+        QuantizationScheme("nncf", spares="ends"),
     ],
-}  # fmt: skip
+}
 WORST = 3
 
 
-def quantised(source: Path, format: str, way: Way, calibration: Calibration, worst: Sequence[str] = ()) -> Any:
+def quantised(
+    source: Path, format: str, scheme: QuantizationScheme, calibration: Calibration, worst: Sequence[str] = ()
+) -> Any:
     """Return the INT8 network as its library holds it.
 
     Args:
         source: the float network, as `export` wrote it.
-        worst: layers, worst first, for a way that spares those.
+        worst: layers, worst first, for a scheme that spares those.
     Raises:
         ConvzooError: the library fails on this network.
         MissingPackageError: the library is not installed.
@@ -70,16 +78,18 @@ def quantised(source: Path, format: str, way: Way, calibration: Calibration, wor
         with _silent():
             if format == "openvino":
                 model: Any = library("openvino", "INT8 for OpenVINO").Core().read_model(source)
-                return _by_nncf(model, way, _spared(way, _ends_of_ir(model), worst), calibration, lambda image: image)
+                return _by_nncf(
+                    model, scheme, _spared(scheme, _ends_of_ir(model), worst), calibration, lambda image: image
+                )
             model = library("onnx", "INT8 for ONNX").load(source)
-            spared = _spared(way, _ends_of_onnx(model), worst)
-            if way.tool == "nncf":
-                return _by_nncf(model, way, spared, calibration, lambda image: {"images": image})
+            spared = _spared(scheme, _ends_of_onnx(model), worst)
+            if scheme.tool == "nncf":
+                return _by_nncf(model, scheme, spared, calibration, lambda image: {"images": image})
             return _by_onnxruntime(source, spared, calibration)
     except (ConvzooError, MemoryError, OSError):
         raise
     except Exception as error:
-        raise ConvzooError(f"{way.tool} cannot quantise this network: {first_line(error)}") from error
+        raise ConvzooError(f"{scheme.tool} cannot quantise this network: {first_line(error)}") from error
 
 
 def write(model: Any, format: str, info: ExportInfo, path: Path) -> list[Path]:
@@ -103,15 +113,15 @@ def _silent() -> Iterator[None]:
         yield
 
 
-def _spared(way: Way, ends: list[str], worst: Sequence[str]) -> list[str]:
-    more = worst[:WORST] if way.spares == "worst" else ()
-    return [] if way.spares == "nothing" else list(dict.fromkeys([*ends, *more]))
+def _spared(scheme: QuantizationScheme, ends: list[str], worst: Sequence[str]) -> list[str]:
+    more = worst[:WORST] if scheme.spares == "worst" else ()
+    return [] if scheme.spares == "nothing" else list(dict.fromkeys([*ends, *more]))
 
 
-def _by_nncf(model: Any, way: Way, spared: list[str], calibration: Calibration, feed: Any) -> Any:
+def _by_nncf(model: Any, scheme: QuantizationScheme, spared: list[str], calibration: Calibration, feed: Any) -> Any:
     nncf = library("nncf", "INT8")
-    options: dict[str, Any] = {"preset": nncf.QuantizationPreset(way.preset), "subset_size": len(calibration)}
-    options["fast_bias_correction"] = not way.exact_bias
+    options: dict[str, Any] = {"preset": nncf.QuantizationPreset(scheme.preset), "subset_size": len(calibration)}
+    options["fast_bias_correction"] = not scheme.exact_bias
     if spared:
         options["ignored_scope"] = nncf.IgnoredScope(names=spared)
     return nncf.quantize(model, nncf.Dataset(calibration, feed), **options)
