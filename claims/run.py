@@ -1,5 +1,6 @@
 """Run a claim's commands on the machine at hand and read what they gave."""
 
+import ast
 import datetime
 import hashlib
 import json
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import torch
+import yaml
 
 from claims.claim import HERE, ROOT, Claim, Measurement, claims, read_value
 
@@ -124,10 +126,12 @@ def _read(read: str, out: Path, stdout: str) -> float:
 
 
 def _code_sha256(claim: Claim) -> str:
-    """Return a hash of what a measurement depends on: the package, the benchmarks and the claim itself."""
-    digest = hashlib.sha256(claim.model_dump_json().encode())
-    for path in sorted([*ROOT.glob("convzoo/**/*.py"), *ROOT.glob("convzoo/**/*.yaml"), *ROOT.glob("benchmarks/*.py")]):
-        digest.update(path.read_bytes())
+    """Return a hash of what a measurement depends on: package, benchmarks and the claim, not their comments or lines."""
+    digest = hashlib.sha256(claim.model_dump_json(exclude={"title", "minutes", "quick"}).encode())
+    for path in sorted([*ROOT.glob("convzoo/**/*.py"), *ROOT.glob("benchmarks/*.py")]):
+        digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
+    for path in sorted(ROOT.glob("convzoo/**/*.yaml")):
+        digest.update(json.dumps(yaml.safe_load(path.read_bytes())).encode())
     return digest.hexdigest()
 
 
