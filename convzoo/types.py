@@ -16,7 +16,7 @@ class Key(NamedTuple):
     """What a sampler yields: which sample, of which epoch, at which input size (None: as the recipe says)."""
 
     epoch: int
-    index: int
+    index: int  # pyright: ignore[reportIncompatibleMethodOverride]  # hides tuple.index, which nobody asks a key for
     size_px: int | None = None
 
 

@@ -237,7 +237,7 @@ def _save(state: TrainState, run: RunFolder, metrics: dict, is_best: bool) -> No
 
 def _open_on_rank_0(options: RunOptions, recipe: Recipe) -> tuple[RunFolder, bool]:
     """Let rank 0 open the folder and tell the others, its error included."""
-    answer: tuple = ()
+    run, answer = None, ()
     if distributed.rank() == 0:
         try:
             run, continued = open_run(options.out, recipe, options.resume)
@@ -247,7 +247,7 @@ def _open_on_rank_0(options: RunOptions, recipe: Recipe) -> tuple[RunFolder, boo
     path, continued, error = distributed.gather_objects(answer)[0]
     if error:
         raise error
-    return (run if distributed.rank() == 0 else RunFolder(path, recipe, None)), continued
+    return run or RunFolder(path, recipe, None), continued
 
 
 def _restore(state: TrainState, run: RunFolder) -> None:

@@ -93,15 +93,19 @@ def _laid(
 ) -> Sample:  # fmt: skip
     """Lay a picture at random over the input and keep the boxes that show in the window (left, top, right, bottom)."""
     image_hw = _size(sample.image)
-    for attempt in range(TRIES + 1):
-        if attempt < TRIES:
-            size, left, top = _draw(image_hw, input_hw, rng, jitter, scale)
-        else:
-            size, (_, _, left, top) = letterbox_size(image_hw, input_hw), letterbox_placement(image_hw, input_hw)
+
+    def visible(size: tuple[int, int], left: float, top: float) -> tuple[Placement, Boxes]:
         step = Placement(size[1] / image_hw[1], size[0] / image_hw[0], left, top)
-        target = _visible(moved(sample, sample.image, step).target, window, min_visible)
+        return step, _visible(moved(sample, sample.image, step).target, window, min_visible)
+
+    for _ in range(TRIES):
+        size, left, top = _draw(image_hw, input_hw, rng, jitter, scale)
+        step, target = visible(size, left, top)
         if len(target) or not len(sample.target):
             break
+    else:
+        size, (_, _, left, top) = letterbox_size(image_hw, input_hw), letterbox_placement(image_hw, input_hw)
+        step, target = visible(size, left, top)
     scaled = interpolated(sample.image, list(size), "bilinear", antialias=True)
     return replace(moved(sample, _pasted(scaled, input_hw, int(left), int(top), fill), step), target=target)
 
