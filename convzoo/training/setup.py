@@ -149,7 +149,9 @@ class TrainState:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.frozen_modules = freeze(model, recipe.train.freeze)
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network: nn.Module = torch.compile(self.model) if self.options.compile else self.model  # type: ignore[assignment]
+        self.network: nn.Module = self.model
+        if self.options.compile:
+            self.network = torch.compile(self.model)  # type: ignore[assignment]
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
                 self.network, device_ids=None if device.type == "cpu" else [device.index]
