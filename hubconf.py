@@ -1,4 +1,6 @@
-"""torch.hub: `model = torch.hub.load(REPO, "densenet121", weights="timm:densenet121.ra_in1k", download=True, source="local")`.
+"""torch.hub: a network by its name, with weights and a recipe.
+
+    model = torch.hub.load(REPO, "densenet121", weights="timm:densenet121.ra_in1k", download=True, source="local")
 
 Every entry point returns a `convzoo.Model`: `model.predict("pictures/")`, `model.evaluate(data)`, `model.network` (the
 module) and `model(images)` for normalised tensors. `weights` is a model file of convzoo, a Darknet, MindSpore or

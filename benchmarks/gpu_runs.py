@@ -1,7 +1,7 @@
 """Train the CIFAR-10 recipes and the blood-cell detector on a GPU, resumably, each for a limited time; a table last.
 
     python benchmarks/gpu_runs.py --cifar10 cifar10.zip --bccd bccd/ --minutes 8 --out runs/gpu
-    python benchmarks/gpu_runs.py --cifar10 cifar10.zip --bccd bccd/ --check     # some minutes on a CPU: everything, tiny
+    python benchmarks/gpu_runs.py --cifar10 cifar10.zip --bccd bccd/ --check   # minutes on a CPU: everything, tiny
 
 Run it again to continue what the time limit or a lost machine cut off: a finished run is only measured.
 """

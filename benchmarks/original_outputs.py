@@ -1,4 +1,4 @@
-"""How far converted networks are from what the programs they come from computed: the largest absolute difference, as JSON.
+"""How far converted networks are from what their programs computed: the largest absolute difference, as JSON.
 
     python benchmarks/original_outputs.py FIXTURES        # the folder with mindspore/ and darknet/
 

@@ -62,7 +62,8 @@ def main() -> None:
             if turn:
                 best[key] = min(best[key], time.perf_counter() - started)
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads; images a second, and how many times fp32 contiguous"
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads; images a second, "
+        "and how many times fp32 contiguous"
     )
     for case, (_, _, batch) in CASES.items():
         base = best[(case, "fp32", False)]

@@ -1,1 +1,1 @@
-"""Every published number: how it is measured, what was measured, and the documents' tables, which are written from it."""
+"""Every published number: how it is measured, what was measured, and the documents' tables, written from it."""

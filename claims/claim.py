@@ -132,7 +132,7 @@ def shown(value: Value, number: float) -> str:
 
 
 def record(new: list[Measurement]) -> None:
-    """Add measurements to the file; one of the same claim, seed, setting and kind of CPU takes the earlier one's place."""
+    """Add measurements to the file; one of the same claim, seed, setting and kind of CPU replaces the earlier one."""
     key = lambda one: (one.claim, one.seed, one.setting, one.cpu)
     replaced = {key(one) for one in new}
     every = [one for one in measurements() if key(one) not in replaced] + new

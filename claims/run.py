@@ -53,10 +53,11 @@ def missing(claim: Claim) -> str | None:
     flags = cpu_flags()
     vnni = bool(flags & {"avx512_vnni", "avx_vnni"})
     known = {
-        "vnni": ("this CPU has no VNNI", vnni), "no-vnni": ("this CPU has VNNI", not vnni),
+        "vnni": ("this CPU has no VNNI", vnni),
+        "no-vnni": ("this CPU has VNNI", not vnni),
         "bfloat16": ("this CPU does not compute in bfloat16", bool(flags & {"avx512_bf16", "amx_bf16"})),
         "cuda": ("no GPU", torch.cuda.is_available()),
-    }  # fmt: skip
+    }
     for need in claim.needs:
         reason, is_here = known.get(need, (f"no {need} in the reference data", (SHARED / need).exists()))
         if not is_here:
@@ -91,9 +92,16 @@ def measure(name: str, seed: int = 0, setting: str = "native") -> Measurement:
     seconds = time.monotonic() - started
     values = {key: _read(value.read, out, stdout) for key, value in claim.values.items()}
     measurement = Measurement(
-        claim=name, seed=seed, setting=setting, values=values, cpu=cpu(setting), torch=torch.__version__.partition("+")[0],
-        seconds=round(seconds, 1), commit=_commit(), date=datetime.date.today().isoformat(),
-    )  # fmt: skip
+        claim=name,
+        seed=seed,
+        setting=setting,
+        values=values,
+        cpu=cpu(setting),
+        torch=torch.__version__.partition("+")[0],
+        seconds=round(seconds, 1),
+        commit=_commit(),
+        date=datetime.date.today().isoformat(),
+    )
     kept.write_text(json.dumps({"code": code, "measurement": measurement.model_dump()}, indent=2) + "\n")
     return measurement
 

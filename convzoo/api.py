@@ -56,9 +56,13 @@ class Model:
         return self._opened.model
 
     def predict(
-        self, *sources: str | Path, save: str | Path | None = None, batch_size: int = 16, precision: str = "fp32",
+        self,
+        *sources: str | Path,
+        save: str | Path | None = None,
+        batch_size: int = 16,
+        precision: str = "fp32",
         min_score: float | None = MIN_SCORE,
-    ) -> Iterator[Answer]:  # fmt: skip
+    ) -> Iterator[Answer]:
         """Yield an answer for each picture in files, folders and globs, and write annotated copies into `save`.
 
         Of a detector's boxes those with at least min_score; None for all.
@@ -69,9 +73,14 @@ class Model:
         """
         opened = self._opened
         answers = predict(
-            opened.runner(precision), opened.task(), opened.pipeline(), self.class_names, sources,
-            batch_size=batch_size, min_score=min_score,
-        )  # fmt: skip
+            opened.runner(precision),
+            opened.task(),
+            opened.pipeline(),
+            self.class_names,
+            sources,
+            batch_size=batch_size,
+            min_score=min_score,
+        )
         return save_annotated(answers, Path(save)) if save else answers
 
     def __call__(self, images: torch.Tensor) -> Any:
@@ -103,7 +112,7 @@ class Model:
         return evaluate.evaluate_open(opened, Path(data) if data else None, **options).result
 
     def export(self, format: str, out: str | Path | None = None, **options: Any) -> Path:
-        """Write the model for another runtime, compare it there with PyTorch, and return the file; options as `ExportOptions`'s.
+        """Write the model for another runtime, compare it there with PyTorch, return it; options: `ExportOptions`.
 
         Raises:
             UsageError: an option that does not fit, or a model that is not a file.
@@ -132,11 +141,11 @@ def load(
     """Open a model file, an exported file, weights of another program, or a network by its name with its weights.
 
     Args:
-        name_or_path: a model file, an exported file, a foreign weight file, LIBRARY:NAME, or with `weights` the name of a network.
+        name_or_path: a model file, an exported file, a foreign weight file, LIBRARY:NAME, or with `weights` a network.
         weights: what `name_or_path` may be; they must be of that network.
         download: let LIBRARY:NAME use the network.
-        pretrained: False for a network by its name with initial weights, drawn by torch's generator, and the recipe that
-            is shipped for it on the largest data set.
+        pretrained: False for a network by its name with initial weights, drawn by torch's generator, and the recipe
+            that is shipped for it on the largest data set.
         num_classes: refuse weights of any other number; of an untrained network, how many it has.
         classes: a file of class names in output order, for foreign weights and untrained networks.
     Raises:
@@ -155,7 +164,8 @@ def load(
         registry.builder("model", model_name)
     elif str(source) in registry.names("model") and not Path(source).exists():
         raise UsageError(
-            f"{source}: a network without weights; weights= takes a file or a name of `list --weights`, pretrained=False none"
+            f"{source}: a network without weights; weights= takes a file or a name of `list --weights`, "
+            "pretrained=False none"
         )
     expected = sources.ExpectedWeights(model_name, num_classes, names)
     if sources.is_remote(source) or (Path(source).is_file() and is_foreign(Path(source))):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class Placement(NamedTuple):
-    """Where a picture lies in the network's input: input x = scale_x * original x + offset_x, and y alike, in pixels."""
+    """Where a picture lies in the network's input: input x = scale_x * original x + offset_x, y alike, in pixels."""
 
     scale_x: float
     scale_y: float
@@ -57,7 +57,7 @@ def box_area(boxes_xyxy: Tensor) -> Tensor:
 
 
 def pairwise_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
-    """Return the intersection over union [..., N, M], 0..1, of each of N boxes [..., N, 4] with each of M [..., M, 4]."""
+    """Return the intersection over union [..., N, M], 0..1, of N boxes [..., N, 4] with M boxes [..., M, 4]."""
     ax1, ay1, ax2, ay2 = boxes_xyxy.unsqueeze(-2).unbind(-1)  # each [..., N, 1]
     bx1, by1, bx2, by2 = others_xyxy.unsqueeze(-3).unbind(-1)  # each [..., 1, M]
     width = (torch.minimum(ax2, bx2) - torch.maximum(ax1, bx1)).clamp_(min=0)
@@ -68,7 +68,7 @@ def pairwise_iou(boxes_xyxy: Tensor, others_xyxy: Tensor) -> Tensor:
 
 
 def centred_iou(sizes_wh: Tensor, anchors_wh: Tensor) -> Tensor:
-    """Return the IoU [M, A] of M sizes [M, 2] with A anchors [A, 2] laid on one centre; both (width, height) in one unit.
+    """Return the IoU [M, A] of M sizes [M, 2] with A anchors [A, 2] on one centre; both (width, height) in one unit.
 
     The measure by which Redmon and Farhadi 2018 (arXiv:1804.02767, section 2.1) find the prior of a box.
     """

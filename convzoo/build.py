@@ -64,7 +64,7 @@ def build_pipeline(recipe: Recipe, which: str) -> Pipeline:
 
 
 def eval_pipeline(recipe: Recipe, info: Any, trained_hw: tuple[int, int] | None) -> Pipeline:
-    """Return `transform.eval`; where it keeps the size of pictures, they are stretched to what the model was trained on.
+    """Return `transform.eval`; where it keeps the size of pictures, it stretches them to what the model was trained on.
 
     Args:
         info: what the file says of itself; an evaluation transform that was overridden is taken as it is.

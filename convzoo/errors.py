@@ -50,10 +50,8 @@ def exit_code_and_message(error: BaseException) -> tuple[int, str]:
     if isinstance(error, KeyboardInterrupt):
         return 128 + signal.SIGINT, "interrupted"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return (
-            1,
-            f"no space left while writing {error.filename or 'a file'}; nothing already saved was lost. Free some space and run again with --resume",
-        )
+        lost = f"no space left while writing {error.filename or 'a file'}; nothing already saved was lost"
+        return 1, f"{lost}. Free some space and run again with --resume"
     if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
         return 2, f"{error.filename}: {(error.strerror or 'cannot be opened').lower()}"
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):

@@ -83,7 +83,7 @@ class BadSample:
 
 
 class BoxTargets(NamedTuple):
-    """The boxes of a batch that are learned: boxes_xyxy [M, 4] in input pixels, labels [M], image_index [M] in 0..B-1."""
+    """The learned boxes of a batch: boxes_xyxy [M, 4] in input pixels, labels [M], image_index [M] in 0..B-1."""
 
     boxes_xyxy: Tensor
     labels: Tensor

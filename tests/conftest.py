@@ -20,12 +20,18 @@ QUICK = [
     "train.epochs=2",
     "train.precision=fp32",
 ]
-# Batch norm held still, and no max pool, whose ties on flat backgrounds are broken by rounding: what is left of a difference
-# between ranks or micro-batches is the order of float additions.
+# Batch norm held still, and no max pool, whose ties on flat backgrounds are broken by rounding: what is left of a
+# difference between ranks or micro-batches is the order of float additions.
 STILL = [
-    "transform.train=[]", "transform.eval=[]", "train.precision=fp32", "train.freeze=['*norm*']", "optim.lr=1.0e-7",
-    "data.max_train_images=32", "train.batch_size=16", "train.epochs=2",
-]  # fmt: skip
+    "transform.train=[]",
+    "transform.eval=[]",
+    "train.precision=fp32",
+    "train.freeze=['*norm*']",
+    "optim.lr=1.0e-7",
+    "data.max_train_images=32",
+    "train.batch_size=16",
+    "train.epochs=2",
+]
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,4 +1,4 @@
-"""Run the suite as other machines compute: `python tests/portable.py [SETTING ...]`; a table last, exit 1 where one failed.
+"""Run the suite as other machines compute: `python tests/portable.py [SETTING ...]`; a table last, exit 1 if any fails.
 
 Older CPUs are stood for by the variables that make PyTorch, oneDNN and MKL leave newer instructions out; the oldest
 supported PyTorch by an environment of its own (`make .venv-oldest/.installed`). A setting that passed with the same

@@ -140,7 +140,7 @@ def model(tmp_path) -> Path:
 
 @pytest.fixture
 def tool(tmp_path, monkeypatch):
-    """Put a stand-in program on PATH, which is empty otherwise; return a function that reads what it was called with."""
+    """Put a stand-in program on PATH, which is empty otherwise; return a function that reads its arguments."""
     log = tmp_path / "log"
     (tmp_path / "bin").mkdir()
 
@@ -178,9 +178,14 @@ def test_atc_gets_the_right_arguments(model, tool, caplog, monkeypatch):
     done = om(model)
     arguments = called()
     assert [re.sub(r"=/.*/", "=", word) for word in arguments] == [
-        "--framework=5", f"--model={stem.name}.onnx", f"--output={stem.name}", "--input_format=NCHW",
-        "--input_shape=images:1,3,32,32", "--soc_version=Ascend310", "--log=error",
-    ]  # fmt: skip
+        "--framework=5",
+        f"--model={stem.name}.onnx",
+        f"--output={stem.name}",
+        "--input_format=NCHW",
+        "--input_shape=images:1,3,32,32",
+        "--soc_version=Ascend310",
+        "--log=error",
+    ]
     assert arguments[1] == f"--model={stem}.onnx"
     assert names(model.parent) == [f"{stem.name}{end}" for end in (".om", ".om.json", ".onnx", ".safetensors")]
     assert done.path == stem.with_suffix(".om") and done.parity.largest < 1e-4 and done.parity.batches == [1]
@@ -239,7 +244,9 @@ def test_without_atc_it_says_what_to_take_along(model, tmp_path, monkeypatch, ca
     assert open_exported(stem.with_suffix(".onnx")).info.batch == 1
 
 
-@pytest.mark.parametrize("script", ["#!/bin/sh\necho E10001: no such soc >&2\nexit 1\n", "#!/bin/sh\necho E10001: no such soc\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "script", ["#!/bin/sh\necho E10001: no such soc >&2\nexit 1\n", "#!/bin/sh\necho E10001: no such soc\n"]
+)
 def test_an_atc_that_fails(model, tool, script):
     tool("atc", script)
     with pytest.raises(ConvzooError, match=r"atc failed \([01]\) and said: E10001: no such soc"):
@@ -352,9 +359,14 @@ def test_int8_by_the_vendors_quantiser(model, tool, acl, tmp_path, monkeypatch):
     done = int8(model, soc_version="Ascend310P3", max_drop=0)
     stem = model.with_suffix("")
     assert called() == [
-        "calibration", f"--model={stem}.onnx", f"--save_path={stem}-amct", "--input_shape=images:1,3,32,32",
-        f"--data_dir={stem}-calibration", "--data_types=float32", "--batch_num=5",
-    ]  # fmt: skip
+        "calibration",
+        f"--model={stem}.onnx",
+        f"--save_path={stem}-amct",
+        "--input_shape=images:1,3,32,32",
+        f"--data_dir={stem}-calibration",
+        "--data_types=float32",
+        "--batch_num=5",
+    ]
     assert f"--model={stem}-amct_deploy_model.onnx" in compiled.read_text()
     assert compiled.read_text().count("--soc_version=Ascend310P3") == 2
     inputs = [np.fromfile(path, np.float32) for path in sorted(Path(f"{stem}-calibration").iterdir())]

@@ -46,9 +46,11 @@ def red_extent(image):
 
 @settings(max_examples=30, deadline=None)
 @given(
-    height=st.integers(40, 200), width=st.integers(40, 200), where=st.integers(0, 10**6),
+    height=st.integers(40, 200),
+    width=st.integers(40, 200),
+    where=st.integers(0, 10**6),
     size=st.sampled_from([96, 128, (64, 160)]),
-)  # fmt: skip
+)
 def test_letterbox_and_stretch_and_flip_move_boxes_with_pixels(height, width, where, size):
     rng = np.random.default_rng(where)
     left, top = int(rng.integers(0, width - 20)), int(rng.integers(0, height - 20))
@@ -56,10 +58,12 @@ def test_letterbox_and_stretch_and_flip_move_boxes_with_pixels(height, width, wh
     picture = painted(height, width, box)
     mirrored = ("flip_lr", {"prob": 1.0})
     for operations in (
-        [("letterbox", {"size_px": size})], [("letterbox", {"size_px": size, "align_corners": True})],
-        [("resize", {"size_px": 128, "mode": "stretch"})], [mirrored, ("letterbox", {"size_px": size})],
+        [("letterbox", {"size_px": size})],
+        [("letterbox", {"size_px": size, "align_corners": True})],
+        [("resize", {"size_px": 128, "mode": "stretch"})],
+        [mirrored, ("letterbox", {"size_px": size})],
         [("letterbox", {"size_px": size}), mirrored],
-    ):  # fmt: skip
+    ):
         done = apply(picture, *operations)
         assert np.abs(red_extent(done.image) - done.target.xyxy[0]).max() <= 1.5
         assert done.truth is picture.target and done.original_hw == (height, width)

@@ -310,7 +310,8 @@ def test_bccd(shared):
     assert len(train.labels) + len(first.labels) + len(val.labels) == 4888
 
 
-BOMB = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]><annotation><object><name>&b;</name></object></annotation>'
+BOMB = '<!DOCTYPE x [<!ENTITY a "ha"><!ENTITY b "&a;&a;&a;&a;">]>'
+BOMB += "<annotation><object><name>&b;</name></object></annotation>"
 OUTSIDE = '<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/hostname">]><annotation><filename>&a;</filename></annotation>'
 ONE = [("cat", 1, 1, 9, 9, 0)]
 
@@ -562,9 +563,8 @@ def test_every_picture_keeps_its_own_objects_in_order(image_index, limit):
     objects = Boxes(numbers[:, None] + np.zeros(4), np.arange(count), numbers % 2 == 0, numbers)
     files = [f"{i}.png" for i in range(7)]
     data = BoxedImages(
-        Path("x"), files, ["c"] * max(1, count), objects, index, limit=limit,
-        stated_hw=np.arange(1, 15).reshape(7, 2),
-    )  # fmt: skip
+        Path("x"), files, ["c"] * max(1, count), objects, index, limit=limit, stated_hw=np.arange(1, 15).reshape(7, 2)
+    )
     assert len(data) == min(7, limit or 7)
     seen = 0
     for i in range(len(data)):

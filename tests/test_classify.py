@@ -18,9 +18,15 @@ def batch_of(targets, valid=None, start=0):
     count = len(targets)
     ids = torch.arange(start, start + count)
     return Batch(
-        torch.zeros(count, 3, 1, 1), torch.tensor(targets), ids, [f"p/{i}.png" for i in ids.tolist()],
-        torch.ones(count, 2), torch.zeros(count, 4), torch.tensor(valid or [True] * count), targets,
-    )  # fmt: skip
+        torch.zeros(count, 3, 1, 1),
+        torch.tensor(targets),
+        ids,
+        [f"p/{i}.png" for i in ids.tolist()],
+        torch.ones(count, 2),
+        torch.zeros(count, 4),
+        torch.tensor(valid or [True] * count),
+        targets,
+    )
 
 
 def logits_ranking(*orders):

@@ -14,11 +14,16 @@ import convzoo
 from convzoo import cli
 
 OPTIONS = {
-    "train": "--accumulate --compile --data --device --download --help --log-every-steps --on-bad-sample --out --profile --resume --save-every-steps --val-data --weights --workers",
-    "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --provider --raw-outputs --workers",
-    "export": "--batch --data --dynamic-size --format --help --json --out --preprocessing --size --soc-version --stage --tolerance",
-    "predict": "--batch-size --crops --device --help --json --min-score --on-bad-sample --precision --provider --save --yolo-txt --dump-inputs --npy --data",
-    "quantize": "--calibration --calibration-images --data --eval-images --format --help --json --max-drop --out --soc-version",
+    "train": "--accumulate --compile --data --device --download --help --log-every-steps --on-bad-sample --out "
+    "--profile --resume --save-every-steps --val-data --weights --workers",
+    "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --provider "
+    "--raw-outputs --workers",
+    "export": "--batch --data --dynamic-size --format --help --json --out --preprocessing --size "
+    "--soc-version --stage --tolerance",
+    "predict": "--batch-size --crops --device --help --json --min-score --on-bad-sample --precision --provider "
+    "--save --yolo-txt --dump-inputs --npy --data",
+    "quantize": "--calibration --calibration-images --data --eval-images --format --help --json --max-drop --out "
+    "--soc-version",
     "bench": "--batch --calibration --data --formats --help --json --max-drop --out --rounds --seconds",
     "convert": "--check --classes --data-name --download --help --json --model --num-classes --out --to",
     "list": "--help --json --weights",

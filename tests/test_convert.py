@@ -1,4 +1,4 @@
-"""`convzoo convert` and what follows it: converted models evaluate and train like any other, wrong files are one line."""
+"""`convzoo convert` and what follows it: converted models evaluate and train like others, wrong files are one line."""
 
 import json
 import pickle
@@ -283,10 +283,23 @@ def bad(tmp_path_factory):
 @pytest.mark.parametrize(
     "case",
     [
-        "empty", "truncated", "over-long", "html", "lfs", "text", "not finite", "flipped byte", "pickle", "bare pickle",
-        "huge length", "unknown type", "missing", "extra", "crc",
+        "empty",
+        "truncated",
+        "over-long",
+        "html",
+        "lfs",
+        "text",
+        "not finite",
+        "flipped byte",
+        "pickle",
+        "bare pickle",
+        "huge length",
+        "unknown type",
+        "missing",
+        "extra",
+        "crc",
     ],
-)  # fmt: skip
+)
 def test_a_bad_file_is_one_line_and_nothing_is_written(run, bad, case, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     data, message = bad[case]

@@ -30,9 +30,11 @@ COCO_ANCHORS = np.reshape(ANCHORS_PX, (-1, 2))
 def sample_of(*xyxy, labels=None, crowd=None):
     count = len(xyxy)
     boxes = Boxes(
-        np.array(xyxy, float).reshape(-1, 4), np.array(labels or [0] * count, np.int64),
-        np.array(crowd or [False] * count, bool), np.zeros(count),
-    )  # fmt: skip
+        np.array(xyxy, float).reshape(-1, 4),
+        np.array(labels or [0] * count, np.int64),
+        np.array(crowd or [False] * count, bool),
+        np.zeros(count),
+    )
     return Sample(torch.zeros(3, 30, 40, dtype=torch.uint8), boxes, 0, "dir/a.png", (30, 40))
 
 

@@ -104,8 +104,9 @@ def test_confusion_and_worst_pictures_by_hand(tmp_path):
     with open(tmp_path / "worst.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(row["path"], row["missed"], row["false"], row["right"]) for row in rows] == [
-        ("p/0.jpg", "2", "2", "0"), ("p/1.jpg", "0", "1", "1"),
-    ]  # fmt: skip
+        ("p/0.jpg", "2", "2", "0"),
+        ("p/1.jpg", "0", "1", "1"),
+    ]
     with open(tmp_path / "per_class.csv") as file:
         assert [(row["class"], row["objects"], row["detections"]) for row in csv.DictReader(file)] == [
             ("cat", "2", "4"),

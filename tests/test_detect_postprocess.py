@@ -125,7 +125,7 @@ def test_a_limit_takes_the_best_of_all(multi_label):
 
 
 def test_classes_are_apart_whatever_the_coordinates():
-    # Offsets between classes from the largest corner alone would mix negative corners up, in float32 lose fine overlaps.
+    # Offsets between classes from the largest corner alone would mix negative corners up, in float32 lose overlaps.
     negative = detect([[10, 10, 110, 110], [-90, -90, 10, 10]], [[0.9, 0], [0, 0.8]], box_rule="darknet")
     assert negative.labels.tolist() == [0, 1]
     boxes, scores = [[1000, 0, 1001, 1], [1000.34, 0, 1001.34, 1]], torch.zeros(2, 2000)

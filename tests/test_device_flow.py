@@ -51,7 +51,9 @@ def index_of(folder: Path) -> list[dict]:
 @functools.cache
 def answers(network, inputs: Path) -> list[torch.Tensor]:
     """Be the device: compute the outputs of all dumped inputs."""
-    x = np.concatenate([np.fromfile(inputs / row["file"], row["dtype"]).reshape(row["shape"]) for row in index_of(inputs)])  # fmt: skip
+    x = np.concatenate(
+        [np.fromfile(inputs / row["file"], row["dtype"]).reshape(row["shape"]) for row in index_of(inputs)]
+    )
     with torch.inference_mode():
         found = network(torch.from_numpy(x))
     return list(found) if isinstance(found, tuple) else [found]
@@ -95,7 +97,9 @@ def test_inputs_are_what_the_network_gets(scenes, tmp_path):
     assert raw_outputs.dump_inputs(inside, tmp_path / "out", [source], kind="npy") == 1
     (row,) = index_of(tmp_path / "out")
     assert (row["file"], row["dtype"], row["path"]) == ("a.npy", "uint8", str(source))
-    assert (np.load(tmp_path / "out/a.npy") == pipeline(dataset.load(7), Key(0, 7)).image.permute(1, 2, 0)[None].numpy()).all()  # fmt: skip
+    assert (
+        np.load(tmp_path / "out/a.npy") == pipeline(dataset.load(7), Key(0, 7)).image.permute(1, 2, 0)[None].numpy()
+    ).all()
 
 
 def test_a_folder_is_not_written_twice(digits, capsys):
@@ -203,7 +207,11 @@ def pictures(tmp_path_factory):
         for i in range(6):
             pixels = rng.integers(0, 256, (40, 30 + i, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "val" / name / f"{i}.x.png")
-    overrides = ["data={name: image_folder}", "model.num_classes=2", "transform.eval=[{resize: {size_px: 32}}, {center_crop: {size_px: 32}}]"]  # fmt: skip
+    overrides = [
+        "data={name: image_folder}",
+        "model.num_classes=2",
+        "transform.eval=[{resize: {size_px: 32}}, {center_crop: {size_px: 32}}]",
+    ]
     model = write_model(folder, "tinydarknet-digits", overrides)
     tensors, info, _ = load_model(model)
     info.class_names = ["one", "two"]

@@ -1,4 +1,4 @@
-"""Pictures: boxes where they lie, in fixed colours, with captions that can be read; plots that show what they are given."""
+"""Pictures: boxes where they lie, in fixed colours, with captions that can be read; plots that show what is given."""
 
 import numpy as np
 import pytest
@@ -113,13 +113,17 @@ def test_mistakes_are_loud_and_what_is_right_is_quiet():
     )
     area = {"found": np.s_[30:150, 10:130], "missed": np.s_[15:150, 140:330], "false": np.s_[170:310, 290:410]}
     counts = {
-        place: {name: int(coloured(drawn, mark.colour)[where].sum()) for name, mark in [("missed", MISSED), ("false", FALSE), ("right", RIGHT), ("found", FOUND)]}
+        place: {
+            name: int(coloured(drawn, mark.colour)[where].sum())
+            for name, mark in [("missed", MISSED), ("false", FALSE), ("right", RIGHT), ("found", FOUND)]
+        }
         for place, where in area.items()
-    }  # fmt: skip
+    }
     assert drawn.size == (500, 400)
     assert counts["missed"]["missed"] > 500 and counts["false"]["false"] > 500
     assert 0 < counts["found"]["right"] < counts["false"]["false"] and counts["found"]["found"] > 0
-    assert counts["found"]["missed"] == counts["found"]["false"] == counts["false"]["missed"] == counts["missed"]["false"] == 0  # fmt: skip
+    assert counts["found"]["missed"] == counts["found"]["false"] == 0
+    assert counts["false"]["missed"] == counts["missed"]["false"] == 0
     border = coloured(drawn, MISSED.colour)[139, 150:250]
     assert 0.3 < border.mean() < 0.8  # dashed
     with_legend = compared(GREY, truth, ["a", "b"], [True, False], boxes, ["a", "b"], [0.9, 0.8], [True, False])

@@ -47,13 +47,20 @@ OVERRIDES = {
     "densenet121-imagenet": ["model.num_classes=7"],
     "darknet53-imagenet": ["model.num_classes=7"],
 }
-FULL_SIZE = ["vgg16-imagenet", "densenet100-cifar10", "densenet121-imagenet", "tinydarknet-imagenet", "darknet53-imagenet", "yolov3-coco"]  # fmt: skip
+FULL_SIZE = [
+    "vgg16-imagenet",
+    "densenet100-cifar10",
+    "densenet121-imagenet",
+    "tinydarknet-imagenet",
+    "darknet53-imagenet",
+    "yolov3-coco",
+]
 
 
 def write_model(folder: Path, recipe_name: str, full_size: bool = False) -> Path:
     """Write a model file of random weights, with batch norm statistics that fit them.
 
-    As in trained networks what a residual unit adds is small and logits are moderate: else rounding errors grow and grow.
+    As in trained networks what a residual unit adds is small and logits are moderate: else rounding errors only grow.
     """
     torch.manual_seed(0)
     recipe = recipes.load(recipe_name, [] if full_size else OVERRIDES.get(recipe_name, []))
@@ -249,7 +256,8 @@ def test_suppression_in_the_graph_is_the_one_outside(multi_label, suppress):
     nn.Module.__init__(graph)
     graph.options, graph.suppress = options, suppress
     generator = torch.Generator().manual_seed(3)
-    centre, side = torch.rand(3, 200, 2, generator=generator) * 80 + 10, torch.rand(3, 200, 2, generator=generator) * 20 + 4  # fmt: skip
+    centre = torch.rand(3, 200, 2, generator=generator) * 80 + 10
+    side = torch.rand(3, 200, 2, generator=generator) * 20 + 4
     boxes = torch.cat([centre - side / 2, centre + side / 2], 2)
     scores = torch.rand(3, 200, 4, generator=generator)
     scores[1, 4:] = 0  # hardly any
@@ -355,7 +363,11 @@ def test_a_pt2_file_needs_nothing_of_this_package(exported, tmp_path):
         side = opened.info.size[0]
         images = noise(3, side, side)
         recipe = opened.recipe.transform
-        given = images.permute(0, 2, 3, 1) if opened.info.input == "uint8_nhwc" else normalize(images, recipe.mean, recipe.std)  # fmt: skip
+        given = (
+            images.permute(0, 2, 3, 1)
+            if opened.info.input == "uint8_nhwc"
+            else normalize(images, recipe.mean, recipe.std)
+        )
         graph = Deployed(torch_model.open_model(model, CPU), opened.info, pt2.suppress)
         jobs.append((str(link), given.contiguous(), graph(given)))
     torch.save(jobs, tmp_path / "jobs.pt")
@@ -385,11 +397,17 @@ def test_nothing_asks_for_a_name_on_the_network(exported, tmp_path):
 # --- exported files instead of model files
 
 
-FILES = [("onnx", {"preprocessing": True, "dynamic_size": True}), ("pt2", {"preprocessing": True, "batch": 4}), ("openvino", {"preprocessing": False, "dynamic_size": True})]  # fmt: skip
+FILES = [
+    ("onnx", {"preprocessing": True, "dynamic_size": True}),
+    ("pt2", {"preprocessing": True, "batch": 4}),
+    ("openvino", {"preprocessing": False, "dynamic_size": True}),
+]
 
 
 def test_they_evaluate_to_the_same(exported):
-    wanted = evaluate.evaluate_open(torch_model.open_model(exported(TINY, "onnx", dynamic_size=True)[0], CPU), None, batch_size=90)  # fmt: skip
+    wanted = evaluate.evaluate_open(
+        torch_model.open_model(exported(TINY, "onnx", dynamic_size=True)[0], CPU), None, batch_size=90
+    )
     assert wanted.result["images"] == wanted.result["images_expected"] == 360
     assert np.count_nonzero(wanted.metric.confusion.sum(0)) > 2  # it says different things
     for format, options in FILES:
@@ -540,7 +558,10 @@ def test_the_size_is_the_recipes_unless_it_has_none(exported):
     assert export.input_size(wide, None) == (96, 160) and wide.recipe.transform.train == opened.recipe.transform.train
     large = recipes.load("tinydarknet-imagenet", ["model.num_classes=10"])
     smaller = export.resized(dataclasses.replace(opened, recipe=large), (112, 112))
-    assert smaller.recipe.transform.eval == [{"resize": {"size_px": 128, "mode": "short_side"}}, {"center_crop": {"size_px": 112}}]  # fmt: skip
+    assert smaller.recipe.transform.eval == [
+        {"resize": {"size_px": 128, "mode": "short_side"}},
+        {"center_crop": {"size_px": 112}},
+    ]
     cifar = dataclasses.replace(opened, recipe=recipes.load("densenet100-cifar10"))
     with pytest.raises(UsageError, match="give --size"):
         export.input_size(cifar, None)

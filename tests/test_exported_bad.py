@@ -159,18 +159,23 @@ def test_metadata_that_is_wrong(files, format, tmp_path):
     code = f"__import__('pathlib').Path({str(marker)!r}).touch()"
     recipe, transform = plain["recipe"], plain["recipe"]["transform"]
     wrong = [
-        ("not JSON", "not a JSON object"), ("[]", "not a JSON object"), ("{" * 100_000, "not a JSON object"),
-        (" " * MAX_DOCUMENT + "{}", "not a JSON object"), ({"format": 2}, "of format 2"), ({"format": None}, "of format None"),
-        ({"size": code}, "size"), ({"size": [32, -1]}, "size"), ({"size": ["32", "32"]}, "size"), ({"batch": 0}, "batch"),
-        ({"stage": "cooked"}, "stage"), ({"stage": "nms"}, "do not go together"), ({"task": "detect"}, "do not go together"),
-        ({"class_names": code}, "class_names"), ({"class_names": []}, "do not go together"), ({"extra": code}, "extra"),
-        ({"class_names": plain["class_names"][:-1]}, "9 classes"), ({"source_sha256": "x"}, "source_sha256"),
-        ({"recipe": {}}, "recipe"), ({"recipe": {**recipe, "model": {"name": code}}}, "unknown model"),
+        *((text, "not a JSON object") for text in ("not JSON", "[]", "{" * 100_000, " " * MAX_DOCUMENT + "{}")),
+        *(({"format": number}, f"of format {number}") for number in (2, None)),
+        *(({"size": size}, "size") for size in (code, [32, -1], ["32", "32"])),
+        *(
+            ({key: value}, key)
+            for key, value in [("batch", 0), ("stage", "cooked"), ("class_names", code), ("extra", code)]
+        ),
+        *((change, "do not go together") for change in ({"stage": "nms"}, {"task": "detect"}, {"class_names": []})),
+        ({"class_names": plain["class_names"][:-1]}, "9 classes"),
+        ({"source_sha256": "x"}, "source_sha256"),
+        ({"recipe": {}}, "recipe"),
+        ({"recipe": {**recipe, "model": {"name": code}}}, "unknown model"),
         ({"recipe": {**recipe, "data": {"name": "digits", "root": code}}}, "unknown key"),
         ({"recipe": {**recipe, "transform": {**transform, "eval": [{code: {}}]}}}, "unknown transform"),
         ({"recipe": {**recipe, "transform": {**transform, "mean": [code] * 3}}}, "mean"),
         ({"preprocessing": {"mean": [9, 9, 9]}}, "preprocessing is not the recipe's"),
-    ]  # fmt: skip
+    ]
     for change, message in wrong:
         path.write_bytes(data)
         document = change if isinstance(change, str) else json.dumps(plain | change)
@@ -250,9 +255,13 @@ def test_onnx_graphs_that_the_runtime_does_not_take(files):
         proto.graph.node[0].input[0] = proto.graph.node[-1].output[0]
 
     for change, message in [
-        (unknown_operator, "Frobnicate"), (unknown_domain, "com.example"), (other_opset, "pset"), (other_input, "not those"),
-        (other_outputs, "not those"), (cycle, "runtime does not take it"),
-    ]:  # fmt: skip
+        (unknown_operator, "Frobnicate"),
+        (unknown_domain, "com.example"),
+        (other_opset, "pset"),
+        (other_input, "not those"),
+        (other_outputs, "not those"),
+        (cycle, "runtime does not take it"),
+    ]:
         path.write_bytes(data)
         rewrite_onnx(path, change=change)
         refused(path, message)
@@ -297,6 +306,12 @@ def test_pt2_archives_run_no_code(files, tmp_path):
         change(plain, plain["graph_module"]["graph"]["nodes"][0])
         return {GRAPH: json.dumps(plain).encode()}
 
+    def changed_node(**keys) -> dict[str, bytes]:
+        return changed_graph(lambda plain, node: node.update(keys))
+
+    def argument(name, **value):
+        return {"name": name, "arg": value, "kind": 1}
+
     def expression(plain, node):
         name = next(
             name
@@ -317,17 +332,28 @@ def test_pt2_archives_run_no_code(files, tmp_path):
         "config": {"x": {"path_name": "opaque_obj_0", "is_param": False, "use_pickle": True, "tensor_meta": None}}
     }
     refusals = [
-        changed_graph(expression), changed_graph(structure),
-        changed_graph(lambda plain, node: node.update(target="torch.os.system")),
-        changed_graph(lambda plain, node: node.update(target="torch.ops.aten.from_file.default", inputs=[{"name": "f", "arg": {"as_string": "/etc/passwd"}, "kind": 1}])),
-        changed_graph(lambda plain, node: node.update(name=f"x = {code}")),
-        changed_graph(lambda plain, node: node["inputs"].append({"name": "o", "arg": {"as_operator": "torch.os.system"}, "kind": 1})),
-        changed_graph(lambda plain, node: node["inputs"].append({"name": "o", "arg": {"as_string": code}, "kind": 1})),
-        {"data/weights/model_weights_config.json": json.dumps(pickled_weight).encode(), f"data/weights/{weights['config'][first]['path_name']}": pickled.getvalue()},
-        {"data/constants/model_constants_config.json": json.dumps(constants).encode(), "data/constants/opaque_obj_0": pickle.dumps(Payload(marker))},
-        {"data/weights/model.pt": pickled.getvalue()}, {"data/aotinductor/model/x.so": b"ELF"}, {"../../outside": b"x"},
-        {GRAPH: b"{}"}, {GRAPH: b"not JSON"}, {GRAPH: b"[" * 100_000}, changed_graph(lambda plain, node: node.update(target="torch.ops.aten.nothing.default")),
-    ]  # fmt: skip
+        *(changed_graph(change) for change in (expression, structure)),
+        changed_node(target="torch.os.system"),
+        changed_node(target="torch.ops.aten.from_file.default", inputs=[argument("f", as_string="/etc/passwd")]),
+        changed_node(name=f"x = {code}"),
+        changed_graph(lambda plain, node: node["inputs"].append(argument("o", as_operator="torch.os.system"))),
+        changed_graph(lambda plain, node: node["inputs"].append(argument("o", as_string=code))),
+        {
+            "data/weights/model_weights_config.json": json.dumps(pickled_weight).encode(),
+            f"data/weights/{weights['config'][first]['path_name']}": pickled.getvalue(),
+        },
+        {
+            "data/constants/model_constants_config.json": json.dumps(constants).encode(),
+            "data/constants/opaque_obj_0": pickle.dumps(Payload(marker)),
+        },
+        *(
+            {"data/weights/model.pt": pickled.getvalue()},
+            {"data/aotinductor/model/x.so": b"ELF"},
+            {"../../outside": b"x"},
+        ),
+        *({GRAPH: text} for text in (b"{}", b"not JSON", b"[" * 100_000)),
+        changed_node(target="torch.ops.aten.nothing.default"),
+    ]
     for changes in refusals:
         path.write_bytes(data)
         rewrite_with(path, changes)
@@ -359,10 +385,15 @@ def test_pictures_of_another_size_or_type(files, format):
     runner = open_any(path_of(files, format), CPU).runner()
     images = noise(2, 32, 32)
     for wrong, message in [
-        (images[0], "takes pictures [B, 3, H, W]"), (images[:, :1], "takes pictures [B, 3, H, W]"), (images[:0], "[B, 3, H, W]"),
-        (images.permute(0, 2, 3, 1), "[B, 3, H, W]"), (images.double(), "uint8 or float32, not float64"), (images.long(), "not int64"),
-        (noise(1, 64, 64), "32x32 pixels, not 64x64"), (noise(1, 32, 33), "not 32x33"),
-    ]:  # fmt: skip
+        (images[0], "takes pictures [B, 3, H, W]"),
+        (images[:, :1], "takes pictures [B, 3, H, W]"),
+        (images[:0], "[B, 3, H, W]"),
+        (images.permute(0, 2, 3, 1), "[B, 3, H, W]"),
+        (images.double(), "uint8 or float32, not float64"),
+        (images.long(), "not int64"),
+        (noise(1, 64, 64), "32x32 pixels, not 64x64"),
+        (noise(1, 32, 33), "not 32x33"),
+    ]:
         with pytest.raises(UsageError) as caught:
             runner(wrong)
         assert message in str(caught.value)

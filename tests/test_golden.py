@@ -49,9 +49,15 @@ def stored_batch(task: str) -> Batch:
     targets = labels if task == "classify" else BoxTargets(boxes, torch.arange(len(boxes)) % 10, index)
     count = len(images)
     return Batch(
-        (images.double() / 255 - 0.5) / 0.25, targets, torch.arange(count), [""] * count, torch.full((count, 2), 64),
-        torch.zeros(count, 4), torch.ones(count, dtype=torch.bool), [],
-    )  # fmt: skip
+        (images.double() / 255 - 0.5) / 0.25,
+        targets,
+        torch.arange(count),
+        [""] * count,
+        torch.full((count, 2), 64),
+        torch.zeros(count, 4),
+        torch.ones(count, dtype=torch.bool),
+        [],
+    )
 
 
 def draw_weights(model: nn.Module) -> None:
@@ -97,7 +103,10 @@ def plain_batches(recipe: recipes.Recipe, data: evaluate.Any, steps: int):
 
 
 def plain_run(recipe: recipes.Recipe, steps: int) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Train as the recipe says with nothing but PyTorch's own parts; return the weights, averaged where the recipe says so, in float64, and the losses."""
+    """Train as the recipe says with nothing but PyTorch's own parts.
+
+    Return the weights, averaged where the recipe says so, in float64, and the losses.
+    """
     data = build.build_dataset(recipe, None, "train")
     torch.manual_seed(recipe.seed)
     model = registry.bind("model", recipe.model)().to(memory_format=torch.channels_last).train()
@@ -106,8 +115,10 @@ def plain_run(recipe: recipes.Recipe, steps: int) -> tuple[dict[str, torch.Tenso
     optim = recipe.optim
     optimizer = torch.optim.SGD(
         [{"params": decays[0], "weight_decay": optim.weight_decay}, {"params": decays[1]}],
-        lr=optim.lr, momentum=optim.momentum, nesterov=optim.nesterov,
-    )  # fmt: skip
+        lr=optim.lr,
+        momentum=optim.momentum,
+        nesterov=optim.nesterov,
+    )
     per_epoch, losses = len(data) // recipe.train.batch_size, []
     for step, (images, indices) in enumerate(plain_batches(recipe, data, steps)):
         warm = int(recipe.schedule.warmup_epochs * per_epoch)
@@ -161,7 +172,7 @@ def test_the_loop_is_the_plain_loop(run, tmp_path, recipe, extra):
     trained = weights(tmp_path)
     assert trained.keys() == expected.keys()
     for name, tensor in trained.items():
-        # Without an average it is the same operations in the same order; theirs is added up in float32, this one in float64.
+        # Without an average it is the same operations in the same order; theirs adds up in float32, this in float64.
         is_average = tensor.is_floating_point() and "train.ema_decay=0.9" in extra
         tolerance = {"rtol": 1e-5, "atol": 1e-6} if is_average else {"rtol": 0, "atol": 0}
         torch.testing.assert_close(tensor.double(), expected[name], **tolerance)

@@ -1,4 +1,4 @@
-"""A model knows the size of the pictures that it was trained on, and others are stretched to it where its recipe keeps sizes."""
+"""A model knows the size of its training pictures, and others are stretched to it where its recipe keeps sizes."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""MINDIR: what MindSpore runs is what PyTorch computes, for every network; its process ends, and its errors are one line.
+"""MINDIR: what MindSpore runs is what PyTorch computes, for every network; its process ends, its errors are one line.
 
 Tests that need MindSpore take the one that CONVZOO_MINDSPORE_PYTHON names, and skip where there is none.
 """
@@ -117,8 +117,10 @@ def test_a_classifier(exported):
     del runner
     assert process.returncode == 0
     assert sorted(path.name for path in model.parent.iterdir()) == [
-        "tinydarknet-digits.mindir", "tinydarknet-digits.mindir.json", "tinydarknet-digits.safetensors"
-    ]  # fmt: skip
+        "tinydarknet-digits.mindir",
+        "tinydarknet-digits.mindir.json",
+        "tinydarknet-digits.safetensors",
+    ]
 
 
 def test_a_damaged_file_is_not_opened(exported, tmp_path, run):
@@ -205,7 +207,10 @@ def test_only_what_depends_on_the_input_is_planned():
 
 
 def test_a_pool_that_changes_nothing_is_left_out():
-    ops = {size: [step["op"] for step in Plan(traced(nn.AdaptiveAvgPool2d(7), 1, 3, size, size)).steps] for size in (7, 14, 9)}  # fmt: skip
+    ops = {
+        size: [step["op"] for step in Plan(traced(nn.AdaptiveAvgPool2d(7), 1, 3, size, size)).steps]
+        for size in (7, 14, 9)
+    }
     assert ops == {7: [], 14: ["avg_pool"], 9: ["adaptive_avg_pool"]}
 
 

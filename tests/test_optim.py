@@ -12,21 +12,46 @@ from convzoo.errors import ConvzooError, UsageError
 from convzoo.models.vgg import vgg16
 from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 
+
+def reference(name, lr, steps_per_epoch, epochs, **keys):
+    return Schedule(name=name, **keys), lr, steps_per_epoch, epochs
+
+
 # name in lr.npz -> (schedule, base rate, steps an epoch, epochs)
 REFERENCE = {
-    "yolo_exponential__lr0.001_ep220-250_spe5_warm0_max320_g0.1": (Schedule(name="multi_step", milestones=[220, 250]), 0.001, 5, 320),
-    "yolo_exponential__lr0.001_ep6-9_spe5_warm4_max12_g0.1": (Schedule(name="multi_step", milestones=[6, 9], warmup_epochs=4), 0.001, 5, 12),
-    "yolo_exponential_milestone_in_warmup__lr0.001_ep2-9_spe5_warm4_max12_g0.1": (Schedule(name="multi_step", milestones=[2, 9], warmup_epochs=4), 0.001, 5, 12),
-    "yolo_cosine__lr0.001_spe5_warm4_max320_T320": (Schedule(name="cosine_annealing", T_max=320, per="epoch", warmup_epochs=4), 0.001, 5, 320),
-    "vgg_step__init0.01_max0.1_spe5_warm5_max70": (Schedule(name="polynomial", power=2, warmup_epochs=5, warmup_start_lr=0.01), 0.1, 5, 70),
-    "vgg_exponential__lr0.01_ep30-60-90-120_spe5_warm5_max130_g0.1": (Schedule(name="multi_step", milestones=[30, 60, 90, 120], warmup_epochs=5), 0.01, 5, 130),
-    "vgg_cosine__lr0.04_spe5_warm0_max90_T90": (Schedule(name="cosine_annealing", T_max=90, per="epoch"), 0.04, 5, 90),
-    "densenet100_multistep__lr0.1_ep150-225-300_spe5_max300_warm0": (Schedule(name="multi_step", milestones=[150, 225, 300]), 0.1, 5, 300),
-    "densenet121_cosine__lr0.1_T120_spe5_max120_warm0": (Schedule(name="cosine_annealing", per="epoch"), 0.1, 5, 120),
-    "densenet121_cosine__lr0.1_T120_spe5_max120_warm3": (Schedule(name="cosine_annealing", per="epoch", warmup_epochs=3), 0.1, 5, 120),
-    "densenet_multistep__lr0.1_ep2-8_spe5_max12_warm3": (Schedule(name="multi_step", milestones=[2, 8], warmup_epochs=3), 0.1, 5, 12),
-    "tinydarknet_exponential__lr0.1_ep70-140-210-280_spe5_max500_g0.3": (Schedule(name="multi_step", milestones=[70, 140, 210, 280], gamma=0.3), 0.1, 5, 500),
-}  # fmt: skip
+    "yolo_exponential__lr0.001_ep220-250_spe5_warm0_max320_g0.1": reference(
+        "multi_step", 0.001, 5, 320, milestones=[220, 250]
+    ),
+    "yolo_exponential__lr0.001_ep6-9_spe5_warm4_max12_g0.1": reference(
+        "multi_step", 0.001, 5, 12, milestones=[6, 9], warmup_epochs=4
+    ),
+    "yolo_exponential_milestone_in_warmup__lr0.001_ep2-9_spe5_warm4_max12_g0.1": reference(
+        "multi_step", 0.001, 5, 12, milestones=[2, 9], warmup_epochs=4
+    ),
+    "yolo_cosine__lr0.001_spe5_warm4_max320_T320": reference(
+        "cosine_annealing", 0.001, 5, 320, T_max=320, per="epoch", warmup_epochs=4
+    ),
+    "vgg_step__init0.01_max0.1_spe5_warm5_max70": reference(
+        "polynomial", 0.1, 5, 70, power=2, warmup_epochs=5, warmup_start_lr=0.01
+    ),
+    "vgg_exponential__lr0.01_ep30-60-90-120_spe5_warm5_max130_g0.1": reference(
+        "multi_step", 0.01, 5, 130, milestones=[30, 60, 90, 120], warmup_epochs=5
+    ),
+    "vgg_cosine__lr0.04_spe5_warm0_max90_T90": reference("cosine_annealing", 0.04, 5, 90, T_max=90, per="epoch"),
+    "densenet100_multistep__lr0.1_ep150-225-300_spe5_max300_warm0": reference(
+        "multi_step", 0.1, 5, 300, milestones=[150, 225, 300]
+    ),
+    "densenet121_cosine__lr0.1_T120_spe5_max120_warm0": reference("cosine_annealing", 0.1, 5, 120, per="epoch"),
+    "densenet121_cosine__lr0.1_T120_spe5_max120_warm3": reference(
+        "cosine_annealing", 0.1, 5, 120, per="epoch", warmup_epochs=3
+    ),
+    "densenet_multistep__lr0.1_ep2-8_spe5_max12_warm3": reference(
+        "multi_step", 0.1, 5, 12, milestones=[2, 8], warmup_epochs=3
+    ),
+    "tinydarknet_exponential__lr0.1_ep70-140-210-280_spe5_max500_g0.3": reference(
+        "multi_step", 0.1, 5, 500, milestones=[70, 140, 210, 280], gamma=0.3
+    ),
+}
 
 
 @pytest.mark.parametrize("name", REFERENCE)

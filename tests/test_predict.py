@@ -205,8 +205,15 @@ def test_no_picture_overwrites_what_belongs_to_all(two_seen, tmp_path):
     list(predict_files.save_annotated(written, tmp_path / "out"))
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert files == {
-        "classes.png", "overview-2.png", "same.png", "overview.png", "classes-2.txt", "overview.txt", "same.txt", "classes.txt",
-    }  # fmt: skip
+        "classes.png",
+        "overview-2.png",
+        "same.png",
+        "overview.png",
+        "classes-2.txt",
+        "overview.txt",
+        "same.txt",
+        "classes.txt",
+    }
     assert Image.open(tmp_path / "out/overview.png").width > 1000
 
 
@@ -214,8 +221,11 @@ def test_no_picture_overwrites_what_belongs_to_all(two_seen, tmp_path):
 def detector(tmp_path_factory):
     """A small detector that was never trained: it sees much, everywhere."""
     small = [
-        "model.width=0.125", "model.anchors_px=null", "transform.eval=[{letterbox: {size_px: 96}}]", "postprocess.score_threshold=0.01",
-    ]  # fmt: skip
+        "model.width=0.125",
+        "model.anchors_px=null",
+        "transform.eval=[{letterbox: {size_px: 96}}]",
+        "postprocess.score_threshold=0.01",
+    ]
     loaded = recipe.load("yolov3-digits", small)
     torch.manual_seed(0)
     model = registry.bind("model", loaded.model, loaded.at("model"))()

@@ -31,7 +31,7 @@ HAS_VNNI = bool(set(Path("/proc/cpuinfo").read_text().split()) & {"avx512_vnni",
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> Path:
-    """tinydarknet trained on digits of 16x16; at 8x8 its last pooling gets one pixel, which OpenVINO does not convert."""
+    """tinydarknet trained on digits of 16x16; at 8x8 its last pooling gets one pixel, which OpenVINO refuses."""
     out = tmp_path_factory.mktemp("runs") / "digits16"
     sized = "=[{resize: {size_px: 16, mode: stretch}}]"
     options = [
@@ -78,7 +78,9 @@ def save_pictures(folder: Path, images: list[np.ndarray]) -> Path:
 
 @pytest.mark.parametrize("format", SUFFIX)
 def test_int8_keeps_the_accuracy(run, fast, floats, model, tmp_path, format):
-    code, out, err = run("quantize", model, "--format", format, "--max-drop", 1, "--out", tmp_path, "--json", "--calibration-images", 100)  # fmt: skip
+    code, out, err = run(
+        "quantize", model, "--format", format, "--max-drop", 1, "--out", tmp_path, "--json", "--calibration-images", 100
+    )
     assert code == 0, err
     said = json.loads(out)
     path = tmp_path / f"last-int8{SUFFIX[format]}"
@@ -92,7 +94,9 @@ def test_int8_keeps_the_accuracy(run, fast, floats, model, tmp_path, format):
     assert opened.info.class_names == open_any(floats[format], CPU).class_names
     images = torch.zeros(2, 3, 16, 16)
     assert not opened.runner()(images)[0].equal(open_any(floats[format], CPU).runner()(images)[0])
-    assert sorted(file.suffix for file in tmp_path.iterdir()) == ([".bin", ".xml"] if format == "openvino" else [".onnx"])  # fmt: skip
+    assert sorted(file.suffix for file in tmp_path.iterdir()) == (
+        [".bin", ".xml"] if format == "openvino" else [".onnx"]
+    )
 
 
 def test_a_part_of_the_evaluation_is_always_the_same(fast, model, tmp_path):
@@ -101,9 +105,8 @@ def test_a_part_of_the_evaluation_is_always_the_same(fast, model, tmp_path):
     )
     assert report.plain["int8"]["images"] == 100 and "fixed random 100 of them" in report.text()
     opened = torch_model.open_model(model, CPU)
-    dataset, calibration = (
-        build.build_dataset(opened.recipe, None, "val"), find_calibration(opened, None, None, 20, (16, 16))
-    )  # fmt: skip
+    dataset = build.build_dataset(opened.recipe, None, "val")
+    calibration = find_calibration(opened, None, None, 20, (16, 16))
     parts = [Evaluated(dataset, 100, calibration).indices for _ in range(2)]
     assert parts[0] == parts[1] != list(range(100)) and len(set(parts[0])) == 100
 
@@ -122,7 +125,8 @@ def test_too_great_a_loss_is_refused_with_the_layers(run, fast, monkeypatch, mod
     message = one_line(err)
     assert re.search(r"loses \d\d\.\d\d points of top1.*largest errors: node_conv2d", message)
     layers = re.findall(r"^  (node_\w+) +([\d.]+) %$", err, re.M)
-    assert len(layers) >= 16 and [float(error) for _, error in layers] == sorted((float(e) for _, e in layers), reverse=True)  # fmt: skip
+    errors = [float(error) for _, error in layers]
+    assert len(errors) >= 16 and errors == sorted(errors, reverse=True)
 
 
 def test_slower_than_float_is_refused(run, short, monkeypatch, model, tmp_path):

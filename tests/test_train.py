@@ -56,9 +56,18 @@ class stop_after:
         (["train.precision=fp32"], 3),
         (["train.precision=bf16"], 6),
         (["train.ema_decay=0.9", "train.clip_grad_norm=1.0"], 4),  # the end of an epoch
-        (["model={name: vgg16, num_classes: 10, head: small, batch_norm: true, dropout: 0.5}", "transform.train=[{resize: {size_px: 32, mode: stretch}}, {pad_crop: {padding_px: 2}}]", "transform.eval=[{resize: {size_px: 32, mode: stretch}}]", "data.max_train_images=80", "train.batch_size=16"], 2),
+        (
+            [
+                "model={name: vgg16, num_classes: 10, head: small, batch_norm: true, dropout: 0.5}",
+                "transform.train=[{resize: {size_px: 32, mode: stretch}}, {pad_crop: {padding_px: 2}}]",
+                "transform.eval=[{resize: {size_px: 32, mode: stretch}}]",
+                "data.max_train_images=80",
+                "train.batch_size=16",
+            ],
+            2,
+        ),
     ],
-)  # fmt: skip
+)
 def test_interrupted_equals_uninterrupted_bit_for_bit(run, tmp_path, monkeypatch, extra, steps):
     command = ["train", "tinydarknet-digits", *QUICK, *extra]
     assert run(*command, "--out", tmp_path / "whole")[0] == 0
@@ -429,9 +438,17 @@ def trees(run, tmp_path):
 
 
 TWO = [
-    "train", "tinydarknet-digits", "transform.train=[]", "transform.eval=[]", "train.precision=fp32", "train.epochs=2",
-    "data={name: image_folder}", "model.num_classes=2", "train.batch_size=8", "train.eval_every_epochs=1",
-]  # fmt: skip
+    "train",
+    "tinydarknet-digits",
+    "transform.train=[]",
+    "transform.eval=[]",
+    "train.precision=fp32",
+    "train.epochs=2",
+    "data={name: image_folder}",
+    "model.num_classes=2",
+    "train.batch_size=8",
+    "train.eval_every_epochs=1",
+]
 
 
 def test_training_and_validation_data_in_two_places(run, tmp_path, trees):

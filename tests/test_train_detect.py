@@ -1,4 +1,4 @@
-"""Detectors through the same loop: continued runs are the same runs, every size is everybody's, real pictures are learned."""
+"""Detectors through the same loop: continued runs are the same, sizes are everybody's, real pictures are learned."""
 
 import json
 
@@ -21,10 +21,19 @@ from convzoo.types import Key
 
 # A run of seconds, with everything on: sizes by turns, mosaic, colours.
 SMALL = [
-    "model.width=0.03125", "data.max_train_images=24", "data.canvas_px=64", "data.digit_px=[14, 30]", "data.most_digits=3",
-    "transform.train=[{random_place: {mosaic_prob: 0.5}}, {hsv_distort: {}}]", "transform.eval=[{letterbox: {size_px: 64}}]",
-    "transform.multi_scale_px=[64, 96]", "train.epochs=2", "train.batch_size=8", "train.eval_every_epochs=1", "train.precision=fp32",
-]  # fmt: skip
+    "model.width=0.03125",
+    "data.max_train_images=24",
+    "data.canvas_px=64",
+    "data.digit_px=[14, 30]",
+    "data.most_digits=3",
+    "transform.train=[{random_place: {mosaic_prob: 0.5}}, {hsv_distort: {}}]",
+    "transform.eval=[{letterbox: {size_px: 64}}]",
+    "transform.multi_scale_px=[64, 96]",
+    "train.epochs=2",
+    "train.batch_size=8",
+    "train.eval_every_epochs=1",
+    "train.precision=fp32",
+]
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +202,14 @@ def test_ten_real_pictures_are_learned(run, shared, tmp_path):
     torch.set_num_threads(2)
     try:
         code, out, err = run(
-            "train", "yolov3-coco", "model.width=0.25", "transform.multi_scale_px=[]", "transform.eval=[{letterbox: {size_px: 256}}]",
-            "transform.train=[{letterbox: {size_px: 256}}, {flip_lr: {prob: 0.5}}]", "optim.lr=0.01", "optim.weight_decay=0.0005", "train.clip_grad_norm=20.0",
-            "schedule={name: cosine_annealing, warmup_epochs: 10}", "train.epochs=250", "train.batch_size=10", "train.precision=fp32",
-            "train.eval_every_epochs=50", "--data", folder, "--out", tmp_path / "run",
-        )  # fmt: skip
+            *("train", "yolov3-coco", "model.width=0.25", "transform.multi_scale_px=[]"),
+            "transform.eval=[{letterbox: {size_px: 256}}]",
+            "transform.train=[{letterbox: {size_px: 256}}, {flip_lr: {prob: 0.5}}]",
+            *("optim.lr=0.01", "optim.weight_decay=0.0005", "train.clip_grad_norm=20.0"),
+            "schedule={name: cosine_annealing, warmup_epochs: 10}",
+            *("train.epochs=250", "train.batch_size=10", "train.precision=fp32", "train.eval_every_epochs=50"),
+            *("--data", folder, "--out", tmp_path / "run"),
+        )
     finally:
         torch.set_num_threads(1)
     assert code == 0, err

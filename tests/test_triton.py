@@ -62,7 +62,9 @@ def test_the_configuration_is_the_files(repository):
     config = parsed(text)
     assert (config.name, config.backend, config.max_batch_size) == ("tiny_v1_2", "onnxruntime", triton.MAX_BATCH)
     (given,), (made,) = config.input, config.output
-    assert (given.name, list(given.dims)) == ("images", [3, 32, 32]) and given.data_type == given.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name["TYPE_FP32"].number  # fmt: skip
+    types = given.DESCRIPTOR.fields_by_name["data_type"].enum_type.values_by_name
+    assert (given.name, list(given.dims)) == ("images", [3, 32, 32])
+    assert given.data_type == types["TYPE_FP32"].number
     assert (made.name, list(made.dims), made.label_filename) == ("logits", [10], "labels.txt")
     assert config.dynamic_batching.max_queue_delay_microseconds == triton.MAX_DELAY_US
 
@@ -77,9 +79,10 @@ def test_a_fixed_batch_and_uint8():
 
 def test_a_detector_of_any_size():
     graph = graph_of(
-        images=(TensorProto.FLOAT, ["b", 3, "h", "w"]), boxes_xyxy=(TensorProto.FLOAT, ["b", 100, 4]),
+        images=(TensorProto.FLOAT, ["b", 3, "h", "w"]),
+        boxes_xyxy=(TensorProto.FLOAT, ["b", 100, 4]),
         labels=(TensorProto.INT64, ["b", 100]),
-    )  # fmt: skip
+    )
     text = triton.configuration("n", graph, info())
     assert 'input { name: "images" data_type: TYPE_FP32 dims: [3, -1, -1] }' in text
     assert 'output { name: "labels" data_type: TYPE_INT64 dims: [100] }' in text and "label_filename" not in text

@@ -33,9 +33,12 @@ VARIANTS = {
     "vgg16_cifar10": {"conv_bias": False, "batch_norm": True, "dropout": 0.0, "init": "xavier"},
     "vgg16_imagenet": {"conv_bias": False, "batch_norm": False},
     "yolov3": {
-        "backbone_act": "relu", "backbone_norm_momentum": 0.9, "down_padding": "bottom_right", "init": "uniform_fan_in"
+        "backbone_act": "relu",
+        "backbone_norm_momentum": 0.9,
+        "down_padding": "bottom_right",
+        "init": "uniform_fan_in",
     },
-}  # fmt: skip
+}
 SLOW = ("vgg16_cifar10", "vgg16_imagenet")
 
 

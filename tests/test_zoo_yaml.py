@@ -192,7 +192,8 @@ def test_smoothing_gives_the_zoos_targets(run, tmp_path):
 
 
 def test_a_converted_recipe_trains(run, tmp_path):
-    text = "net: densenet100\ndataset: cifar10\nimage_size: '32, 32'\nnum_classes: 10\nlr: 0.1\nlr_scheduler: exponential\n"
+    text = "net: densenet100\ndataset: cifar10\nimage_size: '32, 32'\nnum_classes: 10\n"
+    text += "lr: 0.1\nlr_scheduler: exponential\n"
     text += "lr_epochs: '150, 225, 300'\nlr_gamma: 0.1\nmax_epoch: 300\nper_batch_size: 64\nweight_decay: 0.0001\n"
     recipe = converted(run, tmp_path, text)
     assert recipe.schedule.milestones == [150, 225] and recipe.model["stem_norm"] is True
@@ -272,7 +273,8 @@ def test_a_header_says_what_is_true_of_this_configuration(run, shared, tmp_path)
         (
             (
                 VGG,
-                "multi_scale: [[320, 416]]\nbackbone_layers: [1, 2, 8, 8, 4]\nmax_epoch: 1\nlr: 1\nlr_scheduler: exponential\n",
+                "multi_scale: [[320, 416]]\nbackbone_layers: [1, 2, 8, 8, 4]\n"
+                "max_epoch: 1\nlr: 1\nlr_scheduler: exponential\n",
             ),
             2,
             "multi_scale: must be square",
@@ -299,16 +301,23 @@ def test_a_recipe_needs_the_name_of_one(run, tmp_path):
 
 
 def test_yolov3_in_float16_at_the_zoos_loss_scale_trains_as_in_float32(run, tmp_path):
-    """Its loss begins at 430 here and at 10,000 in full size: times 1024, float16 does not hold the weights' gradients."""
+    """Its loss begins at 430 here and at 10,000 in full size: times 1024, float16 does not hold its gradients."""
     (tmp_path / "zoo.yaml").write_text(YOLO)
     assert run("convert", tmp_path / "zoo.yaml", "--out", tmp_path / "ours.yaml")[0] == 0
     small = [
         "data={name: digit_scenes, max_train_images: 48, canvas_px: 96, digit_px: [16, 60]}",
-        "model.num_classes=10", "model.width=0.125", "transform.multi_scale_px=[]", "train.eval_every_epochs=10",
-        "transform.train=[{random_place: {size_px: 96}}]", "transform.eval=[{letterbox: {size_px: 64}}]",
-        "optim.momentum=0.0", "optim.lr=0.000001", "train.batch_size=8", "train.epochs=1",
+        "model.num_classes=10",
+        "model.width=0.125",
+        "transform.multi_scale_px=[]",
+        "train.eval_every_epochs=10",
+        "transform.train=[{random_place: {size_px: 96}}]",
+        "transform.eval=[{letterbox: {size_px: 64}}]",
+        "optim.momentum=0.0",
+        "optim.lr=0.000001",
+        "train.batch_size=8",
+        "train.epochs=1",
         "postprocess.score_threshold=0.9",
-    ]  # fmt: skip
+    ]
     assert recipes.load(tmp_path / "ours.yaml").train.loss_scale == 1024
     command = ["train", tmp_path / "ours.yaml", *small]
     code, _, err = run(*command, "train.precision=fp16", "--out", tmp_path / "fp16")

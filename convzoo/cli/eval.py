@@ -64,9 +64,8 @@ def eval_(
     def row(file: Path) -> None:
         opened = open_any(file, distributed.resolve_device(device), provider, tuple(overrides or ()))
         fetch(download, opened.recipe.data, data)
-        evaluation = measure(
-            opened, data=data, batch_size=batch_size, workers=workers, precision=precision.value, on_bad_sample=on_bad_sample.value
-        )  # fmt: skip
+        read: dict[str, Any] = {"data": data, "workers": workers, "on_bad_sample": on_bad_sample.value}
+        evaluation = measure(opened, **read, batch_size=batch_size, precision=precision.value)
         if distributed.rank() == 0:
             _show(file, evaluation, json_)
             if out:

@@ -3,7 +3,7 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,9 +68,7 @@ def export(
     from convzoo.deploy.export import ExportOptions
     from convzoo.deploy.export import export as run_export
 
-    options = ExportOptions(
-        format, out=out, stage=stage.value, preprocessing=preprocessing, batch=batch, size=wanted_size,
-        dynamic_size=dynamic_size, data=data, tolerance=tolerance, soc_version=soc_version,
-    )  # fmt: skip
-    result = run_export(model, options)
+    pictures: dict[str, Any] = {"batch": batch, "size": wanted_size, "dynamic_size": dynamic_size, "data": data}
+    form: dict[str, Any] = {"stage": stage.value, "preprocessing": preprocessing, "soc_version": soc_version}
+    result = run_export(model, ExportOptions(format, out=out, tolerance=tolerance, **pictures, **form))
     print(json.dumps(result.plain) if json_ else result.text())

@@ -20,8 +20,11 @@ from convzoo.version import __version__
 
 app = typer.Typer(
     help="Train, check and ship the classic convolutional networks. Every number and every file verified.",
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-)  # fmt: skip
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 app.add_typer(data_app, name="data")
 
 

@@ -55,10 +55,9 @@ def predict(
         return
     if not sources:
         raise UsageError("predict needs picture files, folders or globs")
-    answers = answers_to(
-        opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names, sources,
-        batch_size=batch_size, on_bad_sample=on_bad_sample.value, min_score=MIN_SCORE if min_score is None else min_score,
-    )  # fmt: skip
+    parts = opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names
+    least = MIN_SCORE if min_score is None else min_score
+    answers = answers_to(*parts, sources, batch_size=batch_size, on_bad_sample=on_bad_sample.value, min_score=least)
     answers = _written(answers, opened.class_names, min_score is not None, yolo_txt, crops, save)
     for answer in answers:
         print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)

@@ -63,10 +63,23 @@ def train(
     path = run_training(
         loaded,
         RunOptions(
-            data=data, val_data=val_data, out=out, device=device, weights=weights, workers=workers, accumulate=accumulate, save_every_steps=save_every_steps,
-            log_every_steps=log_every_steps, compile=compile, profile=profile, resume=resume, download=download, on_bad_sample=on_bad_sample.value, command=command_line(context.obj),
+            data=data,
+            val_data=val_data,
+            out=out,
+            device=device,
+            weights=weights,
+            workers=workers,
+            accumulate=accumulate,
+            save_every_steps=save_every_steps,
+            log_every_steps=log_every_steps,
+            compile=compile,
+            profile=profile,
+            resume=resume,
+            download=download,
+            on_bad_sample=on_bad_sample.value,
+            command=command_line(context.obj),
         ),
-    )  # fmt: skip
+    )
     from convzoo import distributed
 
     if distributed.rank() == 0:

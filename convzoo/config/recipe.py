@@ -112,8 +112,8 @@ class Schedule(_Part):
 
 
 class Train(_Part):
-    """eval_every_epochs: 0 for never, and then no validation data is needed, no epoch is the best, and nothing is measured;
-    save_every_epochs: checkpoints at the end of every so many epochs, of the last and of each that is the best so far."""
+    """eval_every_epochs: 0 for never: no validation data is needed, no epoch is the best, and nothing is measured;
+    save_every_epochs: checkpoints at the end of every so many epochs, of the last and of each best one so far."""
 
     epochs: Annotated[int, Field(gt=0)]
     batch_size: Annotated[int, Field(gt=0)]

@@ -47,7 +47,8 @@ def _plain(
         return plain
     if node.tag.removeprefix("tag:yaml.org,2002:") not in ("str", "int", "float", "bool", "null"):
         raise UsageError(
-            f"{here} {'.'.join(map(str, path))}: {node.tag.removeprefix('tag:yaml.org,2002:')} is not a value that a recipe can hold"
+            f"{here} {'.'.join(map(str, path))}: {node.tag.removeprefix('tag:yaml.org,2002:')} is not a value that a "
+            "recipe can hold"
         )
     value = yaml.SafeLoader("").construct_object(node)
     if isinstance(value, float) and value - value != 0:
@@ -56,7 +57,7 @@ def _plain(
 
 
 def apply_override(override: str, plain: dict[str, Any], places: dict[tuple, str]) -> None:
-    """Set `section.key=value`; a number in the path is a place in a list, such as transform.train.0.flip_lr.prob=0.5."""
+    """Set `section.key=value`; a number in the path is a place in a list: transform.train.0.flip_lr.prob=0.5."""
     dotted, equals, text = override.partition("=")
     path: tuple[str | int, ...] = tuple(int(key) if key.isdecimal() else key for key in dotted.split("."))
     if not equals or "" in path or isinstance(path[0], int):

@@ -276,7 +276,8 @@ def _convert_configuration(path: Path, out: Path) -> ConversionReport:
     sha256 = file_sha256(path)
     report.plain.update(recipe=recipe.plain(), dropped=zoo.dropped, notes=zoo.notes, source_sha256=sha256)
     header = [
-        f"Converted by convzoo {__version__} from {path.name}, a configuration of the MindSpore zoo's {recipe.model['name']} (SHA-256 {sha256[:12]}...)."
+        f"Converted by convzoo {__version__} from {path.name}, "
+        f"a configuration of the MindSpore zoo's {recipe.model['name']} (SHA-256 {sha256[:12]}...)."
     ]
     header += [f"Note: {note}." for note in zoo.notes]
     header += [f"Left out: {key} ({why})" for key, why in zoo.dropped.items()]

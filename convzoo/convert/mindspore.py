@@ -46,9 +46,17 @@ ZOO: dict[str, dict[str, Any]] = {
 PREFIXES = ("network.", "yolo_network.")
 OPTIMIZER_PREFIXES = ("moments.", "moment1.", "moment2.", "accum.")
 BOOKKEEPING = {
-    "global_step", "learning_rate", "momentum", "weight_decay", "epoch_num", "step_num", "loss_scale", "scale_sense",
-    "current_iterator_step", "last_overflow_iterator_step",
-}  # fmt: skip
+    "global_step",
+    "learning_rate",
+    "momentum",
+    "weight_decay",
+    "epoch_num",
+    "step_num",
+    "loss_scale",
+    "scale_sense",
+    "current_iterator_step",
+    "last_overflow_iterator_step",
+}
 NORM_KEYS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 

@@ -21,9 +21,10 @@ from torch import Tensor
 from convzoo.errors import ConvzooError
 
 DTYPES = {
-    "Int8": torch.int8, "UInt8": torch.uint8, "Int16": torch.int16, "UInt16": torch.uint16, "Int32": torch.int32,
-    "UInt32": torch.uint32, "Int64": torch.int64, "UInt64": torch.uint64, "Float16": torch.float16,
-    "Float32": torch.float32, "Float64": torch.float64, "BFloat16": torch.bfloat16, "Bool": torch.bool,
+    "Int8": torch.int8,       "UInt8": torch.uint8,     "Int16": torch.int16,     "UInt16": torch.uint16,
+    "Int32": torch.int32,     "UInt32": torch.uint32,   "Int64": torch.int64,     "UInt64": torch.uint64,
+    "Float16": torch.float16, "Float32": torch.float32, "Float64": torch.float64, "BFloat16": torch.bfloat16,
+    "Bool": torch.bool,
 }  # fmt: skip
 TEXT = "str"  # UTF-32 text that some trainings append
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -25,8 +25,8 @@ UNREAD = "the zoo's program does not read it"
 
 # What is not in a recipe, and where it went.
 ELSEWHERE = {
-    CLOUD: "enable_modelarts data_url train_url checkpoint_url eval_url model_train_url data_path output_path load_path "
-    "need_modelarts_dataset_unzip modelarts_dataset_unzip_name",
+    CLOUD: "enable_modelarts data_url train_url checkpoint_url eval_url model_train_url data_path output_path "
+    "load_path need_modelarts_dataset_unzip modelarts_dataset_unzip_name",
     "--device auto|cpu|cuda|npu": "device_target device_id",
     RANKS: "is_distributed rank device_num bind_cpu",
     DATA: "data_dir train_data_dir train_path split_path annFile",

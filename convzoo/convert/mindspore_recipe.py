@@ -39,7 +39,8 @@ def convert(path: Path) -> ZooRecipe:
 
     Raises:
         UsageError: a key with a value that has no equivalent, with file and line.
-        ConvzooError: neither YAML nor, where it is called .py, plain Python values, or not the configuration of one of the zoo's networks.
+        ConvzooError: neither YAML nor, where it is called .py, plain Python values, or not the configuration of one of
+            the zoo's networks.
     """
     keys = Keys(path)
     sections = _network(keys)(keys)
@@ -277,11 +278,13 @@ def _yolov3(keys: Keys) -> dict[str, Any]:
         "ignore_threshold": keys.number("ignore_threshold", 0.7),
     }
     keys.notes.append(
-        "without its program's faults: box centres are not rounded down, and boxes of all scales count for what is ignored"
+        "without its program's faults: box centres are not rounded down, "
+        "and boxes of all scales count for what is ignored"
     )
     if lr >= 0.1:
         keys.notes.append(
-            f"base rate {lr:g} is for the zoo's GPU program, which divides gradients by 1024 without having scaled the loss; "
+            f"base rate {lr:g} is for the zoo's GPU program, which divides gradients by 1024 "
+            "without having scaled the loss; "
             "0.001 is its rate elsewhere"
         )
     parts = {"transform": transform, "model": model, "loss": loss, "optim": _optim(keys, lr)}

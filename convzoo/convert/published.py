@@ -67,21 +67,32 @@ def _timm(name: str, model: str, licence: str, preprocessing: str, reported: Acc
 
 def _darknet(file: str, model: str, preprocessing: str, reported: Accuracy | None, **known: Any) -> Published:
     return Published(
-        f"darknet:{file}", model, DARKNET_URL + file, PUBLIC_DOMAIN, known.get("sha256"), preprocessing, reported,
+        f"darknet:{file}",
+        model,
+        DARKNET_URL + file,
+        PUBLIC_DOMAIN,
+        known.get("sha256"),
+        preprocessing,
+        reported,
         known.get("measured"),
-    )  # fmt: skip
+    )
 
 
 TABLE = (
     _darknet(
-        "tiny.weights", "tinydarknet", DARKNET_CROP.format(224), _top(0.587, 0.817),
+        "tiny.weights",
+        "tinydarknet",
+        DARKNET_CROP.format(224),
+        _top(0.587, 0.817),
         sha256="f1c3fe6b9bab9af69ae2a090682df3e5b9d83accba69551315f030ce1b37ea81",
         measured=_top(137 / 200, 179 / 200, "200 images of ImageNet val, one of every fifth class"),
     ),
     _darknet("darknet53.weights", "darknet53", DARKNET_CROP.format(256), _top(0.772, 0.938)),
     _darknet("darknet53.conv.74", "darknet53", "none: a backbone, for train --weights", None),
     _darknet(
-        "yolov3.weights", "yolov3", "letterboxed on grey to 416x416, values 0..1, no mean",
+        "yolov3.weights",
+        "yolov3",
+        "letterboxed on grey to 416x416, values 0..1, no mean",
         Accuracy({"AP": 0.310, "AP50": 0.553}, "COCO test-dev at 416"),
     ),
     _torchvision("VGG16_Weights", "vgg16", "vgg16-397923af.pth", _top(0.71592, 0.90382)),
@@ -90,19 +101,27 @@ TABLE = (
     _timm("vgg16.tv_in1k", "vgg16", "BSD-3-Clause", CROP_224, _top(0.71592, 0.90384)),
     _timm("vgg16_bn.tv_in1k", "vgg16", "BSD-3-Clause", CROP_224, _top(0.73370, 0.91514)),
     _timm(
-        "densenet121.tv_in1k", "densenet121", "Apache-2.0", CROP_224.replace("bilinear", "bicubic"),
+        "densenet121.tv_in1k",
+        "densenet121",
+        "Apache-2.0",
+        CROP_224.replace("bilinear", "bicubic"),
         _top(0.74764, 0.92154),
     ),
     _timm(
-        "densenet121.ra_in1k", "densenet121", "Apache-2.0", CROP_224.replace("bilinear", "bicubic"),
+        "densenet121.ra_in1k",
+        "densenet121",
+        "Apache-2.0",
+        CROP_224.replace("bilinear", "bicubic"),
         _top(0.76500, 0.93368, "ImageNet val at 288, crop 0.95"),
     ),
     _timm(
-        "darknet53.c2ns_in1k", "darknet53", "Apache-2.0",
+        "darknet53.c2ns_in1k",
+        "darknet53",
+        "Apache-2.0",
         "short side 288, bicubic, centre crop 256, ImageNet mean and std",
         _top(0.80536, 0.95434, "ImageNet val at 288, crop 1.0"),
     ),
-)  # fmt: skip
+)
 
 
 def names(library: str | None = None) -> list[str]:

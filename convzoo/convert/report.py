@@ -52,8 +52,9 @@ def report_weights(opened: WeightSource, info: ModelInfo, report: ConversionRepo
     report.plain["dropped"] = converted.dropped
     operations = "; ".join(
         f"{name} {' '.join(f'{key}={value}' for key, value in keys.items())}"
-        for op in transform["eval"] for name, keys in op.items()
-    )  # fmt: skip
+        for op in transform["eval"]
+        for name, keys in op.items()
+    )
     numbers = "; ".join(f"{key} {' '.join(f'{value:g}' for value in transform[key])}" for key in ("mean", "std"))
     report.add("preprocessing", f"{operations or 'none'}; {numbers}", preprocessing=transform)
     names = info.class_names

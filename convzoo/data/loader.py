@@ -86,7 +86,8 @@ def build_loader(
         pin_memory=pin_memory,
         worker_init_fn=_quiet_worker,
         prefetch_factor=4 if workers else None,
-        generator=torch.Generator(),  # its own: the global one belongs to dropout, and must not depend on when a loader starts
+        # Its own: the global one belongs to dropout, and must not depend on when a loader starts.
+        generator=torch.Generator(),
     )
 
 
@@ -133,7 +134,8 @@ def label_map(names: list[str], model_names: list[str], source: str) -> list[int
     unknown = [name for name in names if name not in number]
     if unknown:
         raise DataError(
-            f"{source} has {len(unknown)} of {len(names)} classes that the model does not know: {_some(unknown)}; the model has {_some(model_names)}"
+            f"{source} has {len(unknown)} of {len(names)} classes that the model does not know: {_some(unknown)}; "
+            f"the model has {_some(model_names)}"
         )
     return [number[name] for name in names]
 
@@ -146,7 +148,8 @@ def check_own_split(dataset: Any, split: str) -> None:
     """Raise DataError where class folders that may be either split, or both, would be trained on."""
     if split == "train" and getattr(dataset, "is_whole_root", False):
         raise DataError(
-            f"{dataset.root}: no folder train or ilsvrc in it; class folders alone are trained on with --val-data beside them, or train.eval_every_epochs=0"
+            f"{dataset.root}: no folder train or ilsvrc in it; "
+            "class folders alone are trained on with --val-data beside them, or train.eval_every_epochs=0"
         )
 
 

@@ -33,9 +33,14 @@ from convzoo.types import Runner
 
 # The rows of a model file's table: which format, in which precision. int8 is a file of its own.
 ROWS = {
-    "pytorch": ("pytorch", "fp32"), "pt2": ("pt2", "fp32"), "onnx": ("onnx", "fp32"), "openvino": ("openvino", "fp32"),
-    "openvino-bf16": ("openvino", "bf16"), "onnx-int8": ("onnx", "int8"), "openvino-int8": ("openvino", "int8"),
-}  # fmt: skip
+    "pytorch": ("pytorch", "fp32"),
+    "pt2": ("pt2", "fp32"),
+    "onnx": ("onnx", "fp32"),
+    "openvino": ("openvino", "fp32"),
+    "openvino-bf16": ("openvino", "bf16"),
+    "onnx-int8": ("onnx", "int8"),
+    "openvino-int8": ("openvino", "int8"),
+}
 THROUGHPUT_BATCH = 8
 EMBEDDED = ("digits", "digit_scenes")
 SAME_BOX = 0.02  # a detection of a lossy form is the same within this: of the input's side, and of the score
@@ -105,13 +110,15 @@ class BenchResult:
         lines = [_cells(row, measure) for row in self.rows if row.measured]
         notes = [f"- {row.name}: {row.note}" for row in self.rows if row.note]
         where = facts["data"] or "no data given, so no accuracy"
-        return "\n".join([
-            f"# {self.model.name}", "", table(head, lines), "", *notes, *[""] * bool(notes),
-            f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores; {facts['rounds']} rounds of {facts['seconds']:g} s, "
+        about = (
+            f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores; "
+            f"{facts['rounds']} rounds of {facts['seconds']:g} s, "
             f"the forms one after the other in each; input {facts['size']}. Accuracy: {where}. "
-            f"Difference: the largest |a-b| / max|b| from PyTorch's outputs on real pictures, agreement of the predictions there. "
-            f"Peak: {MEMORY}. {', '.join(f'{name} {version}' for name, version in facts['versions'].items())}.",
-        ])  # fmt: skip
+            "Difference: the largest |a-b| / max|b| from PyTorch's outputs on real pictures, "
+            "agreement of the predictions there. "
+            f"Peak: {MEMORY}. {', '.join(f'{name} {version}' for name, version in facts['versions'].items())}."
+        )
+        return "\n".join([f"# {self.model.name}", "", table(head, lines), "", *notes, *[""] * bool(notes), about])
 
 
 def _cells(row: Row, measure: str) -> list[str]:
@@ -119,11 +126,16 @@ def _cells(row: Row, measure: str) -> list[str]:
     agreed = f"{measured['agreed']} of {measured['predictions']}" if "agreed" in measured else ""
     memory = measured["peak_memory_bytes"]
     return [
-        row.name, f"{measured['bytes'] / MB:.1f}", f"{measured['latency_ms']:.2f}", f"{measured['latency_p95_ms']:.2f}",
-        f"{measured['pictures_per_s']:.1f}", "" if memory is None else f"{memory / MB:.0f}",
+        row.name,
+        f"{measured['bytes'] / MB:.1f}",
+        f"{measured['latency_ms']:.2f}",
+        f"{measured['latency_p95_ms']:.2f}",
+        f"{measured['pictures_per_s']:.1f}",
+        "" if memory is None else f"{memory / MB:.0f}",
         percent(measured["result"].get(measure)) if "result" in measured else "",
-        f"{measured['largest_difference']:.1e}" if "largest_difference" in measured else "", agreed,
-    ]  # fmt: skip
+        f"{measured['largest_difference']:.1e}" if "largest_difference" in measured else "",
+        agreed,
+    ]
 
 
 def bench(model: Path, options: BenchOptions) -> BenchResult:
@@ -285,12 +297,22 @@ def memory_bytes(key: str) -> int | None:
 def _facts(opened: LoadedModel, real: Tensor, options: BenchOptions) -> dict[str, Any]:
     env = environment(torch.device("cpu"))
     versions = {"convzoo": env["convzoo"], **export.versions()}
+    name = opened.recipe.data["name"]
     return {
-        "measure": opened.task().best_metric, "batch": options.batch, "throughput_batch": THROUGHPUT_BATCH,
-        "rounds": options.rounds, "seconds": options.seconds, "size": "x".join(map(str, real.shape[2:])),
-        "cpu": env["device_name"], "cores": env["cpu_cores"], "threads": env["threads"],
-        "platform": env["platform"], "commit": env["commit"], "versions": versions, "memory": MEMORY,
+        "measure": opened.task().best_metric,
+        "batch": options.batch,
+        "throughput_batch": THROUGHPUT_BATCH,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "size": "x".join(map(str, real.shape[2:])),
+        "cpu": env["device_name"],
+        "cores": env["cpu_cores"],
+        "threads": env["threads"],
+        "platform": env["platform"],
+        "commit": env["commit"],
+        "versions": versions,
+        "memory": MEMORY,
         "computes_bfloat16": distributed.computes_bfloat16(torch.device("cpu")),
-        "data": str(options.data) if options.data else opened.recipe.data["name"] if opened.recipe.data["name"] in EMBEDDED else None,
+        "data": str(options.data) if options.data else name if name in EMBEDDED else None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
+    }

@@ -1,7 +1,7 @@
-"""Tell whether detections are what suppression makes of given boxes and scores, when those are known to a tolerance only.
+"""Tell whether detections are what suppression makes of boxes and scores, when those are known to a tolerance only.
 
-Comparing two lists would not do: where two scores, or an overlap and its threshold, are as good as equal, rounding decides
-which of two boxes stays, and with it whether others do. Both lists are then right.
+Comparing two lists would not do: where two scores, or an overlap and its threshold, are as good as equal, rounding
+decides which of two boxes stays, and with it whether others do. Both lists are then right.
 """
 
 from typing import Any, NamedTuple
@@ -65,7 +65,7 @@ def matched(
 
 
 class _Candidates(NamedTuple):
-    """The reference's candidates [C]: which box each is, class, score, boxes_xyxy [C, 4], and whether it shows in the input."""
+    """The reference's candidates [C]: which box each is, class, score, boxes_xyxy [C, 4], if it shows in the input."""
 
     box: Tensor
     label: Tensor
@@ -98,7 +98,7 @@ def _is_what_suppression_leaves(
 
 
 def _candidates(scores_NK: Tensor, options: dict[str, Any], tolerance: float) -> tuple[Tensor, Tensor]:
-    """Return (box, class) of everything that might be a candidate: all classes above the threshold, or each box's best."""
+    """Return (box, class) of what might be a candidate: all classes above the threshold, or each box's best."""
     least = torch.full_like(scores_NK[:, :1], options["score_threshold"])
     if not options["multi_label"]:
         least = least.maximum(scores_NK.amax(1, keepdim=True))

@@ -76,19 +76,28 @@ class ExportResult:
     def plain(self) -> dict[str, Any]:
         keys = ("input", "stage", "size", "dynamic_size", "batch", "opset", "source_sha256")
         return {
-            "file": str(self.path), "format": self.format, **{key: getattr(self.info, key) for key in keys},
-            "sha256": self.info.seal.removeprefix("sha256:"), "bytes": self.bytes, "differences": self.parity.outputs,
-            "largest_difference": self.parity.largest, "tolerance": self.tolerance, "predictions_agreed": self.parity.agreed,
-            "predictions": self.parity.predictions, "batches": self.parity.batches, "sizes": self.parity.sizes,
+            "file": str(self.path),
+            "format": self.format,
+            **{key: getattr(self.info, key) for key in keys},
+            "sha256": self.info.seal.removeprefix("sha256:"),
+            "bytes": self.bytes,
+            "differences": self.parity.outputs,
+            "largest_difference": self.parity.largest,
+            "tolerance": self.tolerance,
+            "predictions_agreed": self.parity.agreed,
+            "predictions": self.parity.predictions,
+            "batches": self.parity.batches,
+            "sizes": self.parity.sizes,
             "seconds": round(self.seconds, 2),
-        }  # fmt: skip
+        }
 
     def text(self) -> str:
         info = self.info
         size = "any multiple of 32" if info.dynamic_size else "x".join(map(str, info.size))
         opset = f" opset {info.opset}" if info.opset else ""
         batch = "any" if info.batch is None else info.batch
-        lines = [f"{self.path}  {self.format}{opset}, {self.bytes / 1e6:.1f} MB, {info.input}, size {size}, batch {batch}, {info.stage}"]  # fmt: skip
+        file = f"{self.path}  {self.format}{opset}, {self.bytes / 1e6:.1f} MB"
+        lines = [f"{file}, {info.input}, size {size}, batch {batch}, {info.stage}"]
         lines += [f"  {line}" for line in differences(self.parity)]
         lines.append(
             f"  predictions agree on {self.parity.agreed} of {self.parity.predictions} pictures; {self.seconds:.1f} s"
@@ -172,13 +181,22 @@ def export_info(opened: TorchModel, options: ExportOptions, opset: int | None) -
     """Gather the metadata. Raises UsageError where the size of the pictures is not known."""
     plain = opened.recipe.plain()
     return ExportInfo(
-        recipe=plain, preprocessing={key: plain["transform"][key] for key in ("eval", "mean", "std")},
-        class_names=opened.class_names, task=opened.recipe.task,
-        input="uint8_nhwc" if options.preprocessing else "float_nchw", stage=options.stage,
-        size=options.size or input_size(opened, options.data), dynamic_size=options.dynamic_size, batch=options.batch,
-        opset=opset, source_sha256=opened.sha256, metrics=opened.info.metrics,
-        provenance=opened.info.provenance, licence=opened.info.licence, versions=versions(),
-    )  # type: ignore[arg-type]  # fmt: skip
+        recipe=plain,
+        preprocessing={key: plain["transform"][key] for key in ("eval", "mean", "std")},
+        class_names=opened.class_names,
+        task=opened.recipe.task,
+        input="uint8_nhwc" if options.preprocessing else "float_nchw",
+        stage=options.stage,
+        size=options.size or input_size(opened, options.data),
+        dynamic_size=options.dynamic_size,
+        batch=options.batch,
+        opset=opset,
+        source_sha256=opened.sha256,
+        metrics=opened.info.metrics,
+        provenance=opened.info.provenance,
+        licence=opened.info.licence,
+        versions=versions(),
+    )  # type: ignore[arg-type]
 
 
 def _check_size(info: ExportInfo) -> None:
@@ -217,7 +235,7 @@ def input_size(opened: TorchModel, data: Path | None) -> tuple[int, int]:
 
 
 def resized(opened: TorchModel, size: tuple[int, int]) -> TorchModel:
-    """Return the model with an evaluation transform that gives another size, in the same proportions. Raises UsageError."""
+    """Return the model with an evaluation transform to another size, in the same proportions. Raises UsageError."""
     plain = opened.recipe.plain()
     operations = [(name, keys) for step in plain["transform"]["eval"] for name, keys in step.items()]
     sized = [(name, keys) for name, keys in operations if "size_px" in keys]

@@ -190,7 +190,7 @@ def open_any(
     """Open a model file, an exported one, or weights of another program, converted in memory.
 
     Raises:
-        UsageError, ConvzooError, MissingPackageError: as `open_exported`, `torch_model.open_model` and `open_source` say.
+        UsageError, ConvzooError, MissingPackageError: as `open_exported`, `torch_model.open_model`, `open_source` say.
     """
     path = Path(path)
     if provider and path.suffix.lower() != ".onnx":

@@ -1,4 +1,4 @@
-"""Compare an exported file, in its own runtime, with the model in PyTorch: outputs by number, predictions by what they say."""
+"""Compare an exported file, in its own runtime, with the model in PyTorch: outputs and predictions."""
 
 import math
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The documents' way to a device that is elsewhere: inputs out as files, and outputs that were computed there scored here.
+"""The documents' way to a device that is elsewhere: inputs out as files, and outputs computed there scored here.
 
 File names are those of the documents: the outputs of NAME.JPEG are NAME_0.bin, NAME_1.bin ..., or NAME.bin of one
 output; .npy is taken too. A .bin holds plain numbers, little-endian, in the order of the array.

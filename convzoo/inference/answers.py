@@ -53,7 +53,7 @@ class Answer:
         return {"path": self.path, "width": width, "height": height, "detections": detections}
 
     def text(self) -> str:
-        """Return one line for people: the best three classes, or how many of each class and the best score among them."""
+        """Return one line for people: the best three classes, or how many of each class and their best score."""
         if self.boxes_xyxy is None:
             best = zip(self._captions()[:3], self.scores[:3], strict=True)
             return "  ".join([self.path, *(f"{name} {100 * score:5.1f} %" for name, score in best)])
@@ -135,7 +135,7 @@ def save_yolo_txt(answers: Iterable[Answer], folder: Path, class_names: list[str
 
 
 def save_crops(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
-    """Pass a detector's answers on while writing what each box holds as CLASS/PICTURE-NNN.png; NNN counts the boxes, best first."""
+    """Pass a detector's answers on and write what each box holds as CLASS/PICTURE-NNN.png; NNN counts, best first."""
     used_names: dict[str, int] = {}
     for answer in answers:
         height, width = answer.image.shape[:2]

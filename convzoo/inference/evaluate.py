@@ -82,9 +82,14 @@ def evaluate(
 
 
 def evaluate_open(
-    opened: LoadedModel, data: Path | None, *, batch_size: int | None = None, workers: int | None = None,
-    precision: str = "fp32", on_bad_sample: OnBadSample = "error",
-) -> Evaluation:  # fmt: skip
+    opened: LoadedModel,
+    data: Path | None,
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    precision: str = "fp32",
+    on_bad_sample: OnBadSample = "error",
+) -> Evaluation:
     """Evaluate an open model, or an exported file that was opened, on the validation split of its recipe's data set.
 
     Classes are matched by name: a data set may have fewer than the model, never others.

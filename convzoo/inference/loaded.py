@@ -61,5 +61,5 @@ class LoadedModel(Protocol):
         ...
 
     def changed(self, overrides: tuple[str, ...]) -> "LoadedModel":
-        """Return the same weights under a recipe with overrides `section.key=value`. Raises UsageError, ConvzooError."""
+        """Return these weights under a recipe with overrides `section.key=value`. Raises UsageError, ConvzooError."""
         ...

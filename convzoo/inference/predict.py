@@ -39,9 +39,8 @@ def find_pictures(sources: Iterable[str | Path]) -> Iterator[str]:
             paths = iter(sorted(glob.glob(source, recursive=True)))
         first = next(paths, None)
         if first is None:
-            raise UsageError(
-                f"{source}: {'no pictures in this folder' if os.path.isdir(source) else 'no such file, folder or glob match'}"
-            )
+            missing = "no pictures in this folder" if os.path.isdir(source) else "no such file, folder or glob match"
+            raise UsageError(f"{source}: {missing}")
         yield first
         yield from paths
 
@@ -66,7 +65,7 @@ def predict(
     """Yield an answer for each picture, in order.
 
     Args:
-        min_score: leave out a detector's boxes with lower scores; None for all. A classifier's answers stay as they are.
+        min_score: leave out a detector's boxes with lower scores; None for all. A classifier's answers stay.
     Raises:
         UsageError: a source that does not exist.
         DataError: a picture that cannot be read, unless on_bad_sample is "skip", which logs it.

@@ -74,7 +74,7 @@ class TorchModel:
         return TorchRunner(self.model, self.recipe, next(self.model.parameters()).device, precision)
 
     def changed(self, overrides: tuple[str, ...]) -> "TorchModel":
-        """Return the same weights under a recipe with overrides `section.key=value`. Raises UsageError, ConvzooError."""
+        """Return these weights under a recipe with overrides `section.key=value`. Raises UsageError, ConvzooError."""
         recipe = recipes.with_overrides(self.recipe, overrides)
         if recipe.model == self.recipe.model:
             return dataclasses.replace(self, recipe=recipe)

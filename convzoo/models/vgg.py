@@ -48,7 +48,7 @@ def vgg16(
     """Build VGG-16.
 
     Args:
-        head: "imagenet" is 7x7 pooling and the paper's three linear layers; "small" one linear layer for 32x32 pictures.
+        head: "imagenet" is 7x7 pooling and the paper's three linear layers; "small" one linear layer for 32x32.
         dropout: probability before each but the first linear layer; 0 for none.
     """
     features = _features(batch_norm, conv_bias)

@@ -193,7 +193,7 @@ def _tags(
     font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
     size_wh: tuple[int, int],
 ) -> list[tuple[tuple[int, int, int, int], Mark]]:
-    """Place the captions, best first, each where it covers the least of better ones and of objects; return them worst first."""
+    """Place captions, best first, each where it covers least of better ones and of objects; return them worst first."""
     height = round(1.35 * font.size) if isinstance(font, ImageFont.FreeTypeFont) else 14
     placed, tags = np.empty((0, 4)), []
     boxes = np.array([box for box, _ in inside]).reshape(-1, 4)

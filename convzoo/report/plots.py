@@ -12,9 +12,16 @@ if TYPE_CHECKING:
 
 BLUE, ORANGE, GREY, FAINT = "#20639b", "#e4572e", "#6c757d", "#c3c9cf"
 STYLE: Any = {
-    "font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-    "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left", "figure.constrained_layout.use": True,
-}  # fmt: skip
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "figure.constrained_layout.use": True,
+}
 BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend right of the axes
 LABELLED_CELLS, LABELLED_SIDES = 20, 100  # a larger confusion matrix has no room for numbers, or not even for names
 DRAWN_PARTS = 1000  # more stretches of a curve than a picture has columns for
@@ -35,7 +42,7 @@ def _pyplot() -> Any:
 
 
 def plot_curves(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
-    """Write loss.png, accuracy.png (of a detector its AP) and learning_rate.png from a run's rows of kind `step` and `epoch`."""
+    """Write loss.png, accuracy.png (a detector's AP) and learning_rate.png from a run's `step` and `epoch` rows."""
     steps = [row for row in rows if row["kind"] == "step"]
     epochs = [row for row in rows if row["kind"] == "epoch"]
     parts = dict.fromkeys(key for row in epochs for key in row if key.startswith("loss_"))
@@ -61,7 +68,7 @@ def plot_curves(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
 
 
 def thinned(points: list[tuple[float, float]], parts: int = DRAWN_PARTS) -> list[tuple[float, float]]:
-    """Return at most 2 * parts of the points (x, y): of each stretch its lowest and its highest, so that no spike is lost."""
+    """Return at most 2 * parts of the points (x, y): of each stretch the lowest and highest, so no spike is lost."""
     if len(points) <= 2 * parts:
         return points
     bounds = [len(points) * i // parts for i in range(parts + 1)]
@@ -110,7 +117,7 @@ def plot_confusion(
 ) -> None:
     """Write a confusion matrix [truth, predicted], each row as shares of its class.
 
-    A detector's [K + 1, K + 1] has one more name for its last row, the false detections, and its last column, the missed.
+    A detector's [K + 1, K + 1] has one more name: of its last row, the false detections, and last column, the missed.
     """
     rows, columns = row_names or class_names, column_names or class_names
     shares = confusion / np.maximum(1, confusion.sum(1, keepdims=True))

@@ -14,13 +14,14 @@ def write_card(
     Args:
         facts: command, recipe (plain), env, data, best (highest value seen in training, or None), skipped counts, the
             model file, and how far an unfinished run is, such as "step 3 of 8"; None of a finished one.
-        result: the final evaluation of the last weights; empty while the run is unfinished, or where it does not evaluate.
+        result: the final evaluation of the last weights; empty while the run is unfinished or if it does not evaluate.
         rows: one per epoch, as in results.csv.
     """
     data, recipe = facts["data"], facts["recipe"]
     text = f"""# {name}
 
-{recipe["model"]["name"]} on {recipe["data"]["name"]}: {data["train_images"]:,} training and {_count(data["val_images"])} validation images, \
+{recipe["model"]["name"]} on {recipe["data"]["name"]}: {data["train_images"]:,} training \
+and {_count(data["val_images"])} validation images, \
 {len(data["class_names"])} classes, {recipe["train"]["epochs"]} epochs, seed {recipe["seed"]}.
 
 ## Result
@@ -41,7 +42,8 @@ def write_card(
 
 {table(["", ""], [[key, str(value)] for key, value in facts["env"].items() if value is not None])}
 
-`recipe.yaml` holds every key of the recipe, `metrics.jsonl` every measurement, `eval/` the tables and worst images of the final evaluation.
+`recipe.yaml` holds every key of the recipe, `metrics.jsonl` every measurement, `eval/` the tables and worst images \
+of the final evaluation.
 """
     path.write_text(text, encoding="utf-8")
 
@@ -57,7 +59,8 @@ def _result(facts: dict[str, Any], result: dict[str, Any]) -> str:
         again = "The same command continues a run that was interrupted, `--resume` one that was killed."
         return f"**Unfinished: {facts['unfinished']}.** {again} {notes}".rstrip()
     if not result:
-        return f"Not measured: there was no validation (`train.eval_every_epochs: 0`). The last weights: `{facts['model_file']}`. {notes}".rstrip()
+        unmeasured = "Not measured: there was no validation (`train.eval_every_epochs: 0`)."
+        return f"{unmeasured} The last weights: `{facts['model_file']}`. {notes}".rstrip()
     where = data.get("val_root", data["root"])
     root = "" if where == "None" else f" --data {where}"
     averaged = ", averaged (EMA)," if recipe["train"]["ema_decay"] is not None else ""

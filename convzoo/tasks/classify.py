@@ -83,7 +83,7 @@ class ClassifyMetric:
         return ""
 
     def per_class(self) -> list[dict[str, Any]]:
-        """Return for each class its images, recall and precision (None where undefined) and the class it is most often taken for.
+        """Return each class's images, recall and precision (None where undefined) and the class it is mostly taken for.
 
         ImageNet's classes have titles beside their ids.
         """
@@ -151,7 +151,7 @@ class Classify:
         return base_batch(samples, torch.tensor([sample.target for sample in samples]))
 
     def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Return the mean loss and the share of right answers of logits [B, K]; half precision is computed in float32."""
+        """Return mean loss and share of right answers of logits [B, K]; half precision is computed in float32."""
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
         return {"loss": loss, "train_top1": (logits.detach().argmax(1) == batch.targets).float().mean()}

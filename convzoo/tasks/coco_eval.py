@@ -12,7 +12,8 @@ from pycocotools.cocoeval import COCOeval
 from convzoo.types import Boxes, Prediction
 
 NAMES = (
-    "AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
+    "AP",  "AP50", "AP75",  "AP_small", "AP_medium", "AP_large",
+    "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
 AT_50 = 0  # the place of IoU 0.5 among the ten thresholds
 ALL_AREAS, MOST = 0, -1
@@ -37,9 +38,12 @@ class Scored(NamedTuple):
 
 
 def truth_json(
-    truths: Sequence[Boxes], image_ids: Sequence[int], paths: Sequence[str], sizes_hw: Sequence[tuple[int, int]],
+    truths: Sequence[Boxes],
+    image_ids: Sequence[int],
+    paths: Sequence[str],
+    sizes_hw: Sequence[tuple[int, int]],
     categories: dict[int, str],
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Return true boxes in COCO's form. `categories`: category id -> name, in the order of the labels."""
     ids = list(categories)
     images = [
@@ -101,6 +105,10 @@ def score(truth: dict[str, Any], detections: list[dict[str, Any]]) -> Scored:
     ]  # [T, R, K]
     stats = {name: None if value < 0 else float(value) for name, value in zip(NAMES, run.stats, strict=True)}
     return Scored(
-        stats, printed.getvalue().rstrip("\n"), precision.mean((0, 1)), precision[AT_50].mean(0), run.params.recThrs,
+        stats,
+        printed.getvalue().rstrip("\n"),
+        precision.mean((0, 1)),
+        precision[AT_50].mean(0),
+        run.params.recThrs,
         precision[AT_50],
-    )  # fmt: skip
+    )

@@ -41,7 +41,7 @@ class Detect:
         self.options = options
 
     def collate(self, samples: list[Sample]) -> Batch:
-        """Stack the pictures; their boxes become one list with the index of their picture. None is needed to predict."""
+        """Stack the pictures; their boxes become one list with the index of their picture. Predicting needs none."""
         boxes = [sample.target for sample in samples]
         learned = [truth.take(~truth.crowd) if isinstance(truth, Boxes) else None for truth in boxes]
         indexed = [(i, truth) for i, truth in enumerate(learned) if truth is not None and len(truth)]
@@ -59,9 +59,14 @@ class Detect:
         where: dict[str, Any] = {"anchors_px": self.anchors_px.to(boxes_xyxy), "strides": STRIDES}
         height, width = batch.images.shape[-2:]
         targets = assign_targets(
-            boxes_xyxy, labels, image_index, image_size=(height, width), num_classes=len(self.class_names),
-            label_smoothing=self.label_smoothing, **where,
-        )  # fmt: skip
+            boxes_xyxy,
+            labels,
+            image_index,
+            image_size=(height, width),
+            num_classes=len(self.class_names),
+            label_smoothing=self.label_smoothing,
+            **where,
+        )
         ignored = ignore_masks(outputs, boxes_xyxy, image_index, iou_threshold=self.ignore_threshold, **where)
         return yolo_loss(outputs, targets, ignored)
 
@@ -128,6 +133,13 @@ def detect(
             raise UsageError(f"{recipe.at('postprocess')(name)} must be in 0..1, not {value}")
     anchors_px = recipe.model.get("anchors_px") or ANCHORS_PX
     return Detect(
-        class_names, anchors_px, recipe.loss.label_smoothing, recipe.loss.ignore_threshold, score_threshold=score_threshold,
-        iou_threshold=iou_threshold, max_detections=max_detections, multi_label=multi_label, box_rule=box_rule,
-    )  # fmt: skip
+        class_names,
+        anchors_px,
+        recipe.loss.label_smoothing,
+        recipe.loss.ignore_threshold,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        max_detections=max_detections,
+        multi_label=multi_label,
+        box_rule=box_rule,
+    )

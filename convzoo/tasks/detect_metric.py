@@ -77,7 +77,7 @@ class DetectMetric:
         return self._scored
 
     def result(self) -> dict[str, Any]:
-        """Return COCO's twelve numbers as fractions, None where there is nothing to measure, and the number of images."""
+        """Return COCO's twelve numbers as fractions, None where nothing is measured, and the number of images."""
         return {**self.scored().stats, "images": len(self.pictures)}
 
     def text(self) -> str:
@@ -85,7 +85,7 @@ class DetectMetric:
         return self.scored().lines
 
     def write(self, folder: Path, dataset: Any) -> None:
-        """Write detections.json and truth.json in COCO's forms with the data set's own ids, tables, curves, worst pictures."""
+        """Write detections.json and truth.json as COCO does, with its own ids, tables, curves, worst pictures."""
         ids = sorted(self.pictures)
         own = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
         numbers = [dataset.image_id(i) for i in ids]
@@ -112,12 +112,18 @@ class DetectMetric:
         truths = self._counts([picture.truth.labels[~picture.truth.crowd] for picture in self.pictures.values()])
         detections = self._counts([picture.prediction.labels for picture in self.pictures.values()])
         return [
-            {"class": name, "objects": truths[k], "detections": detections[k], "AP": _or_none(scored.class_ap[k]), "AP50": _or_none(scored.class_ap50[k])}
+            {
+                "class": name,
+                "objects": truths[k],
+                "detections": detections[k],
+                "AP": _or_none(scored.class_ap[k]),
+                "AP50": _or_none(scored.class_ap50[k]),
+            }
             for k, name in enumerate(self.class_names)
-        ]  # fmt: skip
+        ]
 
     def confusion(self) -> np.ndarray:
-        """Return counts [K + 1, K + 1] of truth and prediction; the last row are false detections, the last column misses."""
+        """Return counts [K + 1, K + 1] of truth and prediction; last row: false detections, last column: misses."""
         nothing = len(self.class_names)
         counts = np.zeros((nothing + 1, nothing + 1), dtype=np.int64)
         for picture in self.pictures.values():
@@ -190,10 +196,9 @@ class DetectMetric:
         truth = picture.truth.take(learned)
         image = dataset.load(index).image.permute(1, 2, 0).numpy()
         names = [self.class_names[label] for label in shown.labels]
-        return compared(
-            image, truth.xyxy, [self.class_names[label] for label in truth.labels], is_found[learned].tolist(), np.asarray(shown.boxes_xyxy),
-            names, shown.scores.tolist(), right.tolist(), fit_px=CELL_PX, legend=False,
-        )  # fmt: skip
+        true = truth.xyxy, [self.class_names[label] for label in truth.labels], is_found[learned].tolist()
+        found = np.asarray(shown.boxes_xyxy), names, shown.scores.tolist(), right.tolist()
+        return compared(image, *true, *found, fit_px=CELL_PX, legend=False)
 
 
 def shown_part(prediction: Prediction) -> Prediction:

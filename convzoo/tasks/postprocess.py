@@ -1,4 +1,4 @@
-"""From decoded boxes and scores to the detections of each picture: threshold, non-maximum suppression, original pixels."""
+"""From decoded boxes and scores to each picture's detections: threshold, non-maximum suppression, original pixels."""
 
 from typing import Literal, NamedTuple
 

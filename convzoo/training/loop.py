@@ -52,7 +52,8 @@ def train(recipe: Recipe, options: RunOptions) -> Path:
                 progress_logger.report()
                 run.interrupted.touch()
                 raise InterruptedRun(
-                    f"stopped at step {progress.step} of {state.total_steps} and saved; the same command continues it ({run.path})"
+                    f"stopped at step {progress.step} of {state.total_steps} and saved; "
+                    f"the same command continues it ({run.path})"
                 )
             if progress.step == state.total_steps:
                 break
@@ -85,7 +86,8 @@ def train(recipe: Recipe, options: RunOptions) -> Path:
             logged = dict(zip(scalars, values, strict=True))
             if not math.isfinite(logged["loss"]):
                 raise ConvzooError(
-                    f"step {step}: the loss is {logged['loss']}; nothing was updated. Lower optim.lr, add schedule.warmup_epochs, or look at the data"
+                    f"step {step}: the loss is {logged['loss']}; nothing was updated. "
+                    "Lower optim.lr, add schedule.warmup_epochs, or look at the data"
                 )
 
             # --- update
@@ -117,7 +119,7 @@ def train(recipe: Recipe, options: RunOptions) -> Path:
 def _opened(
     recipe: Recipe, options: RunOptions
 ) -> Iterator[tuple[TrainState, RunFolder, "StopRequest", Callable[[], None]]]:
-    """Take the device, the ranks, the data, the network and the run's folder, continued where it was; give them back."""
+    """Take the device, ranks, data, network and the run's folder, continued where it was; give them back."""
     device = distributed.resolve_device(options.device)
     joined = distributed.start(device)
     logs.setup(distributed.rank())
@@ -178,7 +180,10 @@ def _forward_backward(state: TrainState, batches: Iterator[Batch]) -> tuple[dict
 def _close_epoch(
     state: TrainState, run: RunFolder, progress_logger: ProgressLogger, stop: "StopRequest"
 ) -> tuple[Evaluation | None, bool]:
-    """Evaluate if it is due, write the epoch's row, save if it is due or the best so far; return the evaluation and whether a stop was asked for meanwhile."""
+    """Evaluate if it is due, write the epoch's row, save if it is due or the best so far.
+
+    Return the evaluation and whether a stop was asked for meanwhile.
+    """
     progress, train_recipe = state.progress, state.recipe.train
     epoch = progress.step // state.steps_per_epoch
     evaluation = None
@@ -268,7 +273,8 @@ def _log_start(state: TrainState, run: RunFolder) -> None:
     recipe, count = state.recipe, sum(p.numel() for p in state.model.parameters())
     log.info(state.arithmetic)
     log.info(
-        f"{recipe.model['name']} with {count:,} parameters on {state.device} in {state.precision}; {len(state.class_names)} classes; {recipe.train.epochs} epochs into {run.path}"
+        f"{recipe.model['name']} with {count:,} parameters on {state.device} in {state.precision}; "
+        f"{len(state.class_names)} classes; {recipe.train.epochs} epochs into {run.path}"
     )
     if state.val_data is None:
         log.info("no validation (train.eval_every_epochs=0): the last weights count, and there are no best ones")

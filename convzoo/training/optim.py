@@ -55,8 +55,10 @@ def build_schedule(schedule: Schedule, lr: float, steps_per_epoch: int, epochs: 
         constant           lr
         multi_step         lr * gamma ** (milestones passed); a milestone within the warm-up does not count
         cosine_annealing   eta_min + (lr - eta_min) * (1 + cos(pi * epoch / T_max)) / 2 (Loshchilov and Hutter 2017,
-                           arXiv:1608.03983, equation 5), eta_min after T_max; T_max is in epochs, `per: epoch` holds it still within an epoch
-        polynomial         eta_min + (lr - eta_min) * (1 - progress) ** power, progress from the end of the warm-up to the last step
+                           arXiv:1608.03983, equation 5), eta_min after T_max; T_max is in epochs, `per: epoch` holds it
+                           still within an epoch
+        polynomial         eta_min + (lr - eta_min) * (1 - progress) ** power, progress from the end of the warm-up to
+                           the last step
     """
     warmup_steps = int(schedule.warmup_epochs * steps_per_epoch)
     total_steps = epochs * steps_per_epoch
@@ -94,10 +96,10 @@ class LossScale:
     """Scale a loss so that float16 gradients do not vanish.
 
     An overflow halves the scale and leaves the update out; 2000 good steps double it again (Micikevicius et al. 2018,
-    arXiv:1710.03740, section 3.2). "dynamic" starts at 65536 and has no bound; a number is where it starts and its upper
-    bound. A number alone cannot suit a loss that is a sum: that of a detector begins in the thousands, and the gradients
-    of its weights add up over all cells of a batch in float16, whose largest number is 65504. Without a scale (1) an
-    overflow is an error.
+    arXiv:1710.03740, section 3.2). "dynamic" starts at 65536 and has no bound; a number is where it starts and its
+    upper bound. A number alone cannot suit a loss that is a sum: that of a detector begins in the thousands, and the
+    gradients of its weights add up over all cells of a batch in float16, whose largest number is 65504. Without a
+    scale (1) an overflow is an error.
     """
 
     def __init__(self, setting: float | str | None):
@@ -112,7 +114,7 @@ class LossScale:
             torch._foreach_mul_(grads, 1.0 / self.value)  # pyright: ignore[reportPrivateImportUsage]
 
     def accept(self, is_finite: bool, step: int) -> bool:
-        """Return whether to update, and adapt the scale. Raises ConvzooError for an overflow at a scale of 1 or less."""
+        """Return whether to update, and adapt the scale. Raises ConvzooError: overflow at a scale of 1 or less."""
         if is_finite:
             self.good_steps += 1
             if self.good_steps % 2000 == 0:
@@ -120,12 +122,14 @@ class LossScale:
             return True
         if self.value <= 1.0:
             raise ConvzooError(
-                f"step {step}: a gradient is not finite; nothing was updated. Lower optim.lr, or use train.precision=bf16 or train.loss_scale=dynamic"
+                f"step {step}: a gradient is not finite; nothing was updated. "
+                "Lower optim.lr, or use train.precision=bf16 or train.loss_scale=dynamic"
             )
         self.value, self.good_steps = self.value / 2.0, 0
         if not self.dynamic:
             log.info(
-                f"step {step}: a gradient overflowed at loss scale {2 * self.value:g}: update left out, scale now {self.value:g}"
+                f"step {step}: a gradient overflowed at loss scale {2 * self.value:g}: update left out, "
+                f"scale now {self.value:g}"
             )
         return False
 

@@ -35,7 +35,8 @@ def check_pretrained_hash(recipe: Recipe, weights: str | Path | None, download: 
     if weights is None:
         if expected:
             raise UsageError(
-                f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {expected[:12]}...; name them with --weights"
+                f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {expected[:12]}...; "
+                "name them with --weights"
             )
         return recipe
     try:
@@ -45,7 +46,8 @@ def check_pretrained_hash(recipe: Recipe, weights: str | Path | None, download: 
         raise UsageError(f"--weights {error}") from None
     if expected and expected != digest:
         raise UsageError(
-            f"--weights {weights}: SHA-256 is {digest[:12]}..., {recipe.at('train')('weights_sha256')} {expected[:12]}..."
+            f"--weights {weights}: SHA-256 is {digest[:12]}..., "
+            f"{recipe.at('train')('weights_sha256')} {expected[:12]}..."
         )
     return recipes.with_overrides(recipe, [f"train.weights_sha256='{digest}'"])
 

@@ -65,7 +65,8 @@ class ProgressLogger:
             self.last_line = time.perf_counter()
             left_s = (self.state.total_steps - step) * self.state.effective_batch / images_per_s
             log.info(
-                f"step {step}/{self.state.total_steps}  loss {logged['loss']:.4f}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {left_s / 60:.1f} min left"
+                f"step {step}/{self.state.total_steps}  loss {logged['loss']:.4f}  lr {lr:.6f}  "
+                f"{images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {left_s / 60:.1f} min left"
             )
         elif every is not None and step % every == 0:
             self._line(step, logged["loss"], lr)
@@ -76,7 +77,8 @@ class ProgressLogger:
         step_s = max(1e-9, now - self.line_since) / self.line_steps
         self.line_since, self.line_steps = now, 0
         log.info(
-            f"step {step}/{self.state.total_steps}  loss {loss:.4f}  lr {lr:.6f}  {self.state.effective_batch / step_s:.0f} img/s  {1000 * step_s:.1f} ms a step"
+            f"step {step}/{self.state.total_steps}  loss {loss:.4f}  lr {lr:.6f}  "
+            f"{self.state.effective_batch / step_s:.0f} img/s  {1000 * step_s:.1f} ms a step"
         )
 
     def close_epoch(self, epoch: int, means: dict[str, float], evaluation: Evaluation | None) -> None:
@@ -101,7 +103,8 @@ class ProgressLogger:
                 f", evaluated {evaluation.seconds:.1f} s" if evaluation else ""
             )
             log.info(
-                f"epoch {epoch}/{epochs}  loss {means['loss']:.4f}{measured}  lr {lr:.6f}  {images_per_s:.0f} img/s  waiting for data {100 * waiting:.0f} %  {seconds}"
+                f"epoch {epoch}/{epochs}  loss {means['loss']:.4f}{measured}  lr {lr:.6f}  {images_per_s:.0f} img/s  "
+                f"waiting for data {100 * waiting:.0f} %  {seconds}"
             )
 
     def report(self, evaluation: Evaluation | None = None, finished: bool = False, draw: bool = True) -> None:
@@ -119,11 +122,18 @@ class ProgressLogger:
             plot_curves(run.metrics(), run.path / "plots", state.recipe.name)
             self.drawn = time.perf_counter()
         facts = {
-            "command": state.options.command, "recipe": state.recipe.plain(), "env": json.loads((run.path / "env.json").read_text()),
-            "data": state.data_account, "best": progress.best, "model_file": run.path / "checkpoints" / "last.safetensors",
-            "skipped": {"unreadable training images were left out": progress.images_left_out, "updates were left out (overflow)": progress.updates_left_out},
+            "command": state.options.command,
+            "recipe": state.recipe.plain(),
+            "env": json.loads((run.path / "env.json").read_text()),
+            "data": state.data_account,
+            "best": progress.best,
+            "model_file": run.path / "checkpoints" / "last.safetensors",
+            "skipped": {
+                "unreadable training images were left out": progress.images_left_out,
+                "updates were left out (overflow)": progress.updates_left_out,
+            },
             "unfinished": None if finished else f"step {progress.step} of {state.total_steps}",
-        }  # fmt: skip
+        }
         with written_whole(run.path / "README.md") as temporary:
             write_card(temporary, state.recipe.name, facts, evaluation.result if evaluation else {}, rows)
 

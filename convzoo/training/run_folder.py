@@ -156,7 +156,8 @@ def _differences(path: Path, recipe: Recipe) -> list[tuple[str, Any, Any]]:
 def _check_same_recipe(path: Path, recipe: Recipe) -> None:
     for key, earlier, now in _differences(path, recipe)[:1]:
         raise UsageError(
-            f"{path} is a run with {key}={earlier}, not {now}: a run is continued with its own recipe, or a new one started elsewhere"
+            f"{path} is a run with {key}={earlier}, not {now}: a run is continued with its own recipe, "
+            "or a new one started elsewhere"
         )
 
 

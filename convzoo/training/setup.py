@@ -114,7 +114,8 @@ class TrainState:
         num_classes, expected = len(self.class_names), recipe.model.get("num_classes")
         if num_classes != expected:
             raise DataError(
-                f"the data has {num_classes} classes, {recipe.at('model')('num_classes')} {expected}; set model.num_classes={num_classes}"
+                f"the data has {num_classes} classes, {recipe.at('model')('num_classes')} {expected}; "
+                f"set model.num_classes={num_classes}"
             )
         shares = len(train_set), recipe.train.batch_size, options.accumulate, distributed.world_size()
         check_batch_size(*shares)
@@ -125,12 +126,16 @@ class TrainState:
             source = str(options.val_data or options.data)
             mapping = label_map(val_set.class_names, self.class_names, source)
             self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"), mapping)
+        counted = "images" if recipe.task == "classify" else "objects"
+        per_class = torch.bincount(torch.as_tensor(train_set.labels), minlength=num_classes)
         self.data_account = {
-            "root": str(options.data), **({"val_root": str(options.val_data)} if options.val_data else {}),
-            "train_images": len(train_set), "val_images": 0 if val_set is None else len(val_set), "class_names": self.class_names,
-            ("train_images_per_class" if recipe.task == "classify" else "train_objects_per_class"):
-                dict(zip(self.class_names, torch.bincount(torch.as_tensor(train_set.labels), minlength=num_classes).tolist(), strict=True)),
-        }  # fmt: skip
+            "root": str(options.data),
+            **({"val_root": str(options.val_data)} if options.val_data else {}),
+            "train_images": len(train_set),
+            "val_images": 0 if val_set is None else len(val_set),
+            "class_names": self.class_names,
+            f"train_{counted}_per_class": dict(zip(self.class_names, per_class.tolist(), strict=True)),
+        }
         self.task = build_task(recipe, self.class_names)
 
     def _build_network(self) -> None:
@@ -144,7 +149,9 @@ class TrainState:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.frozen_modules = freeze(model, recipe.train.freeze)
         self.model: nn.Module = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.network: nn.Module = torch.compile(self.model) if self.options.compile else self.model  # type: ignore[assignment]
+        self.network: nn.Module = self.model
+        if self.options.compile:
+            self.network = torch.compile(self.model)  # type: ignore[assignment]
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
                 self.network, device_ids=None if device.type == "cpu" else [device.index]
@@ -158,10 +165,10 @@ class TrainState:
     def batches(self) -> Iterator[Batch]:
         """Yield this rank's micro-batches from the current step to the last."""
         recipe, options = self.recipe, self.options
-        keys = TrainBatches(
-            len(self.train_data), recipe.train.batch_size, recipe.seed, self.progress.step, self.total_steps,
-            options.accumulate, distributed.rank(), distributed.world_size(), recipe.transform.multi_scale_px, recipe.transform.multi_scale_every_steps,
-        )  # fmt: skip
+        steps = self.progress.step, self.total_steps
+        shares = options.accumulate, distributed.rank(), distributed.world_size()
+        sizes = recipe.transform.multi_scale_px, recipe.transform.multi_scale_every_steps
+        keys = TrainBatches(len(self.train_data), recipe.train.batch_size, recipe.seed, *steps, *shares, *sizes)
         workers = default_workers(self.device.type) if options.workers is None else options.workers
         for batch in build_loader(self.train_data, self.task, keys, workers, pin_memory=self.device.type == "cuda"):
             yield checked(batch, options.on_bad_sample)
@@ -200,5 +207,6 @@ class TrainState:
         self.progress = Progress(**snapshot["progress"])
         if snapshot["world_size"] != distributed.world_size():
             log.warning(
-                f"continued on {distributed.world_size()} ranks, begun on {snapshot['world_size']}: not bit for bit the same run"
+                f"continued on {distributed.world_size()} ranks, begun on {snapshot['world_size']}: "
+                "not bit for bit the same run"
             )

@@ -94,7 +94,7 @@ def find_anchors(sizes_wh: np.ndarray, count: int) -> Anchors:
 
 
 def _spread(sizes_M2: Tensor, count: int, rng: np.random.RandomState) -> Tensor:
-    """Draw the first anchors among the sizes, each next one the likelier the farther it is from all before (k-means++)."""
+    """Draw the first anchors among the sizes, each the likelier the farther it is from all before (k-means++)."""
     chosen = [int(rng.randint(len(sizes_M2)))]
     distance_M = torch.ones(len(sizes_M2), dtype=sizes_M2.dtype)
     while len(chosen) < count:

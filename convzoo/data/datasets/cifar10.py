@@ -31,7 +31,8 @@ def cifar10(root: Path | None, split: str, *, max_train_images: int | None = Non
     """
     if root is None:
         raise UsageError(
-            "CIFAR-10 needs --data: a folder with the binary batches, or class folders, or a zip of them (--download fetches it there)"
+            "CIFAR-10 needs --data: a folder with the binary batches, or class folders, "
+            "or a zip of them (--download fetches it there)"
         )
     if not root.exists():
         raise UsageError(f"--data {root}: no such file or folder (--download fetches CIFAR-10 there)")
@@ -47,7 +48,8 @@ def cifar10(root: Path | None, split: str, *, max_train_images: int | None = Non
         ) from None
     if dataset.class_names != CLASS_NAMES:
         raise DataError(
-            f"{root}: the class folders are not CIFAR-10's: {', '.join(dataset.class_names[:10])}; use data.name=image_folder"
+            f"{root}: the class folders are not CIFAR-10's: {', '.join(dataset.class_names[:10])}; "
+            "use data.name=image_folder"
         )
     return dataset
 

@@ -59,9 +59,16 @@ def coco(
         raise DataError(f"{file}: image {image_ids[missing]}: no picture {folder / files[missing]}")
     objects, image_index = _objects(file, document, image_ids, category_ids)
     return BoxedImages(
-        folder, files, names, objects, image_index, stated_hw=stated_hw, image_ids=image_ids, category_ids=category_ids,
+        folder,
+        files,
+        names,
+        objects,
+        image_index,
+        stated_hw=stated_hw,
+        image_ids=image_ids,
+        category_ids=category_ids,
         limit=max_train_images if split == "train" else None,
-    )  # fmt: skip
+    )
 
 
 def _find(root: Path, split: str, names: Sequence[str], right: Callable[[Path], bool], key: str) -> Path:

@@ -1,7 +1,7 @@
-"""Pictures of several handwritten digits with boxes, made on the spot from the embedded digits: detection with no download.
+"""Pictures of several handwritten digits with boxes, made on the spot from the embedded digits: nothing to download.
 
-Each scene is a function of its number: an unevenly lit dark board of any colour, and scikit-learn's scans in chalk of any
-colour and several sizes, which hardly overlap. Held-out digits are in held-out scenes only.
+Each scene is a function of its number: an unevenly lit dark board of any colour, and scikit-learn's scans in chalk of
+any colour and several sizes, which hardly overlap. Held-out digits are in held-out scenes only.
 """
 
 from pathlib import Path

@@ -52,7 +52,8 @@ def fetch(url: str, path: Path, md5: str) -> None:
         if digest.hexdigest() != md5:
             size = temporary.stat().st_size
             raise DataError(
-                f"{url}: came with {size:,} of {total or size:,} bytes and MD5 {digest.hexdigest()}, not {md5}; nothing was kept"
+                f"{url}: came with {size:,} of {total or size:,} bytes and MD5 {digest.hexdigest()}, not {md5}; "
+                "nothing was kept"
             )
         os.replace(temporary, path)
     except (urllib.error.URLError, OSError, ValueError) as error:

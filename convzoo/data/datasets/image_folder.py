@@ -1,7 +1,7 @@
 """Pictures in one folder per class, on disk or in a zip file that is read without unpacking.
 
-Layouts: train/ and val/ (also validation/, validation_preprocess/ or test/; ilsvrc/ for train), or class folders that are
-one split whole. Classes are the sorted folder names; hidden folders are not classes.
+Layouts: train/ and val/ (also validation/, validation_preprocess/ or test/; ilsvrc/ for train), or class folders that
+are one split whole. Classes are the sorted folder names; hidden folders are not classes.
 """
 
 import os

@@ -37,7 +37,7 @@ class ArrayImages:
 
 
 class PackedStrings(Sequence[str]):
-    """Strings in two arrays: a million paths in loader workers share memory instead of being copied by reference counts."""
+    """Strings in two arrays: a million paths in loader workers share memory; reference counts do not copy them."""
 
     def __init__(self, strings: Iterable[str]):
         encoded = [string.encode("utf-8", "surrogateescape") for string in strings]

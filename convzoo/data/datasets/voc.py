@@ -62,12 +62,14 @@ def voc(
     above = Path(os.path.commonpath([base for base, _ in sets]))
     folders = [os.path.relpath(base / "JPEGImages", above) for base, _ in sets]
     return BoxedImages(
-        above, [os.path.join(folder, file) for folder, part in zip(folders, parts, strict=True) for file in part.files],
-        names, Boxes.joined([part.objects for part in parts]),
+        above,
+        [os.path.join(folder, file) for folder, part in zip(folders, parts, strict=True) for file in part.files],
+        names,
+        Boxes.joined([part.objects for part in parts]),
         np.concatenate([part.image_index + start for part, start in zip(parts, starts, strict=False)]),
         stated_hw=np.concatenate([part.stated_hw for part in parts]),
         limit=max_train_images if split == "train" else None,
-    )  # fmt: skip
+    )
 
 
 class _Part(NamedTuple):
@@ -123,7 +125,8 @@ def _base(root: Path) -> Path:
         raise DataError(f"{root}: no ImageSets/Main in it, or below VOCdevkit/VOC20xx")
     if len(folders) > 1:
         raise DataError(
-            f"{root}: more than one data set; give --data {' or '.join(map(str, folders))}, or data.train_set=[2007/trainval, ...]"
+            f"{root}: more than one data set; give --data {' or '.join(map(str, folders))}, "
+            "or data.train_set=[2007/trainval, ...]"
         )
     for name in ("Annotations", "JPEGImages"):
         if not (folders[0] / name).is_dir():

@@ -56,9 +56,14 @@ def yolo_txt(
     xyxy = np.concatenate([centre - half, centre + half], 1)
     objects = Boxes(xyxy, values[:, 0].astype(np.int64), np.zeros(len(values), bool), box_areas(xyxy))
     return BoxedImages(
-        root, [picture for picture, _ in pairs], names, objects, np.array(image_index, np.int64), normalised=True,
+        root,
+        [picture for picture, _ in pairs],
+        names,
+        objects,
+        np.array(image_index, np.int64),
+        normalised=True,
         limit=max_train_images if split == "train" else None,
-    )  # fmt: skip
+    )
 
 
 def _objects(path: Path, num_classes: int) -> Iterator[tuple[float, ...]]:

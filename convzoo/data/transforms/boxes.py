@@ -15,7 +15,7 @@ from convzoo.types import Boxes, Sample
 
 TRIES = 10
 MIN_SIDE_PX = 1.0
-# What a detector's recipe may use: everything else would move the pixels and leave the boxes, or hide where a picture lies.
+# What a detector's recipe may use: all else would move the pixels and leave the boxes, or hide where a picture lies.
 IN_EVAL = ("letterbox", "resize")
 IN_TRAIN = (*IN_EVAL, "random_place", "flip_lr", "hsv_distort", "color_jitter", "cutout")
 
@@ -88,9 +88,15 @@ def random_place(
 
 
 def _laid(
-    sample: Sample, input_hw: tuple[int, int], window: tuple[int, int, int, int], rng: np.random.Generator,
-    jitter: float, scale: tuple[float, float], min_visible: float, fill: int,
-) -> Sample:  # fmt: skip
+    sample: Sample,
+    input_hw: tuple[int, int],
+    window: tuple[int, int, int, int],
+    rng: np.random.Generator,
+    jitter: float,
+    scale: tuple[float, float],
+    min_visible: float,
+    fill: int,
+) -> Sample:
     """Lay a picture at random over the input and keep the boxes that show in the window (left, top, right, bottom)."""
     image_hw = _size(sample.image)
 

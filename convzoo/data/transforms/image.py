@@ -135,7 +135,7 @@ def color_jitter(
     saturation: float = 0.0,
     hue: float = 0.0,
 ) -> Sample:
-    """Change brightness, contrast and saturation by factors in max(0, 1 - x) .. 1 + x and hue by -hue .. hue turns, in random order."""
+    """Change brightness, contrast, saturation by max(0, 1 - x) .. 1 + x, hue by -hue .. hue turns, in random order."""
     adjustments = [(F.adjust_brightness, brightness), (F.adjust_contrast, contrast), (F.adjust_saturation, saturation)]
     steps = [(adjust, rng.uniform(max(0.0, 1 - amount), 1 + amount)) for adjust, amount in adjustments if amount]
     if hue:
@@ -202,7 +202,7 @@ def rotate_scale_crop(
 def cutout(
     sample: Sample, rng: np.random.Generator, *, size_px: int, fill: tuple[float, float, float] = (0.0, 0.0, 0.0)
 ) -> Sample:
-    """Fill a square around a random point with one colour (0..1 RGB), cut at the borders (DeVries 2017, arXiv:1708.04552)."""
+    """Fill a square around a random point with a colour (0..1), cut at the borders (DeVries 2017, arXiv:1708.04552)."""
     height, width = sample.image.shape[-2:]
     top, left = int(rng.integers(height)) - size_px // 2, int(rng.integers(width)) - size_px // 2
     image = sample.image.clone(memory_format=torch.contiguous_format)

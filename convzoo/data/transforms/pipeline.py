@@ -66,7 +66,7 @@ def moved(sample: Sample, image: Tensor, step: Placement) -> Sample:
 
 
 def interpolated(image: Tensor, size_hw: list[int], interpolation: str, antialias: bool) -> Tensor:
-    """Resize [3, H, W]; "by_scale" is the MindSpore zoo's rule: bicubic to enlarge, nearest to shrink, else bilinear."""
+    """Resize [3, H, W]; "by_scale", the MindSpore zoo's rule: bicubic to enlarge, nearest to shrink, else bilinear."""
     if interpolation == "by_scale":
         larger = [new > old for new, old in zip(size_hw, image.shape[-2:], strict=True)]
         smaller = [new < old for new, old in zip(size_hw, image.shape[-2:], strict=True)]
@@ -81,6 +81,7 @@ def stack_images(samples: Sequence[Sample]) -> Tensor:
         if sample.image.shape != first:
             shapes = f"{first[1]}x{first[2]} and {sample.image.shape[1]}x{sample.image.shape[2]}"
             raise DataError(
-                f"{sample.path}: pictures of one batch differ in size ({shapes}); end the transform with resize or center_crop"
+                f"{sample.path}: pictures of one batch differ in size ({shapes}); "
+                "end the transform with resize or center_crop"
             )
     return torch.stack([sample.image for sample in samples])

@@ -69,7 +69,8 @@ def _export_air(model: Path, options: exporting.ExportOptions) -> exporting.Expo
             publish([draft, *mindir.write(program, info, draft, "AIR")], target.parent)
     except MissingPackageError as error:
         raise MissingPackageError(
-            f"AIR files are written on an Ascend host, with CANN and its MindSpore; take {' or '.join(map(str, along))} "
+            "AIR files are written on an Ascend host, with CANN and its MindSpore; "
+            f"take {' or '.join(map(str, along))} "
             f"along and run there: convzoo export {model.name} --format air ({error})"
         ) from None
     log.warning(f"{target.name} cannot be run as it is; what was compared is {sibling.name}, the same network")
@@ -145,9 +146,10 @@ def aipp(info: ExportInfo) -> str:
     """
     height, width = info.size
     lines = [
-        "aipp_mode: static", "related_input_rank: 0", "input_format: RGB888_U8", f"src_image_size_w: {width}",
-        f"src_image_size_h: {height}", "crop: false", "csc_switch: false", "rbuv_swap_switch: false",
-    ]  # fmt: skip
+        *("aipp_mode: static", "related_input_rank: 0", "input_format: RGB888_U8"),
+        *(f"src_image_size_w: {width}", f"src_image_size_h: {height}"),
+        *("crop: false", "csc_switch: false", "rbuv_swap_switch: false"),
+    ]
     lines += [f"min_chn_{i}: {255 * mean:.9g}" for i, mean in enumerate(info.preprocessing["mean"])]
     lines += [f"var_reci_chn_{i}: {1 / (255 * std):.9g}" for i, std in enumerate(info.preprocessing["std"])]
     return "\n".join(["aipp_op {", *(f"    {line}" for line in lines), "}", ""])
@@ -162,10 +164,9 @@ def compile_om(source: Path, info: ExportInfo, target: Path, settings: Path | No
         MissingPackageError: no `atc` on PATH; says the command.
         ConvzooError: it failed, with the last line that it said.
     """
-    command = [
-        "atc", f"--framework={FRAMEWORKS[source.suffix]}", f"--model={source}", f"--output={target.with_suffix('')}",
-        "--input_format=NCHW", f"--input_shape={shape(info)}", f"--soc_version={soc_version}", "--log=error",
-    ]  # fmt: skip
+    files = [f"--model={source}", f"--output={target.with_suffix('')}"]
+    command = ["atc", f"--framework={FRAMEWORKS[source.suffix]}", *files, "--input_format=NCHW"]
+    command += [f"--input_shape={shape(info)}", f"--soc_version={soc_version}", "--log=error"]
     command += [f"--insert_op_conf={settings}"] if settings else []
     call(command, "OM files need the vendor's atc", [source, *([settings] if settings else [])], target)
 

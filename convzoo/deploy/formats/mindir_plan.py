@@ -14,8 +14,8 @@ from torch.utils import _pytree as pytree
 
 from convzoo.errors import UsageError
 
-# Operators that MindSpore has as they are, those that only give the same values another shape, and those that do nothing
-# in evaluation mode, or are the tracer's notes to itself.
+# Operators that MindSpore has as they are, those that only give the same values another shape, and those that do
+# nothing in evaluation mode, or are the tracer's notes to itself.
 DIRECT = {"relu", "sigmoid", "exp", "add", "sub", "mul", "div"}
 RESHAPES = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze"}
 UNCHANGED = {"dropout", "contiguous", "clone", "detach", "alias", "_assert_tensor_metadata"}

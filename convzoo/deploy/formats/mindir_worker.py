@@ -88,11 +88,16 @@ def layers(ms):
         return nn.MaxPool2d(tuple(kernel), tuple(stride), "pad", tuple(padding), ceil_mode=ceil_mode)
 
     return {
-        "conv2d": conv2d, "linear": linear, "batch_norm": batch_norm, "max_pool": max_pool,
+        "conv2d": conv2d,
+        "linear": linear,
+        "batch_norm": batch_norm,
+        "max_pool": max_pool,
         "avg_pool": lambda *, kernel, stride: nn.AvgPool2d(tuple(kernel), tuple(stride)),
         "adaptive_avg_pool": lambda *, size: nn.AdaptiveAvgPool2d(tuple(size)),
-        "relu": nn.ReLU, "sigmoid": nn.Sigmoid, "leaky_relu": lambda *, slope: nn.LeakyReLU(slope),
-    }  # fmt: skip
+        "relu": nn.ReLU,
+        "sigmoid": nn.Sigmoid,
+        "leaky_relu": lambda *, slope: nn.LeakyReLU(slope),
+    }
 
 
 def operators(ms):
@@ -128,9 +133,14 @@ def operators(ms):
             return self.value
 
     return {
-        "constant": Constant, "exp": lambda: Apply(ops.Exp()), "add": lambda: Apply(ops.Add()),
-        "sub": lambda: Apply(ops.Sub()), "mul": lambda: Apply(ops.Mul()), "div": lambda: Apply(ops.RealDiv()),
-        "cat": lambda *, axis: Apply(ops.Concat(axis), True), "stack": lambda *, axis: Apply(ops.Stack(axis), True),
+        "constant": Constant,
+        "exp": lambda: Apply(ops.Exp()),
+        "add": lambda: Apply(ops.Add()),
+        "sub": lambda: Apply(ops.Sub()),
+        "mul": lambda: Apply(ops.Mul()),
+        "div": lambda: Apply(ops.RealDiv()),
+        "cat": lambda *, axis: Apply(ops.Concat(axis), True),
+        "stack": lambda *, axis: Apply(ops.Stack(axis), True),
         "upsample": lambda *, size: Apply(ops.ResizeNearestNeighbor(tuple(size))),
         "pad": lambda *, pads: Apply(ops.Pad(tuple(map(tuple, pads)))),
         "mean": lambda *, axes, keep: Fixed(ops.ReduceMean(keep), tuple(axes)),
@@ -138,7 +148,7 @@ def operators(ms):
         "transpose": lambda *, order: Fixed(ops.Transpose(), tuple(order)),
         "slice": lambda *, begin, size: Fixed(ops.Slice(), tuple(begin), tuple(size)),
         "cast": lambda *, dtype: Fixed(ops.Cast(), getattr(ms, dtype)),
-    }  # fmt: skip
+    }
 
 
 def build(ms, plan, weights):

@@ -62,12 +62,18 @@ def translate(program: torch.export.ExportedProgram, info: ExportInfo) -> Any:
 
     with torch.no_grad(), quiet():
         translated: Any = torch.onnx.export(
-            program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=info.output_names,
-            custom_translation_table={torch.ops.convzoo.onnx_nms.default: non_max_suppression}, verbose=False,
-        )  # fmt: skip
+            program,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["images"],
+            output_names=info.output_names,
+            custom_translation_table={torch.ops.convzoo.onnx_nms.default: non_max_suppression},
+            verbose=False,
+        )
     proto = translated.model_proto
     proto.producer_name, proto.producer_version = "convzoo", info.convzoo
-    for part in (proto.graph, *proto.graph.node, *proto.graph.input, *proto.graph.output, *proto.graph.value_info, *proto.graph.initializer):  # fmt: skip
+    graph = proto.graph
+    for part in (graph, *graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer):
         part.doc_string = ""
         del part.metadata_props[:]
     del proto.metadata_props[:]

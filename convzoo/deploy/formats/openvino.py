@@ -1,4 +1,4 @@
-"""OpenVINO's intermediate representation: an .xml with the graph and a .bin with the weights, made from the ONNX graph."""
+"""OpenVINO's intermediate representation: an .xml with the graph, a .bin with the weights, made from the ONNX graph."""
 
 import re
 from pathlib import Path
@@ -38,7 +38,8 @@ def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -
             raise
         size = "x".join(map(str, info.size))
         raise ConvzooError(
-            f"OpenVINO does not convert {failed[1].strip()} of this network at {size} pixels; give a larger --size, or use onnx"
+            f"OpenVINO does not convert {failed[1].strip()} of this network at {size} pixels; give a larger --size, "
+            "or use onnx"
         ) from error
     through.unlink()
     model.set_rt_info(info.to_json(), "convzoo")

@@ -1,4 +1,4 @@
-"""torch.export's .pt2 archive: PyTorch's own, which it runs without this package (`torch.export.load(path).module()`)."""
+"""torch.export's .pt2 archive: PyTorch's own, run without this package (`torch.export.load(path).module()`)."""
 
 import io
 from pathlib import Path

@@ -1,7 +1,8 @@
-"""A .pt2 archive is unpickled and evaluated by PyTorch in places; what could run code is refused or dropped before that.
+"""A .pt2 archive is unpickled and evaluated by PyTorch in places; what could run code is refused or dropped first.
 
-`torch.export.load` unpickles custom objects and example inputs, passes symbolic sizes to SymPy's parser, looks functions
-up by name from `torch` on, and compiles guards from text. Ours hold none of that but plain ATen operators and sizes.
+`torch.export.load` unpickles custom objects and example inputs, passes symbolic sizes to SymPy's parser, looks
+functions up by name from `torch` on, and compiles guards from text. Ours hold none of that but plain ATen operators
+and sizes.
 """
 
 import ast
@@ -31,9 +32,13 @@ TARGETS = re.compile(
 NAME, KEY, TEXT = re.compile(r"[\w.]{0,500}"), re.compile(r"[\w.*+]{0,500}"), re.compile(r"[\w.+<= ]{0,100}")
 REFUSED = {"as_operator", "as_custom_obj", "as_graph", "as_string_to_argument", "custom_obj", "token", "class_fqn"}
 FUNCTIONS = {
-    "Symbol", "Integer", "Rational", "Float", "Add", "Mul", "Pow", "Max", "Min", "Mod", "PythonMod", "FloorDiv", "CleanDiv", "CeilDiv",
-    "CeilToInt", "FloorToInt", "IntTrueDiv", "FloatTrueDiv", "ToFloat", "TruncToInt", "TruncToFloat", "ModularIndexing", "Where",
-    "Identity", "And", "Or", "Not", "Equality", "Unequality", "GreaterThan", "LessThan", "StrictGreaterThan", "StrictLessThan",
+    "Symbol",       "Integer",           "Rational",       "Float",      "Add",
+    "Mul",          "Pow",               "Max",            "Min",        "Mod",
+    "PythonMod",    "FloorDiv",          "CleanDiv",       "CeilDiv",    "CeilToInt",
+    "FloorToInt",   "IntTrueDiv",        "FloatTrueDiv",   "ToFloat",    "TruncToInt",
+    "TruncToFloat", "ModularIndexing",   "Where",          "Identity",   "And",
+    "Or",           "Not",               "Equality",       "Unequality", "GreaterThan",
+    "LessThan",     "StrictGreaterThan", "StrictLessThan",
 }  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def export(model: Path, options: exporting.ExportOptions) -> exporting.ExportRes
 
 
 def configuration(name: str, graph: Any, info: ExportInfo) -> str:
-    """Return config.pbtxt for an ONNX graph: where its batch is free, the server makes batches of what comes together."""
+    """Return config.pbtxt for an ONNX graph: where its batch is free, the server batches what comes together."""
     batched = info.batch is None
     lines = [f'name: "{name}"', 'backend: "onnxruntime"', f"max_batch_size: {MAX_BATCH if batched else 0}"]
     for kind, values in (("input", graph.input), ("output", graph.output)):

@@ -1,4 +1,4 @@
-"""INT8 for Ascend: AMCT, the vendor's quantiser, and `atc` write it, and on the device it is measured as every INT8 file."""
+"""INT8 for Ascend: AMCT, the vendor's quantiser, and `atc` write it; the device measures it as every INT8 file."""
 
 import shutil
 import tempfile
@@ -64,7 +64,7 @@ def _write_inputs(calibration: Calibration, folder: Path) -> None:
 
 
 def quantize_file(source: Path, calibration: Path, out: Path) -> Path:
-    """Run AMCT, the vendor's quantiser, on a float32 ONNX file of convzoo's; return the INT8 one, for `ascend.compile_om`.
+    """Run AMCT, the vendor's quantiser, on a float32 ONNX file of convzoo's; return the INT8 one for `compile_om`.
 
     Args:
         calibration: a folder of float32 .bin inputs, as `quantize_model` writes them.
@@ -75,10 +75,9 @@ def quantize_file(source: Path, calibration: Path, out: Path) -> Path:
     info, inputs = open_exported(source).info, len(list(calibration.glob("*.bin")))
     if not inputs or info.input != "float_nchw":
         raise UsageError(f"{calibration}: no .bin inputs for {source.name}; convzoo quantize --format om writes them")
-    command = [
-        "amct_onnx", "calibration", f"--model={source}", f"--save_path={out}", f"--input_shape={ascend.shape(info)}",
-        f"--data_dir={calibration}", "--data_types=float32", f"--batch_num={max(1, inputs // (info.batch or 1))}",
-    ]  # fmt: skip
+    command = ["amct_onnx", "calibration", f"--model={source}", f"--save_path={out}"]
+    command += [f"--input_shape={ascend.shape(info)}", f"--data_dir={calibration}", "--data_types=float32"]
+    command += [f"--batch_num={max(1, inputs // (info.batch or 1))}"]
     target = out.with_name(f"{out.name}_deploy_model.onnx")
     ascend.call(command, "INT8 for Ascend needs the vendor's AMCT", [source, calibration], target)
     return target

@@ -126,7 +126,7 @@ def _of_training(opened: LoadedModel, data: Path | None) -> PictureSource:
 
 
 class Evaluated:
-    """A data set's evaluation pictures, or a fixed random part of them; reading one that was calibrated on is an error."""
+    """A data set's evaluation pictures, or a fixed random part; reading one that was calibrated on is an error."""
 
     def __init__(self, dataset: Any, most: int | None, calibration: Calibration):
         count = len(dataset)

@@ -88,17 +88,21 @@ class QuantizeResult:
         description = self.description
         times = ", ".join(f"{name} {value:.2f} ms" for name, value in description["latency_ms"].items())
         part = "" if description["eval_images"] is None else f" (a fixed random {description['eval_images']} of them)"
-        return "\n".join([
-            f"{self.path}  {description['runtime']} INT8 by {description['by']}, {self.bytes / 1e6:.1f} MB (float {self.float_bytes / 1e6:.1f})",
+        by, size = f"{description['runtime']} INT8 by {description['by']}", f"{self.bytes / 1e6:.1f} MB"
+        lost = f"{description['drop_points']:.2f} points lost, {description['max_drop']:g} allowed"
+        faster = f"{description['speedup']:.2f} times the fastest float, {description['threads']} threads"
+        lines = [
+            f"{self.path}  {by}, {size} (float {self.float_bytes / 1e6:.1f})",
             f"  calibrated  {description['calibration_images']} pictures, {description['calibrated_on']}",
             f"  float       {tables.summary(description['float'])}{part}",
-            f"  int8        {tables.summary(description['int8'])}: {description['drop_points']:.2f} points lost, {description['max_drop']:g} allowed",
-            f"  batch 1     {times}: {description['speedup']:.2f} times the fastest float, {description['threads']} threads",
-        ])  # fmt: skip
+            f"  int8        {tables.summary(description['int8'])}: {lost}",
+            f"  batch 1     {times}: {faster}",
+        ]
+        return "\n".join(lines)
 
 
 def measure_speed(before: ExportedModel, after: ExportedModel, image: np.ndarray) -> dict[str, float]:
-    """Return the median seconds of a picture, float32 [1, 3, H, W], in float32, in bfloat16 where that is computed, in INT8."""
+    """Return the median seconds of a picture, float32 [1, 3, H, W], in float32, bfloat16 if computed, INT8."""
     runners = {"float32": before.runner(), "int8": after.runner()}
     if before.format == "openvino" and distributed.computes_bfloat16(torch.device("cpu")):
         runners["bfloat16"] = before.runner("bf16")
@@ -189,7 +193,8 @@ class Comparison:
             return f"{candidate.scheme}: slower than float ({times})"
         worst = ", ".join(f"{layer_errors.shown(name)} {100 * error:.0f} %" for name, error in candidate.errors[:3])
         largest = f" (largest errors: {worst})" if worst else ""
-        return f"{candidate.scheme}: loses {candidate.drop:.2f} points of {self.task.best_metric}, {candidate.speedup:.2f} times as fast{largest}"
+        loses = f"loses {candidate.drop:.2f} points of {self.task.best_metric}"
+        return f"{candidate.scheme}: {loses}, {candidate.speedup:.2f} times as fast{largest}"
 
     def refusal(self, candidates: list[Candidate]) -> ToleranceError:
         """Return the error that says what each scheme gave; log the layers' errors of the best."""
@@ -201,7 +206,8 @@ class Comparison:
             log.warning(f"{nearest_miss.scheme}: {layer_errors.report(nearest_miss.errors)}")
         reasons = "; ".join(self._why(candidate) for candidate in candidates)
         return ToleranceError(
-            f"no INT8 that is faster than float and loses at most {self.options.max_drop:g} points, and none is kept: {reasons}"
+            f"no INT8 that is faster than float and loses at most {self.options.max_drop:g} points, and none is kept: "
+            f"{reasons}"
         )
 
     def description(self, candidate: Candidate) -> dict[str, Any]:
@@ -211,13 +217,20 @@ class Comparison:
             {"onnx": "onnxruntime", "openvino": "openvino", "om": "acl"}[self.options.format],
         )
         return {
-            "by": str(candidate.scheme), "runtime": runtime, "calibrated_on": self.calibration.where,
-            "calibration_images": len(self.calibration), "eval_images": options.eval_images,
-            "evaluated_on": str(options.data or self.before.recipe.data["name"]), "max_drop": options.max_drop,
-            "float": self.float_result, "int8": candidate.result, "drop_points": round(candidate.drop, 4),
+            "by": str(candidate.scheme),
+            "runtime": runtime,
+            "calibrated_on": self.calibration.where,
+            "calibration_images": len(self.calibration),
+            "eval_images": options.eval_images,
+            "evaluated_on": str(options.data or self.before.recipe.data["name"]),
+            "max_drop": options.max_drop,
+            "float": self.float_result,
+            "int8": candidate.result,
+            "drop_points": round(candidate.drop, 4),
             "latency_ms": {name: round(1e3 * value, 4) for name, value in candidate.seconds.items()},
-            "speedup": round(candidate.speedup, 3), "threads": torch.get_num_threads(),
-        }  # fmt: skip
+            "speedup": round(candidate.speedup, 3),
+            "threads": torch.get_num_threads(),
+        }
 
     def written(self, network: Any, candidate: Candidate, name: str) -> tuple[Path, list[Path]]:
         """Write the network with all that was measured, and check that the file does what the measured one did."""

@@ -1,4 +1,4 @@
-"""Write INT8 networks from float ones: by NNCF, or by ONNX Runtime's quantiser; per channel, ranges fixed by calibration."""
+"""Write INT8 networks from float ones, by NNCF or by ONNX Runtime: per channel, ranges fixed by calibration."""
 
 import contextlib
 import io
@@ -24,9 +24,9 @@ class QuantizationScheme:
     Attributes:
         tool: whose quantiser.
         preset: NNCF's: "performance" is symmetric, "mixed" has asymmetric activations.
-        spares: what stays in float: nothing, the "ends" - the layers that give the outputs: the classifier, or a detector's
-            heads - or also the three "worst", by the errors that the scheme before had.
-        exact_bias: NNCF corrects each layer's bias by what the layers before it really give, not by an estimate: slower.
+        spares: what stays in float: nothing, the "ends" - the layers that give the outputs: the classifier, or a
+            detector's heads - or also the three "worst", by the errors that the scheme before had.
+        exact_bias: NNCF corrects each layer's bias by what the layers before really give, not by an estimate: slower.
     """
 
     tool: Literal["nncf", "onnxruntime", "amct"]
@@ -41,8 +41,9 @@ class QuantizationScheme:
         return f"{self.tool}{preset}, {self.spares} in float{', exact bias' * self.exact_bias}"
 
 
-# In the order in which they are tried, as measured (docs/deploy.md). Symmetric activations of a leaky ReLU waste half their
-# range: Tiny Darknet lost 17 points so, and was no faster. ONNX Runtime runs what NNCF writes for it slower than float.
+# In the order in which they are tried, as measured (docs/deploy.md). Symmetric activations of a leaky ReLU waste half
+# their range: Tiny Darknet lost 17 points so, and was no faster. ONNX Runtime runs what NNCF writes for it slower than
+# float.
 SCHEMES = {
     "openvino": [
         QuantizationScheme("nncf"),
@@ -139,10 +140,16 @@ def _by_onnxruntime(source: Path, spared: list[str], calibration: Calibration) -
     path = source.with_name("onnxruntime-int8.onnx")
     # 7 bits of weight: without VNNI the 8-bit product sums of two saturate, and the file may run on such a machine.
     tools.quantize_static(
-        source, path, Reader(), per_channel=True, reduce_range=True, activation_type=tools.QuantType.QUInt8,
-        weight_type=tools.QuantType.QInt8, calibrate_method=tools.CalibrationMethod.MinMax,
+        source,
+        path,
+        Reader(),
+        per_channel=True,
+        reduce_range=True,
+        activation_type=tools.QuantType.QUInt8,
+        weight_type=tools.QuantType.QInt8,
+        calibrate_method=tools.CalibrationMethod.MinMax,
         nodes_to_exclude=spared,
-    )  # fmt: skip
+    )
     model = library("onnx", "INT8 for ONNX").load(path)
     path.unlink()
     return model
