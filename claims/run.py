@@ -134,7 +134,7 @@ def _read(read: str, out: Path, stdout: str) -> float:
 
 
 def _code_sha256(claim: Claim) -> str:
-    """Return a hash of what a measurement depends on: package, benchmarks and the claim, not their comments or lines."""
+    """Return a hash of what a measurement depends on: package, benchmarks and claim, not their comments or lines."""
     digest = hashlib.sha256(claim.model_dump_json(exclude={"title", "minutes", "quick"}).encode())
     for path in sorted([*ROOT.glob("convzoo/**/*.py"), *ROOT.glob("benchmarks/*.py")]):
         digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
