@@ -384,7 +384,7 @@ def test_nothing_asks_for_a_name_on_the_network(exported, tmp_path):
     code += "nncf, openvino = library('nncf', 'this test'), library('openvino', 'this test')\n"
     code += "through, file, out = sys.argv[1:]\n"
     code += "openvino.save_model(openvino.convert_model(through), out)\n"
-    code += "openvino.compile_model(file, 'CPU')(np.zeros((1, 3, 32, 32), dtype=np.float32))\n"
+    code += "openvino.compile_model(file, 'CPU', {'INFERENCE_PRECISION_HINT': 'f32'})(np.zeros((1, 3, 32, 32), 'f'))\n"
     code += "time.sleep(0.5)\n"  # a report would come from a thread
     code += "assert sys.modules['openvino_telemetry'] is None and not asked, asked\n"
     argv = [sys.executable, "-c", code, through, file, tmp_path / "again.xml"]
