@@ -67,8 +67,8 @@ def start(device: torch.device) -> bool:
 
 def stop() -> None:
     if td.is_initialized():
-        # Gloo's threads need the interpreter's lock to let go of the last tensors. In PyTorch 2.10 the destructor of the
-        # group waits for them with that lock held, and one run in ten never ended; asleep, this thread does not hold it.
+        # Gloo's threads need the interpreter's lock to let go of the last tensors. PyTorch 2.10's destructor waits for
+        # them with that lock held, and one run in ten never ended; asleep, this thread does not hold it.
         time.sleep(0.2)
         td.destroy_process_group()
 
