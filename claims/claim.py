@@ -45,7 +45,7 @@ class Claim(_Part):
         commands: run in order; {out} is the claim's folder, {seed} the seed, {shared} the reference data, {ID} another
             claim's folder, which is then measured first.
         seeds, settings: what a recorded measurement covers; a check takes the first of each.
-        needs: vnni, no-vnni, bfloat16, cuda, or a path below the reference data.
+        needs: avx2, vnni, no-vnni, bfloat16, cuda, or a path below the reference data.
         threads: of a command; minutes: what it takes on two cores.
         quick: part of `--quick`.
     """

@@ -56,6 +56,10 @@ def missing(claim: Claim) -> str | None:
         "vnni": ("this CPU has no VNNI", vnni),
         "no-vnni": ("this CPU has VNNI", not vnni),
         "bfloat16": ("this CPU does not compute in bfloat16", bool(flags & {"avx512_bf16", "amx_bf16"})),
+        "avx2": (
+            "without AVX2 pictures are resized to other pixels",
+            torch.backends.cpu.get_cpu_capability() != "DEFAULT",
+        ),
         "cuda": ("no GPU", torch.cuda.is_available()),
     }
     for need in claim.needs:
