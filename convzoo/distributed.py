@@ -1,8 +1,11 @@
 """Devices and ranks. One process is the one-rank case of the same code; torchrun sets the environment for more."""
 
+import contextlib
 import importlib
 import os
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +64,22 @@ def start(device: torch.device) -> bool:
     """Join the process group that torchrun announced, if any; returns whether this call did."""
     if world_size() == 1 or td.is_initialized():
         return False
-    td.init_process_group(td.get_default_backend_for_device(device))
+    with _stdout_as_stderr():
+        td.init_process_group(td.get_default_backend_for_device(device))
     return True
+
+
+@contextlib.contextmanager
+def _stdout_as_stderr() -> Iterator[None]:
+    """Send what libraries print to stdout to stderr: PyTorch 2.10's Gloo tells of its connections before the result."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
 
 
 def stop() -> None:
