@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -80,6 +80,23 @@ class BadSample:
 
     index: int
     reason: str
+
+
+class Head(NamedTuple):
+    """One map of a detector that has anchors, and what its numbers mean. A network has them as its `heads`.
+
+    Attributes:
+        stride: input pixels per cell.
+        anchors_px: (width, height) in input pixels, one for each group of 5 + K channels.
+        scale_x_y: what a centre within its cell is stretched by, about the cell's middle.
+        kind: "yolo": logits (YOLOv3, YOLOv4); "new_coords": what a sigmoid gave, sizes by squares (Scaled-YOLOv4);
+            "region": as "yolo", but classes by softmax (YOLOv2).
+    """
+
+    stride: int
+    anchors_px: tuple[tuple[float, float], ...]
+    scale_x_y: float = 1.0
+    kind: Literal["yolo", "new_coords", "region"] = "yolo"
 
 
 class BoxTargets(NamedTuple):
