@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from convzoo.models.yolov3 import yolov3
+from convzoo.models import yolov3
 from convzoo.tasks.detect import Detect
 from convzoo.types import BoxTargets
 
@@ -47,9 +47,9 @@ def main() -> None:
     for name, value in (("--batch", 8), ("--size", 416), ("--boxes", 8), ("--rounds", 3)):
         parser.add_argument(name, type=int, default=value)
     arguments = parser.parse_args()
-    task = Detect([str(i) for i in range(80)])
+    task = Detect([str(i) for i in range(80)], yolov3.heads())
     batch = Pictures(arguments.batch, arguments.size, arguments.boxes)
-    model = yolov3().to(memory_format=torch.channels_last).train()
+    model = yolov3.yolov3().to(memory_format=torch.channels_last).train()
 
     def step() -> None:
         task.loss(model(batch.images), batch)["loss"].backward()  # type: ignore[arg-type]

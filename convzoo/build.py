@@ -22,12 +22,13 @@ def check_recipe(recipe: Recipe) -> None:
     build_pipeline(recipe, "train")
     build_pipeline(recipe, "eval")
     registry.bind("model", recipe.model, recipe.at("model"))
-    registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))
-    if recipe.task == "detect":
-        _check_detector(recipe)
+    task = build_task(recipe, [])
+    if task.predicts == "boxes":
+        _check_operations(recipe, task.size_step)
+    _check_sides(recipe.at("transform")("multi_scale_px"), recipe.transform.multi_scale_px, task.size_step)
 
 
-def _check_detector(recipe: Recipe) -> None:
+def _check_operations(recipe: Recipe, size_step: int) -> None:
     """Refuse operations that would leave the boxes behind, and sizes that the strides do not divide."""
     for which, allowed in (("train", IN_TRAIN), ("eval", IN_EVAL)):
         for i, operation in enumerate(getattr(recipe.transform, which)):
@@ -37,20 +38,23 @@ def _check_detector(recipe: Recipe) -> None:
                 raise UsageError(
                     f"{place} does not move boxes with the pixels here; a detector takes {', '.join(allowed)}"
                 )
-            _check_sides(f"{place} size_px", np.ravel(keys.get("size_px", 32)).tolist())
-    _check_sides(recipe.at("transform")("multi_scale_px"), recipe.transform.multi_scale_px)
+            _check_sides(f"{place} size_px", np.ravel(keys.get("size_px", size_step)).tolist(), size_step)
 
 
-def _check_sides(place: str, sides_px: list[int]) -> None:
-    broken = [side for side in sides_px if side % 32]
+def _check_sides(place: str, sides_px: list[int], size_step: int) -> None:
+    broken = [side for side in sides_px if side % size_step]
     if broken:
-        raise UsageError(f"{place} {broken[0]}: a detector's input must be a multiple of 32 pixels")
+        raise UsageError(f"{place} {broken[0]}: this detector's input must be a multiple of {size_step} pixels")
 
 
 def build_task(recipe: Recipe, class_names: list[str]) -> Task:
-    return registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))(
-        class_names, recipe
-    )
+    """Build the recipe's task. Raises UsageError for an unknown one, or a key that is not its own."""
+    if recipe.task not in registry.names("task"):
+        near = registry.nearest(recipe.task, registry.names("task"))
+        raise UsageError(f"{recipe.at()('task')} unknown task '{recipe.task}'{near}")
+    loss = registry.bind("loss", {"name": recipe.task, **recipe.loss}, recipe.at("loss"))()
+    task = registry.bind("task", {"name": recipe.task, **recipe.postprocess}, recipe.at("postprocess"))
+    return task(class_names, recipe, loss)
 
 
 def build_pipeline(recipe: Recipe, which: str) -> Pipeline:

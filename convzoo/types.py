@@ -177,13 +177,40 @@ class Metric(Protocol):
 
 
 class Task(Protocol):
-    """What is learned; knows nothing of devices, ranks, precision or files."""
+    """What is learned, and what outputs mean; knows nothing of devices, ranks, precision or files.
 
-    best_metric: str
+    Attributes:
+        best_metric: the key of a metric's result by which weights are chosen; larger is better.
+        predicts: "classes", one logit each, or "boxes", of which there are three stages (see `Runner`).
+        size_step: what height and width of the network's input must be multiples of.
+        options: of the post-processing; those of boxes are `postprocess.postprocess`'s keywords.
+    """
+
+    @property
+    def best_metric(self) -> str: ...
+
+    @property
+    def predicts(self) -> Literal["classes", "boxes"]: ...
+
+    @property
+    def size_step(self) -> int: ...
+
+    @property
+    def options(self) -> dict[str, Any]: ...
 
     def collate(self, samples: list[Sample]) -> Batch: ...
 
-    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]: ...
+    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+        """Return scalars: "loss" is minimised, the others are logged."""
+        ...
+
+    def decode(self, outputs: Any) -> Any:
+        """Return raw outputs as those of stage "decoded", in operations that a graph can have."""
+        ...
+
+    def output_shapes(self, size_hw: tuple[int, int], stage: str) -> dict[str, tuple[int, ...]]:
+        """Return name and shape of each output of one picture of (height, width), without the batch's dimension."""
+        ...
 
     def postprocess(self, outputs: Any, batch: Batch) -> list[Prediction]: ...
 

@@ -17,6 +17,7 @@ from convzoo.build import build_task, check_recipe
 from convzoo.config import recipe as recipes
 from convzoo.data.datasets.digit_scenes import digit_scenes
 from convzoo.errors import UsageError
+from convzoo.models import yolov3
 from convzoo.tasks.coco_eval import NAMES
 from convzoo.tasks.detect import Detect
 from convzoo.tasks.detect_metric import DetectMetric, match, outcome
@@ -46,7 +47,7 @@ def sample(index, target, height=100, width=100):
 
 def measured(*pairs):
     """A metric of (truth, prediction rows) pairs."""
-    batch = Detect(CATS).collate([sample(i, truth) for i, (truth, _) in enumerate(pairs)])
+    batch = Detect(CATS, yolov3.heads()).collate([sample(i, truth) for i, (truth, _) in enumerate(pairs)])
     metric = DetectMetric(CATS)
     metric.update([predicted(i, *rows) for i, (_, rows) in enumerate(pairs)], batch)
     return metric
@@ -65,7 +66,7 @@ class Pictures:
 
 
 def test_collate_flattens_boxes_and_leaves_crowds_out():
-    task = Detect(CATS)
+    task = Detect(CATS, yolov3.heads())
     crowded = boxes((0, 0, 9, 9, 1), (5, 5, 50, 50, 0), crowd={1})
     batch = task.collate([sample(0, crowded), sample(1, boxes()), sample(2, boxes((1, 2, 3, 4, 0)))])
     assert batch.targets.boxes_xyxy.tolist() == [[0, 0, 9, 9], [1, 2, 3, 4]]
@@ -155,7 +156,7 @@ def test_the_twelve_numbers_are_pycocotools_own_on_the_written_files(shared, tmp
 
     dataset = coco(shared / "data/tiny-coco", "val")
     rng = np.random.default_rng(0)
-    metric, task = DetectMetric(dataset.class_names), Detect(dataset.class_names)
+    metric, task = DetectMetric(dataset.class_names), Detect(dataset.class_names, yolov3.heads())
     for i in range(len(dataset)):
         truth = dataset.boxes(i)
         kept = truth.take(rng.random(len(truth)) < 0.8)
@@ -207,7 +208,7 @@ def heads_of(task, batch, strides=(8, 16, 32)):
 
 def test_what_the_targets_say_is_what_is_detected():
     scenes = digit_scenes(None, "val")
-    task = Detect(scenes.class_names)
+    task = Detect(scenes.class_names, yolov3.heads())
     loaded = [scenes.load(i) for i in range(8)]
     for one in loaded:
         one.truth = one.target
@@ -225,7 +226,7 @@ def test_postprocess_takes_raw_decoded_and_selected_outputs():
     from convzoo.tasks.yolo import decode
 
     scenes = digit_scenes(None, "val")
-    task = Detect(scenes.class_names)
+    task = Detect(scenes.class_names, yolov3.heads())
     placed = [scenes.load(i) for i in range(3)]
     for one in placed:
         one.placement = Placement(0.5, 0.5, 0, 8)

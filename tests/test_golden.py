@@ -150,7 +150,7 @@ def plain_loss(recipe: recipes.Recipe, data: evaluate.Any, outputs, indices: lis
     index = torch.cat([torch.full((len(boxes),), i) for i, boxes in enumerate(truth)])
     where = {"anchors_px": torch.tensor(recipe.model["anchors_px"], dtype=torch.float32), "strides": STRIDES}
     targets = assign_targets(xyxy, labels, index, image_size=(size_px, size_px), num_classes=10, **where)
-    masks = ignore_masks(outputs, xyxy, index, iou_threshold=recipe.loss.ignore_threshold, **where)
+    masks = ignore_masks(outputs, xyxy, index, iou_threshold=recipe.loss.get("ignore_threshold", 0.7), **where)
     return yolo_loss(outputs, targets, masks)["loss"]
 
 

@@ -70,7 +70,7 @@ def test_the_configuration_becomes_a_recipe(run, tmp_path, way):
     assert recipe.model["name"] == "tinydarknet" and recipe.model["leaky_slope"] == 0.2
     assert (recipe.optim.lr, recipe.train.epochs, recipe.train.batch_size) == (0.1, 500, 128)
     assert recipe.schedule.milestones == [70, 140, 210, 280] and recipe.schedule.gamma == 0.3
-    assert recipe.train.loss_scale == 1024 and recipe.loss.label_smoothing == pytest.approx(0.1 * 1000 / 999)
+    assert recipe.train.loss_scale == 1024 and recipe.loss["label_smoothing"] == pytest.approx(0.1 * 1000 / 999)
     assert {"data_path", "pre_trained", "onnx_filename", "device_target"} <= set(json.loads(out)["dropped"])
     assert (
         "from config.py, a configuration of the MindSpore zoo's tinydarknet"

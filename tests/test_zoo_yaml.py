@@ -103,13 +103,14 @@ def test_every_table_of_the_documents_becomes_a_recipe(run, shared, column, tmp_
     assert (recipe.task, recipe.model["name"], recipe.schedule.name) == (task, model, schedule)
     assert (recipe.optim.lr, recipe.train.epochs, recipe.train.batch_size) == (lr, epochs, batch_size)
     assert (
-        recipe.loss.label_smoothing == pytest.approx(smoothing) and recipe.model["num_classes"] == values["num_classes"]
+        recipe.loss.get("label_smoothing", 0.0) == pytest.approx(smoothing)
+        and recipe.model["num_classes"] == values["num_classes"]
     )
     check_recipe(recipe)
     with torch.device("meta"):
         registry.bind("model", recipe.model)()
     if task == "detect":
-        assert recipe.transform.multi_scale_px == list(range(320, 609, 32)) and recipe.loss.ignore_threshold == 0.7
+        assert recipe.transform.multi_scale_px == list(range(320, 609, 32)) and recipe.loss["ignore_threshold"] == 0.7
         assert [name for operation in recipe.transform.train for name in operation] == [
             "random_place",
             "flip_lr",
@@ -187,7 +188,7 @@ def test_smoothing_gives_the_zoos_targets(run, tmp_path):
     labels = torch.tensor([0, 3, 7, 1, 1])
     targets = torch.full((5, 8), 0.1 / 7).scatter(1, labels[:, None], 0.9)
     zoos = -(targets * logits.log_softmax(1)).sum(1).mean()
-    ours = F.cross_entropy(logits, labels, label_smoothing=recipe.loss.label_smoothing)
+    ours = F.cross_entropy(logits, labels, label_smoothing=recipe.loss["label_smoothing"])
     assert float(ours) == pytest.approx(float(zoos), rel=1e-6)
 
 

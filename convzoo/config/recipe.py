@@ -1,7 +1,8 @@
 """Recipes: what changes the numbers, in one YAML file, checked key by key before anything runs.
 
-A message names the file, the line and the key, and the nearest valid name. Keys of `data`, `model` and the transform
-operations belong to their builders and are checked by `registry.bind`, with the places this module remembers.
+A message names the file, the line and the key, and the nearest valid name. Keys of `data`, `model`, `loss`,
+`postprocess` and the transform operations belong to their builders and are checked by `registry.bind`, with the places
+this module remembers.
 """
 
 import itertools
@@ -66,13 +67,6 @@ class Transform(_Part):
     multi_scale_every_steps: Annotated[int, Field(gt=0)] = 1
 
 
-class Loss(_Part):
-    """label_smoothing of the class targets; ignore_threshold: see `yolo.ignore_masks`, detection only."""
-
-    label_smoothing: Fraction = 0.0
-    ignore_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7
-
-
 class Optim(_Part):
     name: Literal["sgd"] = "sgd"
     lr: Positive
@@ -132,12 +126,12 @@ class Train(_Part):
 class Recipe(_Part):
     """Everything that changes the numbers of a run, in the order in which data runs."""
 
-    task: Literal["classify", "detect"]
+    task: str
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: Named
     transform: Transform
     model: Named
-    loss: Loss = Loss()
+    loss: dict[str, Any] = {}
     optim: Optim
     schedule: Schedule = Schedule()
     train: Train
@@ -193,11 +187,19 @@ def from_plain(plain: Any, name: str, places: dict[tuple, str] | None = None) ->
     """Check plain values, such as those in a model file's metadata. Raises UsageError."""
     places = places or {}
     try:
-        recipe = Recipe.model_validate_json(json.dumps(plain), strict=True)
+        recipe = Recipe.model_validate_json(json.dumps(_own_keys(plain)), strict=True)
     except pydantic.ValidationError as error:
         raise UsageError(_first_error(error, places, name)) from None
     recipe._name, recipe._places = name, places
     return recipe
+
+
+def _own_keys(plain: Any) -> Any:
+    """Drop what classifiers' recipes said of a detector's loss, as files of version 0.1 do."""
+    loss = plain.get("loss") if isinstance(plain, dict) and plain.get("task") == "classify" else None
+    if not isinstance(loss, dict) or loss.get("ignore_threshold") != 0.7:
+        return plain
+    return {**plain, "loss": {key: value for key, value in loss.items() if key != "ignore_threshold"}}
 
 
 def _read(name_or_path: str) -> tuple[str, str]:

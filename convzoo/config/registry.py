@@ -23,20 +23,21 @@ PACKAGES = {
     "dataset": "convzoo.data.datasets",
     "transform": "convzoo.data.transforms",
     "task": "convzoo.tasks",
+    "loss": "convzoo.tasks",  # by the name of its task
 }
 
 _builders: dict[str, dict[str, Callable]] = {kind: {} for kind in PACKAGES}
 
 
-def register(kind: str) -> Callable[[Callable], Callable]:
-    """Register a builder under its own function name. Raises ValueError for a name that is taken."""
+def register(kind: str, name: str | None = None) -> Callable[[Callable], Callable]:
+    """Register a builder, under its own function name if no other. Raises ValueError for a name that is taken."""
 
     def mark(builder: Callable) -> Callable:
-        name = builder.__name__
-        previous = _builders[kind].get(name)
+        key = name or builder.__name__
+        previous = _builders[kind].get(key)
         if previous is not None and previous.__module__ != builder.__module__:
-            raise ValueError(f"{kind} {name} is registered twice: {previous.__module__} and {builder.__module__}")
-        _builders[kind][name] = builder
+            raise ValueError(f"{kind} {key} is registered twice: {previous.__module__} and {builder.__module__}")
+        _builders[kind][key] = builder
         return builder
 
     return mark

@@ -170,11 +170,10 @@ def bytes_of(path: Path) -> int:
 
 def check_stage(opened: TorchModel, stage: str) -> None:
     """Raise UsageError for a stage that the model does not have, or that a graph cannot have with its settings."""
-    if stage != "raw" and opened.recipe.task != "detect":
+    if stage != "raw" and opened.task().predicts != "boxes":
         raise UsageError(f"--stage {stage}: for detectors; {opened.recipe.model['name']} is a classifier")
     if stage == "nms":
-        detector: Any = opened.task()
-        check_suppression(detector.options)
+        check_suppression(opened.task().options)
 
 
 def export_info(opened: TorchModel, options: ExportOptions, opset: int | None) -> ExportInfo:

@@ -54,7 +54,9 @@ class ExportRunner:
         elif x.dtype == torch.uint8:
             x = normalize(x, self.mean, self.std)
         size = self.info.batch or len(x)
-        parts = [self._run(chunk, size) for chunk in x.split(size)]
+        rows = 1 if self.input == "uint8_nhwc" else 2
+        size_hw = x.shape[rows], x.shape[rows + 1]
+        parts = [self._run(chunk, size, size_hw) for chunk in x.split(size)]
         return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
     def _check(self, x: Tensor) -> None:
@@ -71,7 +73,7 @@ class ExportRunner:
             expected = "x".join(map(str, self.info.size))
             raise UsageError(f"{self.path}: takes pictures of {expected} pixels, not {height}x{width} (export --size)")
 
-    def _run(self, chunk: Tensor, size: int) -> list[Tensor]:
+    def _run(self, chunk: Tensor, size: int, size_hw: tuple[int, int]) -> list[Tensor]:
         """Run one batch, filled up where the file takes a fixed number of pictures."""
         real = len(chunk)
         if real < size:
@@ -80,27 +82,17 @@ class ExportRunner:
             outputs = [torch.as_tensor(output) for output in self.session(chunk.contiguous())]
         except Exception as error:
             raise ConvzooError(f"{self.path}: its runtime failed: {first_line(error)}") from error
-        problem = self._misfit(outputs, size)
+        problem = self._misfit(outputs, size, size_hw)
         if problem:
             raise ConvzooError(f"{self.path}: its outputs {problem}")
         return [output[:real] for output in outputs]
 
-    def _misfit(self, outputs: list[Tensor], size: int) -> str | None:
+    def _misfit(self, outputs: list[Tensor], size: int, size_hw: tuple[int, int]) -> str | None:
         """Say what keeps outputs from being those of the metadata, or None."""
-        names, classes = self.info.output_names, len(self.info.class_names)
-        if self.stage == "nms":
-            shapes = [[size, -1, 4], [size, -1], [size, -1]]
-        elif self.stage == "decoded":
-            shapes = [[size, -1, 4], [size, -1, classes]]
-        else:
-            shapes = [[size, classes]] if names == ["logits"] else [[size, 3 * (5 + classes), -1, -1]] * len(names)
-        actual = [list(output.shape) for output in outputs]
-        fits = [
-            len(a) == len(b) and all(y in (x, -1) for x, y in zip(a, b, strict=True))
-            for a, b in zip(actual, shapes, strict=False)
-        ]
-        if len(actual) != len(shapes) or not all(fits):
-            return f"are {actual}, not {', '.join(names)} of {size} pictures and {classes} classes"
+        shapes, classes = self.info.output_shapes(size_hw), len(self.info.class_names)
+        actual = [tuple(output.shape) for output in outputs]
+        if actual != [(size, *shape) for shape in shapes.values()]:
+            return f"are {actual}, not {', '.join(shapes)} of {size} pictures and {classes} classes"
         if self.stage == "nms" and outputs[2].numel() and outputs[2].max() >= classes:
             return f"name class {int(outputs[2].max())} of {classes}"
         return None

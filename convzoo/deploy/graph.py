@@ -19,9 +19,7 @@ from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import UsageError
 from convzoo.inference.torch_model import TorchModel
-from convzoo.models.yolov3 import STRIDES
 from convzoo.tasks.postprocess import FAR_PX
-from convzoo.tasks.yolo import decode
 
 # boxes_xyxy [B, N, 4], scores [B, K, N], most of a class, IoU and score thresholds -> (image, class, box) [M, 3] int64
 Suppress = Callable[[Tensor, Tensor, int, float, float], Tensor]
@@ -39,10 +37,8 @@ class Deployed(nn.Module):
         self.info = info
         self.mean, self.std = opened.recipe.transform.mean, opened.recipe.transform.std
         self.suppress = suppress
-        if info.stage != "raw":
-            task: Any = opened.task()
-            self.options = task.options
-            self.anchors_px = nn.Buffer(task.anchors_px, persistent=False)
+        self.task = opened.task()
+        self.options = self.task.options
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         if self.info.input == "uint8_nhwc":
@@ -50,7 +46,7 @@ class Deployed(nn.Module):
         outputs = self.network(images)
         if self.info.stage == "raw":
             return outputs if isinstance(outputs, tuple) else (outputs,)
-        boxes_xyxy, scores = decode(outputs, self.anchors_px, STRIDES)
+        boxes_xyxy, scores = self.task.decode(outputs)
         if self.info.stage == "decoded":
             return boxes_xyxy, scores
         return self._detections(boxes_xyxy, scores)

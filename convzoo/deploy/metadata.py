@@ -3,6 +3,7 @@
 Metadata is data: JSON of bounded size, checked key by key before anything uses it.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -16,13 +17,13 @@ from convzoo.config import recipe as recipes
 from convzoo.config.recipe import Recipe
 from convzoo.config.registry import explain
 from convzoo.errors import ConvzooError, UsageError
-from convzoo.models.yolov3 import STRIDES
+from convzoo.types import Task
 from convzoo.version import __version__
 
 FORMAT = 1
 UNSEALED = "sha256:" + 64 * "0"
 MAX_DOCUMENT = 4 << 20  # characters; a recipe and a thousand class names take 30,000
-OUTPUTS = {"decoded": ["boxes_xyxy", "scores"], "nms": ["boxes_xyxy", "scores", "labels"]}
+HALVINGS = 5  # of most networks; a size that they divide without remainders can be traced as any such size
 
 Positive = Annotated[int, Field(gt=0, le=1 << 16)]
 
@@ -48,7 +49,7 @@ class ExportInfo(pydantic.BaseModel):
     recipe: dict[str, Any]
     preprocessing: dict[str, Any]
     class_names: list[str]
-    task: Literal["classify", "detect"]
+    task: str
     input: Literal["float_nchw", "uint8_nhwc"] = "float_nchw"
     stage: Literal["raw", "decoded", "nms"] = "raw"
     size: tuple[Positive, Positive]
@@ -62,15 +63,18 @@ class ExportInfo(pydantic.BaseModel):
     licence: str | None = None
     seal: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")] = UNSEALED
 
-    @property
-    def size_step(self) -> int:
-        """What height and width must be multiples of: five halvings are traced for any size only without remainders."""
-        return max(STRIDES) if self.task == "detect" or self.dynamic_size else 1
+    @functools.cached_property
+    def built_task(self) -> Task:
+        return build.build_task(recipes.from_plain(self.recipe, "recipe"), self.class_names)
 
     @property
-    def output_names(self) -> list[str]:
-        raw = [f"head{stride}" for stride in STRIDES] if self.task == "detect" else ["logits"]
-        return OUTPUTS.get(self.stage, raw)
+    def size_step(self) -> int:
+        """What height and width must be multiples of."""
+        return max(self.built_task.size_step, 2**HALVINGS if self.dynamic_size else 1)
+
+    def output_shapes(self, size_hw: tuple[int, int] | None = None) -> dict[str, tuple[int, ...]]:
+        """Return name and shape of each output of one picture, of this file's size where no other is given."""
+        return self.built_task.output_shapes(size_hw or self.size, self.stage)
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)  # ASCII, on one line
@@ -129,7 +133,8 @@ def check_document(document: str) -> tuple[ExportInfo, Recipe]:
     plain = recipe.plain()
     if info.preprocessing != {key: plain["transform"][key] for key in ("eval", "mean", "std")}:
         raise ConvzooError("its metadata: preprocessing is not the recipe's transform")
-    if info.task != recipe.task or (info.task == "classify" and info.stage != "raw") or not info.class_names:
+    has_stages = build.build_task(recipe, info.class_names).predicts == "boxes"
+    if info.task != recipe.task or (info.stage != "raw" and not has_stages) or not info.class_names:
         raise ConvzooError("its metadata: task, stage and class names do not go together")
     return info, recipe
 

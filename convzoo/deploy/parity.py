@@ -18,11 +18,9 @@ from convzoo.deploy.exported import ExportRunner
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import DataError
 from convzoo.inference.loaded import LoadedModel
-from convzoo.models.yolov3 import STRIDES
-from convzoo.tasks.yolo import decode
-from convzoo.types import Key, Sample
+from convzoo.types import Key, Sample, Task
 
-EMBEDDED = {"classify": "digits", "detect": "digit_scenes"}
+EMBEDDED = {"classes": "digits", "boxes": "digit_scenes"}
 REAL_PICTURES = 10
 BATCHES = (1, 5)  # of a file that takes any number
 FARTHER_PX = (32, 64)  # the other size (height, width), of a file that takes any
@@ -75,7 +73,7 @@ def pictures(opened: LoadedModel, data: Path | None, size: tuple[int, int]) -> T
     if data is None:
         from sklearn.datasets import load_sample_images  # takes two seconds
 
-        dataset: Any = registry.builder("dataset", EMBEDDED[opened.recipe.task])(None, "val")
+        dataset: Any = registry.builder("dataset", EMBEDDED[opened.task().predicts])(None, "val")
         photographs = [torch.tensor(image).permute(2, 0, 1) for image in load_sample_images().images]
     else:
         dataset = build_dataset(opened.recipe, data, "val")
@@ -97,11 +95,12 @@ def compare(opened: LoadedModel, runner: ExportRunner, real: Tensor, tolerance: 
         tolerance: within which a detection is the same.
     """
     parity, info = Parity(), runner.info
-    say = _Classes() if info.task == "classify" else _Boxes(opened.task(), info.stage, tolerance)
+    task = opened.task()
+    say = _Classes() if task.predicts == "classes" else _Boxes(task, info.stage, tolerance)
     reference = opened.runner()
     for kind, images in _inputs(info, real):
         outputs, expected, agreed = say(runner(images), tuple(output.cpu() for output in reference(images)), images)
-        for name, a, b in zip(info.output_names, outputs, expected, strict=False):
+        for name, a, b in zip(info.output_shapes(), outputs, expected, strict=False):
             parity.add(name, kind, a, b)
         parity.agreed += sum(agreed)
         parity.predictions += len(agreed)
@@ -127,11 +126,11 @@ class _Boxes:
     After suppression it is what was found in both that is compared by number.
     """
 
-    def __init__(self, task: Any, stage: str, tolerance: float):
+    def __init__(self, task: Task, stage: str, tolerance: float):
         self.task, self.stage, self.tolerance = task, stage, tolerance
 
     def __call__(self, outputs: Outputs, expected: Outputs, images: Tensor) -> tuple[Outputs, Outputs, list[bool]]:
-        boxes_xyxy, scores = decode(expected, self.task.anchors_px, STRIDES)
+        boxes_xyxy, scores = self.task.decode(expected)
         size = (images.shape[2], images.shape[3])
         # As if each picture filled the input: where it lies in it is beside the point here.
         batch = self.task.collate([Sample(image, 0, i, "", size) for i, image in enumerate(images)])

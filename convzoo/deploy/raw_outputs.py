@@ -23,7 +23,6 @@ from convzoo.inference import evaluate
 from convzoo.inference.evaluate import Evaluation
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import find_pictures
-from convzoo.models.yolov3 import STRIDES
 from convzoo.types import Batch, Key, Prediction, Sample
 
 INDEX = "index.json"
@@ -125,9 +124,12 @@ class RecordedOutputs:
         self.opened, self.folder = opened, folder
         self.path, self.sha256, self.pipeline = opened.path, opened.sha256, opened.pipeline
         self.recipe, self.info, self.class_names = opened.recipe, opened.info, opened.class_names
-        self.inner, self.names, self.owner = opened.task(), _names(folder), {}
-        self.best_metric, self.loss = self.inner.best_metric, self.inner.loss
-        self.collate, self.new_metric = self.inner.collate, self.inner.new_metric
+        self.names, self.owner = _names(folder), {}
+        self.inner = inner = opened.task()
+        self.predicts: Literal["classes", "boxes"] = inner.predicts
+        self.best_metric, self.loss = inner.best_metric, inner.loss
+        self.collate, self.new_metric, self.options = inner.collate, inner.new_metric, inner.options
+        self.size_step, self.decode, self.output_shapes = inner.size_step, inner.decode, inner.output_shapes
 
     def runner(self, precision: str = "fp32") -> "RecordedOutputs":
         return self
@@ -143,7 +145,9 @@ class RecordedOutputs:
 
     def postprocess(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
         """Read the outputs of the pictures [B, 3, H, W], which the runner passed on, and postprocess those."""
-        shapes = _shapes(self.opened, self.inner, (outputs.shape[2], outputs.shape[3]))
+        size = outputs.shape[2], outputs.shape[3]
+        by_name = self.inner.output_shapes(size, getattr(self.info, "stage", "raw"))
+        shapes = [(1, *shape) for shape in by_name.values()]
         pictures = [self._read(path, shapes) for path in batch.paths]
         recorded = [torch.from_numpy(np.concatenate(column)) for column in zip(*pictures, strict=True)]
         return self.inner.postprocess(recorded[0] if len(recorded) == 1 else tuple(recorded), batch)
@@ -187,21 +191,6 @@ def _names(folder: Path) -> dict[str, str]:
         return {str(row["path"]): str(row["name"]) for row in rows}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{folder / INDEX}: not an index of --dump-inputs ({error})") from None
-
-
-def _shapes(opened: LoadedModel, task: Any, size: tuple[int, int]) -> list[tuple[int, ...]]:
-    """Return the shapes of one picture's outputs."""
-    classes, stage = len(opened.class_names), getattr(opened.info, "stage", "raw")
-    if opened.recipe.task == "classify":
-        return [(1, classes)]
-    grids = [(size[0] // stride, size[1] // stride) for stride in STRIDES]
-    boxes = 3 * sum(height * width for height, width in grids)
-    most = task.options["max_detections"]
-    return {
-        "raw": [(1, 3 * (5 + classes), *grid) for grid in grids],
-        "decoded": [(1, boxes, 4), (1, boxes, classes)],
-        "nms": [(1, most, 4), (1, most), (1, most)],
-    }[stage]
 
 
 def _numbers(file: Path, shapes: Sequence[tuple[int, ...]], index: int) -> np.ndarray:

@@ -9,6 +9,7 @@ init="uniform_fan_in".
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from typing import Literal
 
@@ -20,6 +21,7 @@ from convzoo.config.registry import register
 from convzoo.errors import UsageError
 from convzoo.models.blocks import conv_norm_act, init_conv
 from convzoo.models.darknet import Block, Darknet53Backbone
+from convzoo.types import Head
 
 STRIDES = (8, 16, 32)  # input pixels per cell, finest first
 # (width, height) in input pixels, three per scale, finest first; found by k-means on COCO.
@@ -28,6 +30,15 @@ ANCHORS_PX = (
     ((30, 61), (62, 45), (59, 119)),
     ((116, 90), (156, 198), (373, 326)),
 )
+
+
+Anchors = Sequence[Sequence[Sequence[float]]]
+
+
+def heads(anchors_px: Anchors = ANCHORS_PX) -> tuple[Head, ...]:
+    """Return what YOLOv3's maps mean, finest first, with anchors as `yolov3` takes them."""
+    rows = [tuple((float(width), float(height)) for width, height in row) for row in anchors_px]
+    return tuple(Head(stride, row) for stride, row in zip(STRIDES, rows, strict=True))
 
 
 class Scale(nn.Module):
@@ -55,11 +66,15 @@ class YoloV3(nn.Module):
     """images [B, 3, H, W], H and W multiples of 32 -> raw head maps, finest first, each [B, 3*(5+K), H/s, W/s].
 
     Channels are anchor-major: for each of the scale's three anchors t_x, t_y, t_w, t_h, objectness, K class logits.
+
+    Attributes:
+        heads: of each map its stride and anchors, which say what its numbers mean.
     """
 
-    def __init__(self, backbone: Darknet53Backbone, num_classes: int, block: Block):
+    def __init__(self, backbone: Darknet53Backbone, num_classes: int, block: Block, anchors_px: Anchors):
         super().__init__()
         small, medium, large = backbone.channels[-3:]
+        self.heads = heads(anchors_px)
         num_outputs = len(ANCHORS_PX[0]) * (5 + num_classes)
         self.backbone = backbone
         self.scale32 = Scale(large, large // 2, num_outputs, block)
@@ -121,7 +136,7 @@ def yolov3(
         )
 
     backbone = Darknet53Backbone(backbone_block, partial(backbone_block, stride=2, padding=down_padding), width)
-    model = YoloV3(backbone, num_classes, block)
+    model = YoloV3(backbone, num_classes, block, anchors_px or ANCHORS_PX)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             init_conv(module, init)

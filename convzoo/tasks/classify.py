@@ -3,10 +3,11 @@
 import heapq
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -141,11 +142,14 @@ class Classify:
     arXiv:1512.00567, section 7).
     """
 
-    best_metric = "top1"
+    best_metric: str = "top1"
+    predicts: Literal["classes", "boxes"] = "classes"
+    size_step = 1
 
     def __init__(self, class_names: list[str], label_smoothing: float = 0.0):
         self.class_names = class_names
         self.label_smoothing = label_smoothing
+        self.options: dict[str, Any] = {}
 
     def collate(self, samples: list[Sample]) -> Batch:
         return base_batch(samples, torch.tensor([sample.target for sample in samples]))
@@ -155,6 +159,13 @@ class Classify:
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
         loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
         return {"loss": loss, "train_top1": (logits.detach().argmax(1) == batch.targets).float().mean()}
+
+    def decode(self, outputs: Tensor) -> Tensor:
+        """Return the logits as they are: there is no other stage."""
+        return outputs
+
+    def output_shapes(self, size_hw: tuple[int, int], stage: str = "raw") -> dict[str, tuple[int, ...]]:
+        return {"logits": (len(self.class_names),)}
 
     def postprocess(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
         """Return the best five classes of each picture, or all of fewer, with softmax probabilities."""
@@ -177,7 +188,13 @@ def _caption(row: dict[str, Any]) -> tuple[str, str]:
     return f"{row['truth']}, not {row['predicted']}", f"{percent}; {row['path'].rpartition('/')[2]}"
 
 
+@register("loss", "classify")
+def cross_entropy(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> dict[str, Any]:
+    """Return the settings of the loss."""
+    return {"label_smoothing": label_smoothing}
+
+
 @register("task")
-def classify(class_names: list[str], recipe: Recipe) -> Classify:
+def classify(class_names: list[str], recipe: Recipe, loss: dict[str, Any]) -> Classify:
     """Build the classification task."""
-    return Classify(class_names, recipe.loss.label_smoothing)
+    return Classify(class_names, **loss)

@@ -1,43 +1,38 @@
 """Detection: boxes with classes, YOLOv3's loss, COCO's measures."""
 
+import functools
+import json
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from convzoo.boxes import clip_boxes, to_original
+from convzoo.config import registry
 from convzoo.config.recipe import Recipe
 from convzoo.config.registry import register
 from convzoo.data.loader import base_batch
-from convzoo.errors import ConvzooError, UsageError
-from convzoo.models.yolov3 import ANCHORS_PX, STRIDES
+from convzoo.errors import UsageError
 from convzoo.tasks.detect_metric import DetectMetric
 from convzoo.tasks.postprocess import Detections, postprocess
 from convzoo.tasks.yolo import assign_targets, decode, ignore_masks, yolo_loss
-from convzoo.types import Batch, Boxes, BoxTargets, Prediction, Sample
+from convzoo.types import Batch, Boxes, BoxTargets, Head, Prediction, Sample
 
 
-class Detect:
-    """Object detection with YOLOv3's heads.
+class BoxTask:
+    """What detectors have in common, whatever their outputs: everything but `decode`, `raw_shapes` and `loss`.
 
     Crowds and boxes without area are not learned. `options` are `postprocess.postprocess`'s keywords.
     """
 
-    best_metric = "AP"
+    best_metric: str = "AP"
+    predicts: Literal["classes", "boxes"] = "boxes"
 
-    def __init__(
-        self,
-        class_names: list[str],
-        anchors_px: Sequence[Any] = ANCHORS_PX,
-        label_smoothing: float = 0.0,
-        ignore_threshold: float = 0.7,
-        **options: Any,
-    ):
+    def __init__(self, class_names: list[str], size_step: int, options: dict[str, Any]):
         self.class_names = class_names
-        self.anchors_px = torch.tensor(anchors_px, dtype=torch.float32)
-        self.label_smoothing = label_smoothing
-        self.ignore_threshold = ignore_threshold
+        self.size_step = size_step
         self.options = options
 
     def collate(self, samples: list[Sample]) -> Batch:
@@ -54,9 +49,74 @@ class Detect:
         return base_batch(samples, targets)
 
     def loss(self, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
+        raise NotImplementedError
+
+    def decode(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return boxes_xyxy [B, N, 4] in input pixels, not clipped, and scores [B, N, K] in 0..1 of raw outputs."""
+        raise NotImplementedError
+
+    def raw_shapes(self, size_hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+        raise NotImplementedError
+
+    def output_shapes(self, size_hw: tuple[int, int], stage: str = "raw") -> dict[str, tuple[int, ...]]:
+        """Return name and shape of each output of one picture; see `types.Task`."""
+        raw = self.raw_shapes(size_hw)
+        if stage == "raw":
+            return raw
+        if stage == "decoded":
+            boxes_xyxy, scores = self.decode([torch.empty(1, *shape, device="meta") for shape in raw.values()])
+            return {"boxes_xyxy": tuple(boxes_xyxy.shape[1:]), "scores": tuple(scores.shape[1:])}
+        most = self.options["max_detections"]
+        return {"boxes_xyxy": (most, 4), "scores": (most,), "labels": (most,)}
+
+    def postprocess(self, outputs: Sequence[Tensor], batch: Batch) -> list[Prediction]:
+        """Return each picture's detections in pixels of the original.
+
+        Args:
+            outputs: raw; or boxes_xyxy [B, N, 4] in input pixels and scores [B, N, K]; or boxes_xyxy [B, D, 4],
+                scores [B, D] and labels [B, D], -1 where there is none, after suppression in the graph.
+        """
+        tensors = [torch.as_tensor(output) for output in outputs]
+        place, original_hw = batch.placement.to(tensors[0].device), batch.original_hw
+        dimensions = [tensor.ndim for tensor in tensors]
+        if dimensions == [3, 2, 2]:
+            detections = _selected(tensors[0], tensors[1], tensors[2], place, original_hw)
+        else:
+            boxes_xyxy, scores = tensors if dimensions == [3, 3] else self.decode(tensors)
+            detections = postprocess(boxes_xyxy, scores, place, original_hw, **self.options)
+        return [
+            Prediction(
+                i, detection.labels.cpu().numpy(), detection.scores.cpu().numpy(), detection.boxes_xyxy.cpu().numpy()
+            )
+            for i, detection in zip(batch.ids.tolist(), detections, strict=True)
+        ]
+
+    def new_metric(self) -> DetectMetric:
+        return DetectMetric(self.class_names)
+
+
+class Detect(BoxTask):
+    """Object detection with the heads of YOLO networks, learned by YOLOv3's loss."""
+
+    def __init__(
+        self,
+        class_names: list[str],
+        heads: Sequence[Head],
+        label_smoothing: float = 0.0,
+        ignore_threshold: float = 0.7,
+        **options: Any,
+    ):
+        super().__init__(class_names, max(head.stride for head in heads), options)
+        self.heads = tuple(heads)
+        self.strides = [head.stride for head in heads]
+        self.anchors_px = torch.tensor([head.anchors_px for head in heads])
+        self.label_smoothing = label_smoothing
+        self.ignore_threshold = ignore_threshold
+
+    def loss(self, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         """Return the loss of raw head maps and its parts, means over the batch's pictures."""
         boxes_xyxy, labels, image_index = batch.targets
-        where: dict[str, Any] = {"anchors_px": self.anchors_px.to(boxes_xyxy), "strides": STRIDES}
+        where: dict[str, Any] = {"anchors_px": self.anchors_px.to(boxes_xyxy), "strides": self.strides}
         height, width = batch.images.shape[-2:]
         targets = assign_targets(
             boxes_xyxy,
@@ -70,33 +130,16 @@ class Detect:
         ignored = ignore_masks(outputs, boxes_xyxy, image_index, iou_threshold=self.ignore_threshold, **where)
         return yolo_loss(outputs, targets, ignored)
 
-    def postprocess(self, outputs: Sequence[Tensor], batch: Batch) -> list[Prediction]:
-        """Return each picture's detections in pixels of the original.
+    def decode(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return decode(outputs, self.anchors_px, self.strides)
 
-        Args:
-            outputs: raw head maps; or boxes_xyxy [B, N, 4] in input pixels and scores [B, N, K]; or boxes_xyxy
-                [B, D, 4], scores [B, D] and labels [B, D], -1 where there is none, after suppression in the graph.
-        """
-        tensors = [torch.as_tensor(output) for output in outputs]
-        place, original_hw = batch.placement.to(tensors[0].device), batch.original_hw
-        if len(tensors) == 3 and tensors[0].ndim == 3:
-            detections = _selected(tensors[0], tensors[1], tensors[2], place, original_hw)
-        elif len(tensors) == 2:
-            detections = postprocess(tensors[0], tensors[1], place, original_hw, **self.options)
-        elif len(tensors) == 3:
-            boxes_xyxy, scores = decode(tensors, self.anchors_px, STRIDES)
-            detections = postprocess(boxes_xyxy, scores, place, original_hw, **self.options)
-        else:
-            raise ConvzooError(f"{len(tensors)} outputs are not those of a detector")
-        return [
-            Prediction(
-                i, detection.labels.cpu().numpy(), detection.scores.cpu().numpy(), detection.boxes_xyxy.cpu().numpy()
-            )
-            for i, detection in zip(batch.ids.tolist(), detections, strict=True)
-        ]
-
-    def new_metric(self) -> DetectMetric:
-        return DetectMetric(self.class_names)
+    def raw_shapes(self, size_hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+        """Return a map for each head, [anchors * (5 + K), H / stride, W / stride]."""
+        per_anchor = 5 + len(self.class_names)
+        return {
+            f"head{stride}": (len(anchors_px) * per_anchor, size_hw[0] // stride, size_hw[1] // stride)
+            for stride, anchors_px, *_ in self.heads
+        }
 
 
 def _selected(
@@ -112,10 +155,33 @@ def _selected(
     return detections
 
 
+def network_heads(recipe: Recipe) -> tuple[Head, ...]:
+    """Return the heads of a recipe's network, none where it is no detector. Raises UsageError."""
+    registry.bind("model", recipe.model, recipe.at("model"))
+    return _heads(json.dumps(recipe.model))
+
+
+@functools.lru_cache(maxsize=32)
+def _heads(model: str) -> tuple[Head, ...]:
+    with torch.device("meta"):  # its shape alone
+        return tuple(getattr(registry.bind("model", json.loads(model))(), "heads", ()))
+
+
+@register("loss", "detect")
+def yolo(
+    *,
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    ignore_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
+) -> dict[str, Any]:
+    """Return the settings of the loss; `ignore_threshold`: see `yolo.ignore_masks`."""
+    return {"label_smoothing": label_smoothing, "ignore_threshold": ignore_threshold}
+
+
 @register("task")
 def detect(
     class_names: list[str],
     recipe: Recipe,
+    loss: dict[str, Any],
     *,
     score_threshold: float = 0.001,
     iou_threshold: float = 0.5,
@@ -126,17 +192,19 @@ def detect(
     """Build the detection task; its keys are those of `postprocess.postprocess`.
 
     Raises:
-        UsageError: a threshold outside 0..1, or anchors that are not three for each of three scales.
+        UsageError: a threshold outside 0..1, or a network without heads for boxes.
     """
     for name, value in (("score_threshold", score_threshold), ("iou_threshold", iou_threshold)):
         if not 0 <= value <= 1:
             raise UsageError(f"{recipe.at('postprocess')(name)} must be in 0..1, not {value}")
-    anchors_px = recipe.model.get("anchors_px") or ANCHORS_PX
+    heads = network_heads(recipe)
+    if not heads:
+        name = recipe.model["name"]
+        raise UsageError(f"{recipe.at('model')('name')} {name} gives no boxes; task detect needs a detector")
     return Detect(
         class_names,
-        anchors_px,
-        recipe.loss.label_smoothing,
-        recipe.loss.ignore_threshold,
+        heads,
+        **loss,
         score_threshold=score_threshold,
         iou_threshold=iou_threshold,
         max_detections=max_detections,

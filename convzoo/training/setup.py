@@ -126,7 +126,8 @@ class TrainState:
             source = str(options.val_data or options.data)
             mapping = label_map(val_set.class_names, self.class_names, source)
             self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"), mapping)
-        counted = "images" if recipe.task == "classify" else "objects"
+        self.task = build_task(recipe, self.class_names)
+        counted = "images" if self.task.predicts == "classes" else "objects"
         per_class = torch.bincount(torch.as_tensor(train_set.labels), minlength=num_classes)
         self.data_account = {
             "root": str(options.data),
@@ -136,7 +137,6 @@ class TrainState:
             "class_names": self.class_names,
             f"train_{counted}_per_class": dict(zip(self.class_names, per_class.tolist(), strict=True)),
         }
-        self.task = build_task(recipe, self.class_names)
 
     def _build_network(self) -> None:
         recipe, device = self.recipe, self.device

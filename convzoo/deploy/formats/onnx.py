@@ -66,7 +66,7 @@ def translate(program: torch.export.ExportedProgram, info: ExportInfo) -> Any:
             dynamo=True,
             opset_version=OPSET,
             input_names=["images"],
-            output_names=info.output_names,
+            output_names=list(info.output_shapes()),
             custom_translation_table={torch.ops.convzoo.onnx_nms.default: non_max_suppression},
             verbose=False,
         )
@@ -133,6 +133,6 @@ def start(content: bytes, info: ExportInfo, options: RuntimeOptions) -> Session:
     if session.get_providers()[0] != provider:  # it may use another without a word
         raise ConvzooError(f"--provider {provider}: it does not start here; ONNX Runtime would use the CPU instead")
     inputs, outputs = [i.name for i in session.get_inputs()], [o.name for o in session.get_outputs()]
-    if inputs != ["images"] or outputs != info.output_names:
+    if inputs != ["images"] or outputs != list(info.output_shapes()):
         raise ConvzooError("its inputs and outputs are not those that its metadata says")
     return lambda images: session.run(outputs, {"images": images.numpy()})

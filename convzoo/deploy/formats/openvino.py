@@ -81,11 +81,12 @@ def start(content: tuple[bytes, bytes], info: ExportInfo, options: RuntimeOption
         "PERFORMANCE_HINT": "LATENCY",
     }
     compiled = core.compile_model(core.read_model(*content), "CPU", settings)
-    if len(compiled.inputs) != 1 or len(compiled.outputs) != len(info.output_names):
+    count = len(info.output_shapes())
+    if len(compiled.inputs) != 1 or len(compiled.outputs) != count:
         raise ConvzooError("its inputs and outputs are not those that its metadata says")
 
     def run(images: torch.Tensor) -> list[Any]:
         results = compiled(images.numpy())
-        return [results[i].copy() for i in range(len(info.output_names))]
+        return [results[i].copy() for i in range(count)]
 
     return run
