@@ -1,7 +1,7 @@
 """Run the suite as other machines compute: `python tests/portable.py [SETTING ...]`; a table last, exit 1 if any fails.
 
 Older CPUs are stood for by the variables that make PyTorch, oneDNN and MKL leave newer instructions out; the oldest
-supported PyTorch by an environment of its own (`make .venv-oldest/.installed`). A setting that passed with the same
+supported PyTorch by an environment of its own (`make .venv-oldest/.all`). A setting that passed with the same
 files is not run again, so that an interrupted run goes on where it was.
 """
 

@@ -4,10 +4,10 @@ import re
 
 import pytest
 import yaml
-from conftest import SHARED
 
 from claims import __main__ as program
 from claims import claim, run, tables
+from helpers import SHARED
 
 DOCUMENTS = [tables.ROOT / "README.md", tables.ROOT / "docs/results.md", tables.ROOT / "docs/deploy.md"]
 NAMES = list(yaml.safe_load((tables.HERE / "tables.yaml").read_text(encoding="utf-8")))

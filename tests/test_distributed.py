@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import STILL, difference, momenta
 from PIL import Image
 
 from convzoo.model_file import load_model
 from convzoo.training.checkpoints import load_state
+from helpers import STILL, difference, momenta
 
 IN_FLOAT64 = "import torch; torch.set_default_dtype(torch.float64); from convzoo.cli import run; run()"
 

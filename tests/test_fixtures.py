@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import skip_without_openvino
 
 import convzoo
 from convzoo.model_file import load_model
 from convzoo.training.checkpoints import load_state
+from helpers import skip_without_openvino
 
 WRITTEN = Path(__file__).parent / "fixtures/written.zip"
 

@@ -12,8 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK
-from test_train import rows, weights
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,6 +23,7 @@ from convzoo.inference import evaluate
 from convzoo.models.yolov3 import STRIDES
 from convzoo.tasks.yolo import assign_targets, ignore_masks, yolo_loss
 from convzoo.types import Batch, BoxTargets
+from helpers import QUICK, rows, weights
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = {

@@ -7,10 +7,10 @@ import time
 
 import pytest
 import torch
-from conftest import QUICK
 
 from convzoo.model_file import load_model
 from convzoo.training.checkpoints import RunCheckpoints
+from helpers import QUICK
 
 COMMAND = [
     sys.executable,

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import one_line
 
 from convzoo.config import recipe as recipes
+from helpers import one_line
 
 KEYS = """
     'pre_trained': 'False',

@@ -7,7 +7,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
 from PIL import Image
 
 import convzoo
@@ -18,6 +17,7 @@ from convzoo.deploy import export
 from convzoo.deploy.exported import open_any
 from convzoo.inference import torch_model
 from convzoo.model_file import load_model, save_model
+from helpers import one_line
 
 CPU = torch.device("cpu")
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
 from PIL import Image
 
 from convzoo.config import recipe, registry
@@ -18,6 +17,7 @@ from convzoo.inference import torch_model
 from convzoo.inference.predict import predict
 from convzoo.model_file import ModelInfo, save_model
 from convzoo.types import Prediction
+from helpers import one_line
 
 STATM = Path("/proc/self/statm")
 

@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -22,6 +21,7 @@ from convzoo.tasks.coco_eval import NAMES
 from convzoo.tasks.detect import Detect
 from convzoo.tasks.detect_metric import DetectMetric, match, outcome
 from convzoo.types import Boxes, Prediction, Sample
+from helpers import one_line
 
 CATS = ["cat", "dog"]
 

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
 from PIL import Image
 from test_mindir import CPU, SMALL_YOLO, write_model
 
@@ -23,6 +22,7 @@ from convzoo.model_file import load_model, save_model
 from convzoo.models.yolov3 import STRIDES
 from convzoo.tasks.yolo import decode
 from convzoo.types import Key
+from helpers import one_line
 
 
 @pytest.fixture(scope="module")

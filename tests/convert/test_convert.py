@@ -8,7 +8,6 @@ import struct
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
 from PIL import Image
 
 from convzoo.build import check_recipe
@@ -18,6 +17,7 @@ from convzoo.convert import darknet, mindspore
 from convzoo.convert.mindspore_ckpt import write_records
 from convzoo.data.datasets.cifar10 import CLASS_NAMES
 from convzoo.model_file import ModelInfo, load_model, save_model, tensors_sha256
+from helpers import one_line
 
 TINY_SHA256 = "f1c3fe6b9bab9af69ae2a090682df3e5b9d83accba69551315f030ce1b37ea81"
 

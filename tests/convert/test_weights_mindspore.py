@@ -1,8 +1,6 @@
 """MindSpore checkpoints: equal to the zoo's outputs, read and written without MindSpore, and all that can be wrong."""
 
 import importlib.util
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,8 +18,8 @@ from convzoo.convert.state_dict import file_bytes
 from convzoo.data.transforms.pipeline import Pipeline, normalize
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.types import Key, Sample
+from helpers import SHARED
 
-SHARED = Path(os.environ.get("CONVZOO_SHARED", Path(__file__).parents[2] / "shared"))
 FIXTURES = SHARED / "fixtures" / "mindspore"
 needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no zoo outputs at {FIXTURES} (CONVZOO_SHARED)")
 TOLERANCE = 1e-4

@@ -5,7 +5,6 @@ import re
 
 import onnx
 import pytest
-from conftest import one_line
 from onnx import TensorProto, helper
 from test_mindir import CPU, noise, off, write_model
 
@@ -15,6 +14,7 @@ from convzoo.deploy.exported import open_any
 from convzoo.deploy.formats import triton
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import ToleranceError, UsageError, report
+from helpers import one_line
 
 
 def parsed(text: str):

@@ -5,12 +5,10 @@ import json
 import math
 import re
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from conftest import one_line
 from torch.nn import functional as F
 
 from convzoo.build import check_recipe
@@ -20,6 +18,7 @@ from convzoo.model_file import load_model
 from convzoo.training.checkpoints import load_state
 from convzoo.training.optim import build_schedule
 from convzoo.training.setup import RunOptions, TrainState
+from helpers import REPO, one_line
 
 VGG = """
 num_classes: 10
@@ -144,7 +143,7 @@ def test_the_configurations_printed_in_the_documents(run, shared, tmp_path):
 
 
 def test_the_guide_answers_to_every_flag_script_and_key_of_the_documents(shared):
-    guide = (Path(__file__).resolve().parents[1] / "docs/from-mindspore.md").read_text()
+    guide = (REPO / "docs/from-mindspore.md").read_text()
     documents = "".join(path.read_text() for path in (shared / "reference/seeds").glob("*.txt"))
     flags = set(re.findall(r"(?<![\w-])--([A-Za-z_]\w*)", documents)) - {"help"}
     scripts = set(re.findall(r"\b[A-Za-z]\w*\.(?:sh|py|yaml)\b", documents, re.ASCII)) - {"xxx_gpu.sh"}

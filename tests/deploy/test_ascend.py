@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
 from test_mindir import CPU, SMALL_YOLO, noise, off, write_model
 
 from convzoo.data.transforms.pipeline import normalize
@@ -28,6 +27,7 @@ from convzoo.deploy.metadata import ExportInfo
 from convzoo.deploy.quantize import amct, comparison, quantize
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message, report
 from convzoo.inference import evaluate, torch_model
+from helpers import one_line
 
 ATC = """#!/bin/sh
 printf '%s\\n' "$@" > "$LOG"

@@ -10,7 +10,6 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from conftest import one_line
 from test_export import CPU, TINY, noise, write_model
 
 from convzoo.deploy import export
@@ -19,6 +18,7 @@ from convzoo.deploy.formats import onnx as onnx_format
 from convzoo.deploy.formats.pt2_safety import DOCUMENT, EXAMPLES, GRAPH, archive, archive_digest, members
 from convzoo.deploy.metadata import MAX_DOCUMENT, UNSEALED, sealed
 from convzoo.errors import ConvzooError, UsageError, exit_code_and_message
+from helpers import one_line
 
 FORMATS = ("onnx", "pt2", "openvino")  # what runs here without anything else
 

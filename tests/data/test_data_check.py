@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import one_line
 from PIL import Image
 from test_boxed_data import coco_tree, document, save_picture, voc_tree, yolo_tree
 
@@ -23,6 +22,7 @@ from convzoo.errors import DataError
 from convzoo.models.yolov3 import ANCHORS_PX
 from convzoo.report.draw_boxes import colour_of
 from convzoo.types import Boxes, Sample
+from helpers import one_line
 
 COCO_ANCHORS = np.reshape(ANCHORS_PX, (-1, 2))
 

@@ -4,9 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import difference, momenta, one_line
 from PIL import Image
-from test_train import rows, same, stop_after, weights
+from test_train import stop_after
 
 from convzoo import logs
 from convzoo.config import recipe as recipes
@@ -18,6 +17,7 @@ from convzoo.model_file import ModelInfo, save_model
 from convzoo.training.pretrained import load_pretrained
 from convzoo.training.setup import RunOptions, TrainState
 from convzoo.types import Key
+from helpers import difference, momenta, one_line, rows, same, weights
 
 # A run of seconds, with everything on: sizes by turns, mosaic, colours.
 SMALL = [

@@ -11,7 +11,6 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
 from PIL import Image
 
 from convzoo.build import build_dataset
@@ -27,6 +26,7 @@ from convzoo.data.sampler import EvalBatches, TrainBatches, batch_arithmetic, ch
 from convzoo.data.transforms.pipeline import Pipeline
 from convzoo.errors import ConvzooError, DataError, UsageError
 from convzoo.tasks.classify import Classify
+from helpers import one_line
 
 RNG = np.random.RandomState(0)
 

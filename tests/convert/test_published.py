@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from conftest import one_line
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -18,8 +17,8 @@ from convzoo.config import registry
 from convzoo.convert import published
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.model_file import ModelInfo, load_model, save_model, tensors_sha256
+from helpers import REPO, one_line
 
-REPO = Path(__file__).resolve().parents[1]
 DENSENET = "torchvision:DenseNet121_Weights.IMAGENET1K_V1"
 NETWORKS = ["darknet53", "densenet100", "densenet121", "tinydarknet", "vgg16", "yolov3"]
 

@@ -6,7 +6,8 @@ import re
 import time
 
 import pytest
-from conftest import one_line
+
+from helpers import one_line
 
 
 def result(run, *argv) -> dict:

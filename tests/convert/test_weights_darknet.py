@@ -1,7 +1,6 @@
 """Darknet weight files: equal to the original program's outputs, round trips, and everything that can be wrong."""
 
 import json
-import os
 import struct
 import subprocess
 import sys
@@ -19,8 +18,8 @@ from convzoo.convert.state_dict import load_backbone
 from convzoo.data.transforms.pipeline import Pipeline, normalize
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.types import Key, Sample
+from helpers import SHARED
 
-SHARED = Path(os.environ.get("CONVZOO_SHARED", Path(__file__).parents[2] / "shared"))
 FIXTURES = SHARED / "fixtures" / "darknet"
 TINY = SHARED / "data" / "weights" / "tiny.weights"
 WNIDS = SHARED / "data" / "imagenet-sample" / "darknet_wnids.txt"

@@ -8,10 +8,10 @@ import sys
 
 import pytest
 import typer
-from conftest import QUICK, one_line
 
 import convzoo
 from convzoo import cli
+from helpers import QUICK, one_line
 
 OPTIONS = {
     "train": "--accumulate --compile --data --device --download --help --log-every-steps --on-bad-sample --out "

@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
 from PIL import Image
 
 from convzoo import cli
 from convzoo.config import registry
 from convzoo.convert import darknet, mindspore
 from convzoo.model_file import load_model
+from helpers import one_line
 
 TINY = {"name": "tinydarknet", "num_classes": 1000}
 ZOO_TINY = {**TINY, **mindspore.ZOO["tinydarknet"]}

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from conftest import one_line
 from safetensors.torch import save_file
 
 from convzoo import model_file
@@ -13,6 +12,7 @@ from convzoo.config.recipe import load as load_recipe
 from convzoo.errors import ConvzooError
 from convzoo.model_file import ModelInfo, load_model, save_model
 from convzoo.training.checkpoints import RunCheckpoints, load_state, save_state
+from helpers import one_line
 
 INFO = ModelInfo(load_recipe("tinydarknet-digits").plain(), [str(i) for i in range(10)], {"top1": 0.5})
 WEIGHTS = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.tensor(7), "d": torch.randn(2, 2).bfloat16()}

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK, one_line
 from PIL import Image
 
 from convzoo import build, cli
@@ -19,6 +18,7 @@ from convzoo.deploy.quantize.calibration import Evaluated, find_calibration
 from convzoo.deploy.quantize.comparison import QuantizeOptions
 from convzoo.deploy.timing import alternate
 from convzoo.inference import evaluate, torch_model
+from helpers import QUICK, one_line
 
 pytestmark = pytest.mark.slow  # it times INT8 against float, which needs a machine that is not busy
 

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import one_line
 from torch import nn
 from torch.nn import functional as F
 
@@ -26,6 +25,7 @@ from convzoo.deploy.formats.mindir_plan import Plan
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message
 from convzoo.inference import torch_model
 from convzoo.model_file import ModelInfo, save_model
+from helpers import one_line
 
 CPU = torch.device("cpu")
 SMALL_YOLO = ["model.width=0.125", "transform.eval=[{letterbox: {size_px: 64}}]", "postprocess={}"]

@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from conftest import one_line
 
 from convzoo import errors
 from convzoo.deploy import bench
+from helpers import one_line
 
 pytestmark = pytest.mark.slow  # it times INT8 against float, which needs a machine that is not busy
 

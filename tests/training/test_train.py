@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUICK, STILL, difference, momenta, one_line
 
 from convzoo import cli, errors
 from convzoo.config import recipe as recipes
@@ -19,20 +18,7 @@ from convzoo.training import loop as train_module
 from convzoo.training.checkpoints import load_state
 from convzoo.training.run_folder import open_run
 from convzoo.training.stop import StopRequest
-
-
-def weights(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
-    return load_model(run / f"checkpoints/{name}.safetensors")[0]
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
-
-
-def rows(run: Path, kind: str) -> list[dict]:
-    return [
-        row for line in (run / "metrics.jsonl").read_text().splitlines() if (row := json.loads(line))["kind"] == kind
-    ]
+from helpers import QUICK, STILL, difference, momenta, one_line, rows, same, weights
 
 
 class stop_after:
