@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -162,8 +161,65 @@ class Prediction:
     boxes_xyxy: np.ndarray | None = None
 
 
+class Confusion(NamedTuple):
+    """Counts [R, C] of true classes, a row each, by predicted class; row_names and column_names for a drawing of it.
+
+    A detector has one more of each than `names` of classes, for what is on nothing and what is missed.
+    """
+
+    counts: np.ndarray
+    names: list[str]
+    row_names: list[str] | None = None
+    column_names: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class ComparedBoxes:
+    """Where the true boxes of a picture and its detections differ, all in pixels of the picture.
+
+    Attributes:
+        truth_xyxy: [M, 4]; truth_names: of their classes; truth_found: which were detected as what they are.
+        boxes_xyxy: [N, 4] best first; names: of their classes; scores: in 0..1; is_right: which are on such a box.
+    """
+
+    truth_xyxy: np.ndarray
+    truth_names: list[str]
+    truth_found: list[bool]
+    boxes_xyxy: np.ndarray
+    names: list[str]
+    scores: list[float]
+    is_right: list[bool]
+
+
+class WorstPicture(NamedTuple):
+    """A picture to show: its id (position in the data set), a caption and a smaller second line, a detector's boxes."""
+
+    id: int
+    caption: tuple[str, str]
+    boxes: ComparedBoxes | None = None
+
+
+@dataclass(frozen=True)
+class MetricReport:
+    """What a metric has to show besides its result, as plain values: `report.evaluation` draws and writes it.
+
+    Attributes:
+        tables: rows by the table's name; one without rows is not shown.
+        worst: the pictures with the worst mistakes, worst first.
+        curves: recall and precision, [N] in 0..1 each, by class; None where there is no such thing.
+        documents: JSON values by name; texts: lines by name.
+    """
+
+    tables: dict[str, list[dict[str, Any]]]
+    confusion: Confusion
+    worst: list[WorstPicture]
+    curves: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
+    documents: dict[str, Any] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+
+
 class Metric(Protocol):
-    """Counts that add up exactly over batches and ranks."""
+    """Counts that add up exactly over batches and ranks. `report` takes the data set for its own ids."""
 
     def update(self, predictions: list[Prediction], batch: Batch) -> None: ...
 
@@ -173,7 +229,7 @@ class Metric(Protocol):
 
     def text(self) -> str: ...
 
-    def write(self, folder: Path, dataset: Any) -> None: ...
+    def report(self, dataset: Any) -> MetricReport: ...
 
 
 class Task(Protocol):

@@ -98,6 +98,12 @@ def test_a_file_imports_only_from_earlier_layers(path):
         assert level(other) < level(own), f"{own} imports {other}"
 
 
+def test_tasks_draw_nothing():
+    """A metric reports plain values; inference has them drawn and written."""
+    rooms = {path: {room(other) for other in ours(ast.walk(TREES[path]))} for path in FILES if room(path) == "tasks"}
+    assert len(rooms) > 1 and not [str(path) for path, others in rooms.items() if "report" in others]
+
+
 @every_file
 def test_imports_are_absolute_and_by_name(path):
     for node in ast.walk(TREES[path]):

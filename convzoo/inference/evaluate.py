@@ -16,6 +16,7 @@ from convzoo.data.sampler import EvalBatches
 from convzoo.errors import DataError
 from convzoo.inference.loaded import LoadedModel
 from convzoo.logs import progress
+from convzoo.report.evaluation import write_report
 from convzoo.types import Metric, Runner, Task
 
 
@@ -34,11 +35,11 @@ class Evaluation:
         return self.result["images"] / max(1e-9, self.seconds)
 
     def write(self, folder: Path, dataset: Any) -> None:
-        """Write metrics.json and what the task has to show: tables, plots, the worst images."""
+        """Write metrics.json and what the metric has to show: tables, plots, the worst images."""
         folder.mkdir(parents=True, exist_ok=True)
         report = {**self.result, "unreadable": self.unreadable, "seconds": round(self.seconds, 2)}
         (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        self.metric.write(folder, dataset)
+        write_report(folder, self.metric.report(dataset), dataset)
 
 
 def evaluate(

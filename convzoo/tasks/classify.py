@@ -2,7 +2,6 @@
 
 import heapq
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -15,10 +14,7 @@ from convzoo.config.recipe import Recipe
 from convzoo.config.registry import register
 from convzoo.data.imagenet import titles
 from convzoo.data.loader import base_batch
-from convzoo.report.draw import WRONG, contact_sheet, save_png
-from convzoo.report.plots import plot_confusion
-from convzoo.report.tables import write_csv
-from convzoo.types import Batch, Prediction, Sample
+from convzoo.types import Batch, Confusion, MetricReport, Prediction, Sample, WorstPicture
 
 TOP_K = 5
 WORST_KEPT = 25
@@ -107,21 +103,14 @@ class ClassifyMetric:
             rows.append(row)
         return rows
 
-    def write(self, folder: Path, dataset: Any) -> None:
-        """Write per_class.csv, confusion.csv and .png, and the worst images as worst.csv and worst.png."""
-        write_csv(folder / "per_class.csv", self.per_class())
-        rows = [
-            {"truth": name, **dict(zip(self.class_names, row, strict=True))}
-            for name, row in zip(self.class_names, self.confusion.tolist(), strict=True)
-        ]
-        write_csv(folder / "confusion.csv", rows)
-        plot_confusion(self.confusion, self.class_names, folder / "confusion.png")
+    def report(self, dataset: Any) -> MetricReport:
+        """Return the tables per_class and worst, the confusions and the worst pictures."""
         worst = self.worst_rows()
-        write_csv(folder / "worst.csv", worst)
-        if worst:
-            images = [dataset.load(row["id"]).image.permute(1, 2, 0).numpy() for row in worst]
-            captions = [_caption(row) for row in worst]
-            save_png(contact_sheet(images, captions, [WRONG] * len(images), columns=5), folder / "worst.png")
+        return MetricReport(
+            {"per_class": self.per_class(), "worst": worst},
+            Confusion(self.confusion, self.class_names),
+            [WorstPicture(row["id"], _caption(row)) for row in worst],
+        )
 
     def worst_rows(self) -> list[dict[str, Any]]:
         """Return the worst pictures with class names, and with titles where there are any."""

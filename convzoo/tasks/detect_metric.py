@@ -1,24 +1,17 @@
 """What a detector got right: COCO's twelve numbers, and what they do not show: confusions and the worst pictures."""
 
-import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from convzoo.boxes import box_area, pairwise_iou
-from convzoo.report.draw import save_png
-from convzoo.report.draw_boxes import compared, detection_sheet
-from convzoo.report.plots import plot_confusion, plot_precision_recall
-from convzoo.report.tables import write_csv
 from convzoo.tasks.coco_eval import Scored, detections_json, score, truth_json
-from convzoo.types import Batch, Boxes, Prediction
+from convzoo.types import Batch, Boxes, ComparedBoxes, Confusion, MetricReport, Prediction, WorstPicture
 
 # For the confusion matrix and the worst pictures only; COCO's numbers count every score and ten overlaps.
 SHOWN_SCORE, SHOWN_IOU = 0.25, 0.5
-WORST_KEPT, CELL_PX = 24, 360
+WORST_KEPT = 24
 BACKGROUND = "background"
 
 
@@ -84,27 +77,33 @@ class DetectMetric:
         """Return pycocotools' twelve lines."""
         return self.scored().lines
 
-    def write(self, folder: Path, dataset: Any) -> None:
-        """Write detections.json and truth.json as COCO does, with its own ids, tables, curves, worst pictures."""
+    def report(self, dataset: Any) -> MetricReport:
+        """Return detections and truth as COCO has them, with the data set's own ids, tables, curves, worst pictures."""
+        truth, detections = self._in_ids_of(dataset)
+        scored, names = self.scored(), self.class_names
+        worst = self._worst_rows()
+        return MetricReport(
+            {"per_class": self.per_class(), "worst": worst},
+            Confusion(self.confusion(), [*names, BACKGROUND], [*names, "nothing (false)"], [*names, "missed"]),
+            [self._worst_picture(row) for row in worst],
+            {
+                name: (scored.recall, scored.precision[:, k])
+                for k, name in enumerate(names)
+                if np.isfinite(scored.class_ap50[k])
+            },
+            {"detections": detections, "truth": truth},
+            {"coco": self.text()},
+        )
+
+    def _in_ids_of(self, dataset: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return truth and detections in COCO's form; classes that the data set does not have are in neither."""
         ids = sorted(self.pictures)
         own = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
         numbers = [dataset.image_id(i) for i in ids]
         categories = {own.get(name, -1 - i): name for i, name in enumerate(self.class_names)}
         truth, detections = self._as_json(ids, numbers, categories, [own.get(name) for name in self.class_names])
         truth["categories"] = [category for category in truth["categories"] if category["id"] in own.values()]
-        (folder / "detections.json").write_text(json.dumps(detections), encoding="utf-8")
-        (folder / "truth.json").write_text(json.dumps(truth), encoding="utf-8")
-        (folder / "coco.txt").write_text(self.text() + "\n", encoding="utf-8")
-        write_csv(folder / "per_class.csv", self.per_class())
-        self._write_confusion(folder)
-        scored = self.scored()
-        curves = {
-            name: (scored.recall, scored.precision[:, k])
-            for k, name in enumerate(self.class_names)
-            if np.isfinite(scored.class_ap50[k])
-        }
-        plot_precision_recall(curves, folder / "precision_recall.png", "Precision and recall at IoU 0.5")
-        self._write_worst(folder, dataset)
+        return truth, detections
 
     def per_class(self) -> list[dict[str, Any]]:
         """Return for each class its objects, detections, AP and AP50 (None where there are no objects)."""
@@ -157,18 +156,8 @@ class DetectMetric:
         joined = np.concatenate([np.zeros(0, dtype=np.int64), *labels])
         return np.bincount(joined, minlength=len(self.class_names)).tolist()
 
-    def _write_confusion(self, folder: Path) -> None:
-        names, counts = [*self.class_names, BACKGROUND], self.confusion()
-        rows = [
-            {"truth": name, **dict(zip(names, row, strict=True))}
-            for name, row in zip(names, counts.tolist(), strict=True)
-        ]
-        write_csv(folder / "confusion.csv", rows)
-        sides = {"row_names": [*self.class_names, "nothing (false)"], "column_names": [*self.class_names, "missed"]}
-        plot_confusion(counts, names, folder / "confusion.png", **sides)
-
-    def _write_worst(self, folder: Path, dataset: Any) -> None:
-        """Write worst.csv and worst.png: the pictures with the most missed objects and false detections."""
+    def _worst_rows(self) -> list[dict[str, Any]]:
+        """Return the pictures with the most missed objects and false detections, worst first."""
         rows = []
         for i, picture in sorted(self.pictures.items()):
             shown = shown_part(picture.prediction)
@@ -176,29 +165,26 @@ class DetectMetric:
             in_crowd = match(shown, picture.truth).in_crowd
             missed, false = int((~is_found & ~picture.truth.crowd).sum()), int((~right & ~in_crowd).sum())
             rows.append({"id": i, "path": picture.path, "missed": missed, "false": false, "right": int(right.sum())})
-        worst = sorted(
-            (row for row in rows if row["missed"] + row["false"]), key=lambda row: -row["missed"] - row["false"]
-        )
-        worst = worst[:WORST_KEPT]
-        write_csv(folder / "worst.csv", worst)
-        if worst:
-            images = [self._drawn(row["id"], dataset) for row in worst]
-            captions = [
-                (f"{row['missed']} missed, {row['false']} false", row["path"].rpartition("/")[2]) for row in worst
-            ]
-            save_png(detection_sheet(images, captions, columns=4, cell_px=CELL_PX, legend=True), folder / "worst.png")
+        wrong = [row for row in rows if row["missed"] + row["false"]]
+        return sorted(wrong, key=lambda row: -row["missed"] - row["false"])[:WORST_KEPT]
 
-    def _drawn(self, index: int, dataset: Any) -> Image.Image:
-        picture = self.pictures[index]
+    def _worst_picture(self, row: dict[str, Any]) -> WorstPicture:
+        picture = self.pictures[row["id"]]
         shown = shown_part(picture.prediction)
         is_found, right = outcome(shown, picture.truth)
         learned = ~picture.truth.crowd
         truth = picture.truth.take(learned)
-        image = dataset.load(index).image.permute(1, 2, 0).numpy()
-        names = [self.class_names[label] for label in shown.labels]
-        true = truth.xyxy, [self.class_names[label] for label in truth.labels], is_found[learned].tolist()
-        found = np.asarray(shown.boxes_xyxy), names, shown.scores.tolist(), right.tolist()
-        return compared(image, *true, *found, fit_px=CELL_PX, legend=False)
+        boxes = ComparedBoxes(
+            truth.xyxy,
+            [self.class_names[label] for label in truth.labels],
+            is_found[learned].tolist(),
+            np.asarray(shown.boxes_xyxy),
+            [self.class_names[label] for label in shown.labels],
+            shown.scores.tolist(),
+            right.tolist(),
+        )
+        caption = f"{row['missed']} missed, {row['false']} false", row["path"].rpartition("/")[2]
+        return WorstPicture(row["id"], caption, boxes)
 
 
 def shown_part(prediction: Prediction) -> Prediction:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from convzoo.report.evaluation import write_report
 from convzoo.tasks.classify import Classify
 from convzoo.types import Batch, Sample
 
@@ -99,7 +100,7 @@ def test_label_smoothing_by_hand():
 def test_the_report_shows_what_was_counted(tmp_path):
     task = Classify(NAMES)
     metric = counted(task, logits_ranking([0], [0], [2]), batch_of([0, 1, 2]))
-    metric.write(tmp_path, BlackPictures())
+    write_report(tmp_path, metric.report(BlackPictures()), BlackPictures())
     table = (tmp_path / "per_class.csv").read_text().splitlines()
     assert table[0] == "class,images,correct,recall,precision,most_taken_for" and table[2].startswith("bee,1,0,0.0,")
     assert "p/1.png" in (tmp_path / "worst.csv").read_text()

@@ -17,6 +17,7 @@ from convzoo.config import recipe as recipes
 from convzoo.data.datasets.digit_scenes import digit_scenes
 from convzoo.errors import UsageError
 from convzoo.models import yolov3
+from convzoo.report.evaluation import write_report
 from convzoo.tasks.coco_eval import NAMES
 from convzoo.tasks.detect import Detect
 from convzoo.tasks.detect_metric import DetectMetric, match, outcome
@@ -101,7 +102,7 @@ def test_confusion_and_worst_pictures_by_hand(tmp_path):
     metric = measured(*pairs)
     # cat taken for dog; dog missed; a cat on nothing, and a second cat on the same: two false ones
     assert metric.confusion().tolist() == [[1, 1, 0], [0, 0, 1], [2, 0, 0]]
-    metric.write(tmp_path, Pictures())
+    write_report(tmp_path, metric.report(Pictures()), Pictures())
     with open(tmp_path / "worst.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(row["path"], row["missed"], row["false"], row["right"]) for row in rows] == [
@@ -165,7 +166,7 @@ def test_the_twelve_numbers_are_pycocotools_own_on_the_written_files(shared, tmp
         prediction = Prediction(i, labels, rng.random(len(kept)).astype(np.float32), shifted.astype(np.float32))
         height, width = dataset.size_hw(i)
         metric.update([prediction], task.collate([sample(i, truth, height, width)]))
-    metric.write(tmp_path, dataset)
+    write_report(tmp_path, metric.report(dataset), dataset)
     annotations = shared / "data/tiny-coco/annotations/instances_val2017.json"
     for truth_file in (annotations, tmp_path / "truth.json"):
         stats, lines = by_hand(truth_file, tmp_path / "detections.json")

@@ -1,0 +1,57 @@
+"""The files of an evaluation: tables, curves, confusions and the worst pictures, from what its metric reports."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from convzoo.report.draw import WRONG, contact_sheet, save_png
+from convzoo.report.draw_boxes import compared, detection_sheet
+from convzoo.report.plots import plot_confusion, plot_precision_recall
+from convzoo.report.tables import write_csv
+from convzoo.types import Confusion, MetricReport, WorstPicture
+
+COLUMNS, DETECTION_COLUMNS, DETECTION_PX = 5, 4, 360
+
+
+def write_report(folder: Path, report: MetricReport, dataset: Any) -> None:
+    """Write NAME.csv, NAME.json and NAME.txt of what has a name, and confusion, precision_recall and worst as pictures.
+
+    Args:
+        dataset: what was evaluated; its pictures are loaded by their ids.
+    """
+    for name, value in report.documents.items():
+        (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    for name, text in report.texts.items():
+        (folder / f"{name}.txt").write_text(f"{text}\n", encoding="utf-8")
+    for name, rows in report.tables.items():
+        write_csv(folder / f"{name}.csv", rows)
+    _write_confusion(folder, report.confusion)
+    if report.curves is not None:
+        plot_precision_recall(report.curves, folder / "precision_recall.png", "Precision and recall at IoU 0.5")
+    if report.worst:
+        _write_worst(folder / "worst.png", report.worst, dataset)
+
+
+def _write_confusion(folder: Path, confusion: Confusion) -> None:
+    rows = [
+        {"truth": name, **dict(zip(confusion.names, row, strict=True))}
+        for name, row in zip(confusion.names, confusion.counts.tolist(), strict=True)
+    ]
+    write_csv(folder / "confusion.csv", rows)
+    sides = {"row_names": confusion.row_names, "column_names": confusion.column_names}
+    plot_confusion(confusion.counts, confusion.names, folder / "confusion.png", **sides)
+
+
+def _write_worst(path: Path, worst: list[WorstPicture], dataset: Any) -> None:
+    images = [dataset.load(picture.id).image.permute(1, 2, 0).numpy() for picture in worst]
+    captions = [picture.caption for picture in worst]
+    drawn = [
+        compared(image, **vars(picture.boxes), fit_px=DETECTION_PX, legend=False)
+        for image, picture in zip(images, worst, strict=True)
+        if picture.boxes is not None
+    ]
+    if drawn:
+        sheet = detection_sheet(drawn, captions, columns=DETECTION_COLUMNS, cell_px=DETECTION_PX, legend=True)
+    else:
+        sheet = contact_sheet(images, captions, [WRONG] * len(images), columns=COLUMNS)
+    save_png(sheet, path)
