@@ -31,7 +31,7 @@ LAYERS = [
 BUDGETS = {
     "data": 4500,
     "tasks": 1800,
-    "models": 1200,
+    "models": 1600,
     "training": 2000,
     "inference": 1400,
     "convert": 3200,

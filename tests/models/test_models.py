@@ -19,7 +19,28 @@ COUNTS = [
     ("darknet53", {}, 41_609_928),
     ("yolov3", {}, 61_949_149),
 ]
-SMALL = {"vgg16": {"head": "small", "batch_norm": True, "dropout": 0.0}, "yolov3": {"width": 0.125}}
+CFG = """[net]
+width=64
+height=64
+channels=3
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=leaky
+[avgpool]
+[connected]
+output=7
+activation=linear
+[softmax]
+"""
+SMALL = {
+    "vgg16": {"head": "small", "batch_norm": True, "dropout": 0.0},
+    "yolov3": {"width": 0.125},
+    "darknet": {"cfg": CFG},
+}
 
 
 def build(name: str, **keys):
