@@ -19,7 +19,7 @@ from convzoo.config import registry
 from convzoo.config.recipe import Recipe
 from convzoo.convert import sources
 from convzoo.convert.convert import open_converted
-from convzoo.convert.state_dict import read_class_names, require_asked_for, resolve_model_spec
+from convzoo.convert.state_dict import ExpectedWeights, read_class_names, resolve_model_spec
 from convzoo.deploy.exported import ExportedModel, is_foreign, open_any
 from convzoo.errors import UsageError
 from convzoo.inference import evaluate, torch_model
@@ -167,11 +167,11 @@ def load(
             f"{source}: a network without weights; weights= takes a file or a name of `list --weights`, "
             "pretrained=False none"
         )
-    expected = sources.ExpectedWeights(model_name, num_classes, names)
+    expected = ExpectedWeights(model_name, num_classes, names)
     if sources.is_remote(source) or (Path(source).is_file() and is_foreign(Path(source))):
         return Model(open_converted(sources.open_source(source, expected, download), target))
     opened = open_any(source, target)
-    require_asked_for(str(source), opened.recipe.model, model_name, num_classes)
+    expected.require(str(source), opened.recipe.model)
     return Model(opened)
 
 

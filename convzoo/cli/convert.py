@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
+from convzoo.cli.download import require_download
 from convzoo.cli.files import _each
 from convzoo.cli.options import Download, Json, To
+from convzoo.errors import ConvzooError, UsageError
 
 
 def convert(
@@ -42,20 +44,53 @@ def convert(
     torchvision:NAME or darknet:FILE (`convzoo list --weights`); or a MindSpore zoo configuration, which becomes a
     recipe; or, with --to, a model file; or a folder of such weights.
     """
-    from convzoo.convert.convert import convert as run_conversion
     from convzoo.convert.convert import targets
-    from convzoo.convert.sources import ExpectedWeights
+    from convzoo.convert.state_dict import ExpectedWeights
 
     expected = ExpectedWeights(model, num_classes, classes)
-    options: dict[str, Any] = {"to": to, "check": check, "data_name": data_name}
+    options: dict[str, Any] = {"check": check, "data_name": data_name, "download": download}
     if not Path(source).is_dir():
-        report = run_conversion(source, out, expected, download=download, **options)
-        print(json.dumps(report.plain, ensure_ascii=False) if json_ else report.text())
+        report = _converted(source, out, to, expected, options)
+        print(json.dumps(report.plain, ensure_ascii=False) if json_ else _text(report))
         return
     target_of = targets(Path(source), out, to)
 
     def row(file: Path) -> None:
-        report = run_conversion(str(file), target_of[file], expected, **options)
+        report = _converted(str(file), target_of[file], to, expected, options)
         print(json.dumps(report.plain, ensure_ascii=False) if json_ else f"{file}  ->  {target_of[file]}")
 
     _each(list(target_of), row, source)
+
+
+def _converted(source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any]) -> Any:
+    """Do what this source and these options mean, and refuse the options that do not belong to it."""
+    from convzoo.convert.convert import convert as run_conversion
+    from convzoo.convert.convert import convert_configuration, convert_to
+    from convzoo.convert.mindspore_keys import is_text
+    from convzoo.convert.state_dict import AmbiguousWeights
+
+    require_download(source, options["download"])
+    weights = {"--model": expected.model_name, "--num-classes": expected.num_classes}
+    network = {"--check": options["check"], "--data-name": options["data_name"], "--classes": expected.classes}
+    try:
+        if is_text(Path(source)):
+            _refuse("for a configuration", {"--to": to, **weights, **network})
+            return convert_configuration(Path(source), out)
+        if to:
+            _refuse("with --to", network)
+            return convert_to(to, source, out, expected, options["download"])
+        return run_conversion(source, out, expected, **options)
+    except AmbiguousWeights as error:
+        name, number = error.candidate.model_name, error.candidate.num_classes
+        raise ConvzooError(f"{error} ({f'--model {name}' if name else f'--num-classes {number}'})") from None
+
+
+def _refuse(when: str, options: dict[str, Any]) -> None:
+    for flag, value in options.items():
+        if value:
+            raise UsageError(f"{flag} has no meaning {when}")
+
+
+def _text(report: Any) -> str:
+    hint = "" if report.has_class_names else f"\n{'':14} --classes FILE names them, one a line in output order"
+    return f"{report.text()}{hint}"

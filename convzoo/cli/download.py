@@ -1,4 +1,4 @@
-"""What --download fetches before a verb begins."""
+"""What --download fetches before a verb begins, and what is not fetched without it."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,10 @@ def fetch(download: bool, spec: dict[str, Any], data: Path | None, weights: str 
     """Fetch CIFAR-10 where --download asks for it; weights by name are fetched where they are read.
 
     Raises:
-        UsageError: nothing that could be fetched.
+        UsageError: nothing that could be fetched, or weights by name without --download.
     """
+    if weights:
+        require_download(weights, download)
     if not download:
         return
     from convzoo.convert.sources import is_remote
@@ -28,3 +30,11 @@ def fetch(download: bool, spec: dict[str, Any], data: Path | None, weights: str 
     if distributed.rank() == 0:
         logs.setup()
         download_cifar10(data)
+
+
+def require_download(weights: str, download: bool) -> None:
+    """Raise UsageError for LIBRARY:NAME without --download."""
+    from convzoo.convert.sources import is_remote
+
+    if is_remote(weights) and not download:
+        raise errors.UsageError(f"{weights}: comes from the network, which is used only when asked for: add --download")

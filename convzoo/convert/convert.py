@@ -13,7 +13,7 @@ import torch
 from convzoo import build
 from convzoo.config import recipe as recipes
 from convzoo.config import registry
-from convzoo.convert import darknet, mindspore, mindspore_keys, mindspore_recipe, presets
+from convzoo.convert import mindspore_recipe, presets, writers
 from convzoo.convert.report import ConversionReport, report_checks, report_weights
 from convzoo.convert.sources import ANY, WEIGHT_SUFFIXES, ExpectedWeights, WeightSource, is_own, is_remote, open_source
 from convzoo.convert.state_dict import ConvertedWeights, network, resolve_model_spec
@@ -26,9 +26,6 @@ from convzoo.inference import torch_model
 from convzoo.model_file import ModelInfo, save_model, tensors_sha256
 from convzoo.version import __version__
 
-DETECTORS = {"yolov3"}
-FOREIGN_SUFFIXES = {"darknet": ".weights", "mindspore": ".ckpt"}
-WRITERS = tuple(FOREIGN_SUFFIXES)
 RECIPE_SUFFIXES = (".yaml", ".yml")
 # For training on from the weights; a recipe that somebody trains with is a file of its own.
 TRAINING = {
@@ -44,83 +41,28 @@ def convert(
     out: Path,
     expected: ExpectedWeights = ANY,
     *,
-    to: str | None = None,
     check: bool = False,
     data_name: str | None = None,
     download: bool = False,
 ) -> ConversionReport:
-    """Convert weights or a zoo configuration to `out`.
+    """Convert another program's weights, a file or LIBRARY:NAME, to the model file `out`.
 
     Args:
-        source: a weight file, LIBRARY:NAME, one of our model files (with `to`), or a zoo configuration.
-        to: darknet or mindspore writes a file for that program instead of a model file of ours.
         check: compare the network with where it comes from first.
         data_name: the recipe's data set.
     Raises:
-        UsageError: a wrong path, name or option.
+        UsageError: a wrong path or name.
         ConvzooError: an unreadable, damaged or mismatching file.
         ToleranceError: the network computes something else than its source.
         MissingPackageError: the source library is not installed.
     """
     _check_out(out, source)
-    if not is_remote(source) and mindspore_keys.is_text(Path(source)):
-        _refuse("for a configuration", to=to, check=check, data_name=data_name, **vars(expected))
-        return _convert_configuration(Path(source), out)
-    if to:
-        _refuse("with --to", check=check, data_name=data_name, classes=expected.classes)
-    if to is None and not is_remote(source) and is_own(Path(source)):
+    if not is_remote(source) and is_own(Path(source)):
         raise UsageError(
-            f"{source}: a model file of convzoo already; --to darknet or --to mindspore writes it for those"
+            f"{source}: a model file of convzoo already; it can be written for {' or '.join(writers.SUFFIXES)}"
         )
-    opened = open_source(source, expected, download)
-    if opened.converted.missing:
-        network(opened.converted)  # says what is missing and what to do with a backbone
-    if to:
-        return _write_foreign(opened, out, to)
-    return _write_model(opened, out, check, data_name)
-
-
-def targets(folder: Path, out: Path, to: str | None = None) -> dict[Path, Path]:
-    """Return the files to convert in a folder with the file that each becomes in the folder `out`, which is made.
-
-    Raises:
-        UsageError: no such file in the folder, or `out` is no folder and cannot become one.
-    """
-    suffix = FOREIGN_SUFFIXES.get(to or "", ".safetensors")
-    named = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.endswith(".state.pt")]
-    if to:
-        files = [file for file in named if file.suffix == ".safetensors" and is_own(file)]
-    else:
-        files = [file for file in named if file.name.lower().endswith((".safetensors", *WEIGHT_SUFFIXES))]
-        files = [file for file in files if not is_own(file)]
-    if not files:
-        kinds = "model files (.safetensors)" if to else f"weights of another program ({', '.join(WEIGHT_SUFFIXES)})"
-        raise UsageError(f"{folder}: no {kinds} in it")
-    if out.is_file() or not out.parent.is_dir():
-        raise UsageError(f"--out {out}: {'a file' if out.is_file() else 'no such folder'}; a folder becomes a folder")
-    out.mkdir(exist_ok=True)
-    unique = len({file.stem for file in files}) == len(files) and not out.samefile(folder)
-    return {file: out / f"{file.stem if unique else file.name}{suffix}" for file in files}
-
-
-def _check_out(out: Path, source: str) -> None:
-    if out.is_dir() or not out.parent.is_dir():
-        raise UsageError(f"--out {out}: {'a folder, not a file' if out.is_dir() else 'no such folder'}")
-    if not is_remote(source) and out.exists() and Path(source).exists() and out.samefile(source):
-        raise UsageError(f"--out {out}: the source itself")
-
-
-def _refuse(when: str, **options: Any) -> None:
-    for name, value in options.items():
-        if value:
-            name = {"model_name": "model"}.get(name, name)
-            raise UsageError(f"--{name.replace('_', '-')} has no meaning {when}")
-
-
-def _write_model(opened: WeightSource, out: Path, check: bool, data_name: str | None) -> ConversionReport:
-    opened = with_assumptions(opened, data_name)
+    opened, info = complete(_whole(open_source(source, expected, download)), data_name)
     converted, report = opened.converted, ConversionReport()
-    info = model_info(opened, data_name)
     report_weights(opened, info, report)
     if check:
         done = checks(converted, opened.path)
@@ -133,14 +75,55 @@ def _write_model(opened: WeightSource, out: Path, check: bool, data_name: str | 
     return report
 
 
-def with_assumptions(opened: WeightSource, data_name: str | None = None) -> WeightSource:
-    """Return the weights with the preprocessing that the source does not state, and notes on what had to be assumed.
+def _whole(opened: WeightSource) -> WeightSource:
+    if opened.converted.missing:
+        network(opened.converted)  # says what is missing and what to do with a backbone
+    return opened
+
+
+def targets(folder: Path, out: Path, program: str | None = None) -> dict[Path, Path]:
+    """Return the files to convert in a folder with the file that each becomes in the folder `out`, which is made.
+
+    Args:
+        program: the model files, for this program; None for other programs' weights.
+
+    Raises:
+        UsageError: no such file in the folder, or `out` is no folder and cannot become one.
+    """
+    suffix = writers.SUFFIXES.get(program or "", ".safetensors")
+    named = [file for file in sorted(folder.iterdir()) if file.is_file() and not file.name.endswith(".state.pt")]
+    if program:
+        files = [file for file in named if file.suffix == ".safetensors" and is_own(file)]
+    else:
+        files = [file for file in named if file.name.lower().endswith((".safetensors", *WEIGHT_SUFFIXES))]
+        files = [file for file in files if not is_own(file)]
+    if not files:
+        kinds = (
+            "model files (.safetensors)" if program else f"weights of another program ({', '.join(WEIGHT_SUFFIXES)})"
+        )
+        raise UsageError(f"{folder}: no {kinds} in it")
+    if out.is_file() or not out.parent.is_dir():
+        raise UsageError(f"{out}: {'a file' if out.is_file() else 'no such folder'}; a folder becomes a folder")
+    out.mkdir(exist_ok=True)
+    unique = len({file.stem for file in files}) == len(files) and not out.samefile(folder)
+    return {file: out / f"{file.stem if unique else file.name}{suffix}" for file in files}
+
+
+def _check_out(out: Path, source: str) -> None:
+    if out.is_dir() or not out.parent.is_dir():
+        raise UsageError(f"{out}: {'a folder, not a file to write' if out.is_dir() else 'no such folder'}")
+    if not is_remote(source) and out.exists() and Path(source).exists() and out.samefile(source):
+        raise UsageError(f"{out}: the source itself")
+
+
+def complete(opened: WeightSource, data_name: str | None = None) -> tuple[WeightSource, ModelInfo]:
+    """Return the weights with what their source does not state and notes on it, and what a model file says of them.
 
     Raises:
         UsageError: no such data set.
     """
     converted = opened.converted
-    detects = converted.model["name"] in DETECTORS
+    detects = converted.task == "detect"
     if data_name is not None and not detects:
         registry.builder("dataset", data_name)
     if data_name == "cifar10" and converted.model["name"] == "tinydarknet":
@@ -149,21 +132,18 @@ def with_assumptions(opened: WeightSource, data_name: str | None = None) -> Weig
     if transform is None and not detects:
         transform = presets.crop_transform({"size_px": 256, "mode": "short_side", "antialias": True}, 224)
         notes.append("preprocessing assumed: short side 256, centre crop 224, ImageNet mean and std")
-    if converted.class_names is None:
-        numbers = _class_numbers(converted)
-        notes.append(f"classes are called {numbers[0]} to {numbers[-1]} until --classes names them")
-    return replace(opened, converted=replace(converted, transform=transform, notes=notes))
+    names, provenance = converted.class_names, {}
+    if names is None:
+        names = [str(number) for number in range(resolve_model_spec(converted.model)["num_classes"])]
+        provenance["class_names"] = "numbers"
+        notes.append(f"no class names in the weights: classes are called {names[0]} to {names[-1]}")
+    opened = replace(opened, converted=replace(converted, transform=transform, notes=notes))
+    return opened, _model_info(opened, names, provenance, data_name)
 
 
-def _class_numbers(converted: ConvertedWeights) -> list[str]:
-    return [str(number) for number in range(resolve_model_spec(converted.model)["num_classes"])]
-
-
-def model_info(opened: WeightSource, data_name: str | None = None) -> ModelInfo:
-    """Return what a model file of these weights, `with_assumptions`, says of itself."""
+def _model_info(opened: WeightSource, names: list[str], provenance: dict[str, Any], data_name: str | None) -> ModelInfo:
     converted = opened.converted
-    detects = converted.model["name"] in DETECTORS
-    names = _class_numbers(converted) if converted.class_names is None else converted.class_names
+    detects = converted.task == "detect"
     default_data = "coco" if detects else "cifar10" if names == CIFAR10_CLASSES else "image_folder"
     plain = recipe_of(converted, data_name or default_data)
     recipe = recipes.from_plain(plain, Path(opened.name).name)
@@ -174,19 +154,18 @@ def model_info(opened: WeightSource, data_name: str | None = None) -> ModelInfo:
         "header": converted.header,
         "dropped": len(converted.dropped),
         "converter": f"convzoo {__version__}",
+        **provenance,
     }
-    if converted.class_names is None:
-        provenance["class_names"] = "numbers"
     as_they_are = names == CIFAR10_CLASSES and not recipe.transform.eval
     return ModelInfo(recipe.plain(), names, {}, provenance, opened.licence, input_hw=(32, 32) if as_they_are else None)
 
 
 def recipe_of(converted: ConvertedWeights, data_name: str) -> dict[str, Any]:
     """Return a whole recipe for converted weights: theirs for evaluation, plain fine-tuning for training on."""
-    detects = converted.model["name"] in DETECTORS
+    detects = converted.task == "detect"
     transform = converted.transform or presets.transform([{"letterbox": {}}] if detects else [])
     return {
-        "task": "detect" if detects else "classify",
+        "task": converted.task,
         "seed": 0,
         "data": {"name": data_name},
         "transform": {**transform, "train": _augmentation(transform["eval"], detects)},
@@ -223,35 +202,37 @@ def open_converted(opened: WeightSource, device: torch.device, data_name: str | 
         UsageError: no such data set.
         ConvzooError: the weights are a backbone on its own.
     """
-    opened = with_assumptions(opened, data_name)
-    info = model_info(opened, data_name)
+    opened, info = complete(opened, data_name)
     model: Any = network(opened.converted)
     model = model.to(device, memory_format=torch.channels_last)
     recipe = recipes.from_plain(info.recipe, Path(opened.name).name)
     return torch_model.TorchModel(model, recipe, info, Path(opened.name), tensors_sha256(opened.converted.state_dict))
 
 
-def _write_foreign(opened: WeightSource, out: Path, to: str) -> ConversionReport:
-    """Write weights for another program, and read them back before the file gets its name."""
-    if to not in WRITERS:
-        raise UsageError(f"--to {to}: one of {', '.join(WRITERS)}")
-    converted = opened.converted
-    model, state_dict, report = converted.model, converted.state_dict, ConversionReport()
-    if to == "darknet":
-        came_from = (opened.info.provenance.get("header") if opened.info else converted.header) or {}
-        version = tuple(came_from.get(key, default) for key, default in (("major", 0), ("minor", 2), ("revision", 0)))
-        data = darknet.write(state_dict, model, came_from.get("seen", 0), version)
-        again = darknet.read(data, model["name"], resolve_model_spec(model)["num_classes"])
-    else:
-        data = mindspore.write(state_dict, model)
-        again = mindspore.read(data)
-    if any(not torch.equal(again.state_dict[row.name], state_dict[row.name].float()) for row in again.table):
+def convert_to(
+    program: str, source: str, out: Path, expected: ExpectedWeights = ANY, download: bool = False
+) -> ConversionReport:
+    """Write weights of any kind for another program, and read them back before the file gets its name.
+
+    Raises:
+        UsageError: a wrong path or name, or the program has no such network, or one that computes something else.
+        ConvzooError: an unreadable, damaged or mismatching file.
+        ToleranceError: read back, the tensors differ.
+    """
+    if program not in writers.SUFFIXES:
+        raise UsageError(f"{program}: no program to write for; there are {', '.join(writers.SUFFIXES)}")
+    _check_out(out, source)
+    opened = _whole(open_source(source, expected, download))
+    converted, report = opened.converted, ConversionReport()
+    data = writers.encode(program, converted)
+    num_tensors = writers.num_tensors_read_back(data, program, converted)
+    if num_tensors is None:
         raise ToleranceError(f"{out}: not written: read back, the tensors differ")
     with written_whole(out) as temporary:
         temporary.write_bytes(data)
     report.add("source", f"{opened.name}: {converted.source}", source=opened.name, format=converted.source)
-    report.add("tensors", f"{len(again.table)}, read back equal", num_tensors=len(again.table))
-    if to == "darknet" and converted.transform and any(converted.transform["mean"]):
+    report.add("tensors", f"{num_tensors}, read back equal", num_tensors=num_tensors)
+    if program == "darknet" and converted.transform and any(converted.transform["mean"]):
         report.add("note", "Darknet feeds values 0..1 without a mean; this network expects its own mean and std")
     report.add("note", "such a file holds neither class names nor preprocessing")
     report.plain["notes"] = [text for heading, text in report.lines if heading == "note"]
@@ -259,10 +240,11 @@ def _write_foreign(opened: WeightSource, out: Path, to: str) -> ConversionReport
     return report
 
 
-def _convert_configuration(path: Path, out: Path) -> ConversionReport:
-    """Write a zoo configuration as a recipe."""
+def convert_configuration(path: Path, out: Path) -> ConversionReport:
+    """Write a configuration of the MindSpore zoo as the recipe `out`. Raises UsageError, ConvzooError."""
+    _check_out(out, str(path))
     if out.suffix not in RECIPE_SUFFIXES:
-        raise UsageError(f"--out {out}: {path} is a configuration, which becomes a recipe: name it FILE.yaml")
+        raise UsageError(f"{out}: {path} is a configuration, which becomes a recipe: name it FILE.yaml")
     zoo = mindspore_recipe.convert(path)
     recipe = recipes.from_plain(zoo.sections, out.name.removesuffix(out.suffix))
     if recipe.task in registry.names("task"):

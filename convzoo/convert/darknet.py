@@ -10,7 +10,7 @@ import functools
 import itertools
 import math
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,24 +20,50 @@ from torch import Tensor, nn
 
 from convzoo.convert import presets
 from convzoo.convert.state_dict import (
+    ANY,
+    AmbiguousWeights,
     ConvertedWeights,
+    ExpectedWeights,
     assemble,
     file_bytes,
     meta_network,
     model_label,
-    read_class_names,
     require_same_numerics,
     resolve_model_spec,
 )
 from convzoo.data.imagenet import darknet_wnids
 from convzoo.errors import ConvzooError, UsageError
 
-NUM_CLASSES = {"tinydarknet": 1000, "darknet53": 1000, "yolov3": 80}
-# How many floats one more class adds; they tell a network of other classes from a damaged file.
-CLASS_FLOATS = {"tinydarknet": 128 + 1, "darknet53": 1024 + 1, "yolov3": 3 * (1024 + 512 + 256 + 3)}
+
+class Original(NamedTuple):
+    """A network as Darknet's authors trained it, and how they evaluate it: `transform` and `postprocess` sections."""
+
+    num_classes: int
+    class_names: Callable[[], Sequence[str]]
+    transform: dict[str, Any]
+    task: str = "classify"
+    postprocess: Mapping[str, Any] = {}
+
+
+def _crop(size_px: int) -> dict[str, Any]:
+    resize = {"size_px": 256, "mode": "short_side", "antialias": True}
+    return presets.crop_transform(resize, size_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+ORIGINALS = {
+    "tinydarknet": Original(1000, darknet_wnids, _crop(224)),
+    "darknet53": Original(1000, darknet_wnids, _crop(256)),
+    "yolov3": Original(
+        80,
+        presets.coco_names,
+        presets.transform([{"letterbox": {"size_px": 416, "align_corners": True}}]),
+        "detect",
+        {"score_threshold": 0.005, "iou_threshold": 0.45, "multi_label": True},  # `detector valid`
+    ),
+}
 MAX_CLASSES = 22_000  # ImageNet-22k's 21,842 fit
 BACKBONE_LAYERS = 52  # darknet53.conv.74: 74 layers of the cfg, 52 of them convolutions
-CROP_PX = {"tinydarknet": 224, "darknet53": 256}
+IMAGENET_ORDER = "class names: ImageNet's WordNet ids in Darknet's order, as if trained on ImageNet"
 NORM_KEYS = ("bias", "weight", "running_mean", "running_var")  # of a batch norm, in file order
 
 
@@ -55,19 +81,9 @@ class Header(NamedTuple):
 Layer = dict[str, tuple[int, ...]]
 
 
-def read(
-    source: Path | bytes | memoryview,
-    model_name: str | None = None,
-    num_classes: int | None = None,
-    classes: Path | None = None,
-) -> ConvertedWeights:
-    """Read a Darknet weight file.
+def read(source: Path | bytes | memoryview, expected: ExpectedWeights = ANY) -> ConvertedWeights:
+    """Read a Darknet weight file, or its bytes; the network is the one whose size fits.
 
-    Args:
-        source: the file, or its bytes.
-        model_name: tinydarknet, darknet53 or yolov3 where it is known; by default the one whose size fits.
-        num_classes: of a network trained on other classes than the original.
-        classes: a file of class names in the order of the outputs, such as Darknet's data/imagenet.labels.list.
     Returns:
         the weights; of a partial file, such as darknet53.conv.74, the tensors it has and the names of those it lacks.
     Raises:
@@ -77,28 +93,32 @@ def read(
     where = str(source) if isinstance(source, Path) else "Darknet weights"
     data = file_bytes(source)
     header = read_header(data, where)
-    model, num_layers = _recognise(where, header.num_bytes, len(data) - header.num_bytes, model_name, num_classes)
+    model, num_layers = _recognise(where, header.num_bytes, len(data) - header.num_bytes, expected)
     layers = _layers(model["name"], model["num_classes"])
     floats = torch.from_numpy(data[header.num_bytes :].view("<f4"))
     unfilled = {name.rpartition(".")[0] for layer in layers[num_layers:] for name in layer}
     tensors = dict(_tensors(floats, layers[:num_layers]))
     state_dict, table, missing = assemble(where, model, tensors, {}, lambda name: name.rpartition(".")[0] in unfilled)
-    names = None if unfilled else _class_names(model, classes)
+    original = ORIGINALS[model["name"]]
+    known = original.class_names() if model["num_classes"] == original.num_classes else None
+    names = None if unfilled else expected.class_names(model, known)
     version = ".".join(map(str, header[:3]))
     what = (
         f"the first {num_layers} of {len(layers)} convolutions of {model['name']}" if unfilled else model_label(model)
     )
     return ConvertedWeights(
+        origin="darknet",
         source=f"Darknet weights, version {version}, {header.seen} images seen: {what}",
         model=model,
         state_dict=state_dict,
-        transform=None if unfilled else _transform(model["name"]),
-        postprocess=dict(VALID) if model["name"] == "yolov3" else {},
+        task=original.task,
+        transform=None if unfilled else original.transform,
+        postprocess=dict(original.postprocess),
         class_names=names,
         table=table,
         header={**header._asdict(), "bytes_used": len(data), "bytes_left": 0},
         missing=missing,
-        notes=[] if unfilled else _notes(model, names),
+        notes=[IMAGENET_ORDER] if names == list(darknet_wnids()) else [],
     )
 
 
@@ -178,24 +198,23 @@ def _tensors(floats: Tensor, layers: Sequence[Layer]) -> Iterator[tuple[str, Ten
 
 
 def _require_darknet(name: str) -> None:
-    if name not in NUM_CLASSES:
-        raise UsageError(f"Darknet's weight files are for {', '.join(NUM_CLASSES)}, not {name}")
+    if name not in ORIGINALS:
+        raise UsageError(f"Darknet's weight files are for {', '.join(ORIGINALS)}, not {name}")
 
 
-def _recognise(
-    where: str, header_bytes: int, num_bytes: int, model_name: str | None, num_classes: int | None
-) -> tuple[dict[str, Any], int]:
+def _recognise(where: str, header_bytes: int, num_bytes: int, expected: ExpectedWeights) -> tuple[dict[str, Any], int]:
     """Return the model section whose layers the bytes after the header fill, and how many of them.
 
     Without a name only whole networks and darknet53.conv.74 are found: a cut-off file could end at any layer's end.
     """
+    model_name, num_classes = expected.model_name, expected.num_classes
     if model_name is not None:
         _require_darknet(model_name)
     if num_classes is not None and num_classes < 1:
         raise UsageError(f"a network has at least one class, not {num_classes}")
     ends = {}  # where each network's layers end, in bytes after the header
-    for name in NUM_CLASSES:
-        layers = _layers(name, num_classes or NUM_CLASSES[name])
+    for name in ORIGINALS:
+        layers = _layers(name, _num_classes(name, expected))
         ends[name] = [4 * floats for floats in itertools.accumulate(map(_num_floats, layers))]
         if ends[name][-1] == num_bytes and model_name not in (None, name):
             raise ConvzooError(f"{where}: holds {name}, not {model_name}")
@@ -205,51 +224,31 @@ def _recognise(
         num_layers = layer_ends.index(num_bytes) + 1 if num_bytes in layer_ends else 0
         is_backbone = num_layers == BACKBONE_LAYERS and name == "darknet53"
         if num_layers == len(layer_ends) or is_backbone or (num_layers and model_name):
-            return {"name": name, "num_classes": num_classes or NUM_CLASSES[name]}, num_layers
-    raise ConvzooError(f"{where}: {_why_not(header_bytes, num_bytes, ends, num_classes)}")
+            return {"name": name, "num_classes": _num_classes(name, expected)}, num_layers
+    raise _misfit(where, header_bytes, num_bytes, ends, expected)
 
 
-def _why_not(header_bytes: int, num_bytes: int, ends: dict[str, list[int]], num_classes: int | None) -> str:
-    """Say which network is nearest, or what the file may be where its size is no accident."""
+def _num_classes(name: str, expected: ExpectedWeights) -> int:
+    return expected.num_classes or ORIGINALS[name].num_classes
+
+
+def _misfit(
+    where: str, header_bytes: int, num_bytes: int, ends: dict[str, list[int]], expected: ExpectedWeights
+) -> ConvzooError:
+    """Return the error that says which network is nearest, or what the file may be where its size is no accident."""
     name = min(ends, key=lambda name: abs(ends[name][-1] - num_bytes))
-    needed = f"{name} with {num_classes or NUM_CLASSES[name]} classes takes {header_bytes + ends[name][-1]}"
+    needed = f"{name} with {_num_classes(name, expected)} classes takes {header_bytes + ends[name][-1]}"
     text = f"{header_bytes + num_bytes} bytes, {needed}"
     for other, layer_ends in ends.items():
-        more, rest = divmod(num_bytes - layer_ends[-1], 4 * CLASS_FLOATS[other])
-        classes = more + (num_classes or NUM_CLASSES[other])
+        classes = _num_classes(other, expected)
+        # One more class makes the file longer by a fixed step, which tells other classes from damage.
+        step = 4 * sum(map(_num_floats, _layers(other, classes + 1))) - layer_ends[-1]
+        more, rest = divmod(num_bytes - layer_ends[-1], step)
+        classes += more
         if num_bytes in layer_ends:
-            return f"{text}; it is cut off, or {other} up to a layer: then say so with --model {other}"
+            message = f"{where}: {text}; it is cut off, or {other} up to a layer: then say that it is {other}"
+            return AmbiguousWeights(message, ExpectedWeights(other))
         if rest == 0 and 0 < classes < MAX_CLASSES:
-            return f"{text}; it is damaged, or {other} with {classes} classes: then say so with --num-classes {classes}"
-    return f"{'truncated' if num_bytes < ends[name][-1] else 'over-long'}: {text}"
-
-
-def _class_names(model: dict[str, Any], classes: Path | None) -> list[str] | None:
-    if classes is not None:
-        return read_class_names(classes, model["num_classes"])
-    if model["name"] != "yolov3":
-        return list(darknet_wnids()) if model["num_classes"] == 1000 else None
-    return presets.coco_names() if model["num_classes"] == 80 else None
-
-
-# What Darknet's `detector valid` does with a detector's outputs.
-VALID = {"score_threshold": 0.005, "iou_threshold": 0.45, "multi_label": True}
-
-
-def _transform(name: str) -> dict[str, Any]:
-    if name == "yolov3":
-        return presets.transform([{"letterbox": {"size_px": 416, "align_corners": True}}])
-    return presets.crop_transform(
-        {"size_px": 256, "mode": "short_side", "antialias": True},
-        CROP_PX[name],
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-    )
-
-
-def _notes(model: dict[str, Any], names: list[str] | None) -> list[str]:
-    if names is None:
-        return ["no class names: the file holds none; pass --classes FILE, one name a line in output order"]
-    if names == list(darknet_wnids()):
-        return ["class names: ImageNet's WordNet ids in Darknet's order; --classes FILE where it was trained on others"]
-    return []
+            message = f"{where}: {text}; it is damaged, or {other} with {classes} classes: then say how many"
+            return AmbiguousWeights(message, ExpectedWeights(num_classes=classes))
+    return ConvzooError(f"{where}: {'truncated' if num_bytes < ends[name][-1] else 'over-long'}: {text}")

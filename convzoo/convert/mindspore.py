@@ -15,20 +15,20 @@ from torch import Tensor, nn
 from convzoo.convert import presets
 from convzoo.convert.mindspore_ckpt import TEXT, read_records, write_records
 from convzoo.convert.state_dict import (
+    ANY,
     ConvertedWeights,
+    ExpectedWeights,
     assemble,
     file_bytes,
     meta_network,
     model_label,
-    read_class_names,
-    require_asked_for,
     require_same_numerics,
 )
 from convzoo.data.datasets.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
 from convzoo.data.imagenet import wnids
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.models.darknet import STAGES_53, TINY_PLAN
-from convzoo.models.yolov3 import STRIDES
+from convzoo.models.yolov3 import Scale
 
 # What the zoo's networks are in our builders' words; vgg16 also has batch norm or not, and each its classes.
 ZOO: dict[str, dict[str, Any]] = {
@@ -60,19 +60,9 @@ BOOKKEEPING = {
 NORM_KEYS = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 
-def read(
-    source: Path | bytes | memoryview,
-    model_name: str | None = None,
-    num_classes: int | None = None,
-    classes: Path | None = None,
-) -> ConvertedWeights:
-    """Read a MindSpore `.ckpt` file of one of the zoo's networks.
+def read(source: Path | bytes | memoryview, expected: ExpectedWeights = ANY) -> ConvertedWeights:
+    """Read a MindSpore `.ckpt` file, or its bytes, of one of the zoo's networks.
 
-    Args:
-        source: the file, or its bytes.
-        model_name: refuse any other network.
-        num_classes: refuse any other number of classes.
-        classes: a file of class names in the order of the outputs.
     Returns:
         the weights; of a backbone on its own, its tensors and the names of those it lacks.
     Raises:
@@ -84,19 +74,13 @@ def read(
     records = read_records(data, where)
     dropped = [name for name, record in records.items() if is_bookkeeping(name) or record.dtype == TEXT]
     tensors = {name: record.tensor() for name, record in records.items() if name not in set(dropped)}
-    converted = convert(tensors, where, model_name, num_classes, classes)
+    converted = convert(tensors, where, expected)
     converted.header = {"records": len(records), "bytes_used": len(data), "bytes_left": 0}
     converted.dropped = dropped
     return converted
 
 
-def convert(
-    tensors: Mapping[str, Tensor],
-    where: str,
-    model_name: str | None = None,
-    num_classes: int | None = None,
-    classes: Path | None = None,
-) -> ConvertedWeights:
+def convert(tensors: Mapping[str, Tensor], where: str, expected: ExpectedWeights = ANY) -> ConvertedWeights:
     """Convert parameters under the zoo's names, prefixed or not, such as those of a MindSpore `.safetensors`.
 
     Raises:
@@ -109,20 +93,22 @@ def convert(
             raise ConvzooError(f"{where}: '{plain}' stands there twice, with a prefix and without")
         stripped[plain] = tensor
     model = _recognise(where, stripped)
-    require_asked_for(where, model, model_name, num_classes)
+    expected.require(where, model)
     is_backbone = all(name.startswith("feature_map.backbone.") for name in stripped)
     state_dict, table, missing = assemble(
         where, model, stripped, zoo_names(model), lambda name: is_backbone and not name.startswith("backbone.")
     )
     transform, names, notes = evaluation(model)
-    if classes is not None:
-        names = read_class_names(classes, model["num_classes"])
+    names = expected.class_names(model, names)
+    is_detector = model["name"] == "yolov3"
     return ConvertedWeights(
+        origin="mindspore",
         source=f"MindSpore checkpoint: {'the backbone of ' if is_backbone else ''}{model_label(model)}",
         model=model,
         state_dict=state_dict,
+        task="detect" if is_detector else "classify",
         transform=None if is_backbone else transform,
-        postprocess={"box_rule": "mindspore", "max_detections": None} if model["name"] == "yolov3" else {},
+        postprocess={"box_rule": "mindspore", "max_detections": None} if is_detector else {},
         class_names=None if is_backbone else names,
         table=table,
         missing=missing,
@@ -166,7 +152,7 @@ def zoo_names(model: Mapping[str, Any]) -> dict[str, str]:
     """Return the zoo's name of every tensor of a network; MindSpore does not count batches."""
     network = meta_network(model)
     norms = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
-    modules = _zoo_modules(model["name"])
+    modules = _zoo_modules(model["name"], network)
     names = {}
     for name in network.state_dict():
         module, _, key = name.rpartition(".")
@@ -175,13 +161,13 @@ def zoo_names(model: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def _zoo_modules(network: str) -> Callable[[str], str]:
+def _zoo_modules(name: str, network: nn.Module) -> Callable[[str], str]:
     """Return what turns a module's name into the zoo's."""
-    if network == "vgg16":
+    if name == "vgg16":
         return lambda module: module.replace("features.", "layers.")
-    if network.startswith("densenet"):
+    if name.startswith("densenet"):
         return _densenet_module
-    table = _yolov3_modules() if network == "yolov3" else _tinydarknet_modules()
+    table = _yolov3_modules(network) if name == "yolov3" else _tinydarknet_modules()
     return table.__getitem__
 
 
@@ -200,17 +186,18 @@ def _tinydarknet_modules() -> dict[str, str]:
     return table
 
 
-def _yolov3_modules() -> dict[str, str]:
+def _yolov3_modules(network: nn.Module) -> dict[str, str]:
     blocks = {"backbone.stem": "backbone.conv0", "lateral16": "conv1", "lateral8": "conv2"}
     for stage, (_, num_units) in enumerate(STAGES_53):
         blocks[f"backbone.stages.{stage}.down"] = f"backbone.conv{stage + 1}"
         for unit, conv in itertools.product(range(num_units), ("conv1", "conv2")):
             blocks[f"backbone.stages.{stage}.units.{unit}.{conv}"] = f"backbone.layer{stage + 1}.{unit}.{conv}"
     table = {}
-    for number, stride in enumerate(reversed(STRIDES)):
-        blocks |= {f"scale{stride}.neck.{i}": f"backblock{number}.conv{i}" for i in range(5)}
-        blocks[f"scale{stride}.head.block"] = f"backblock{number}.conv5"
-        table[f"scale{stride}.head.out"] = f"feature_map.backblock{number}.conv6"
+    scales = [name for name, module in network.named_children() if isinstance(module, Scale)]  # the coarsest first
+    for number, scale in enumerate(scales):
+        blocks |= {f"{scale}.neck.{i}": f"backblock{number}.conv{i}" for i in range(5)}
+        blocks[f"{scale}.head.block"] = f"backblock{number}.conv5"
+        table[f"{scale}.head.out"] = f"feature_map.backblock{number}.conv6"
     for ours, theirs in blocks.items():
         table |= {f"{ours}.conv": f"feature_map.{theirs}.0", f"{ours}.norm": f"feature_map.{theirs}.1"}
     return table
@@ -285,6 +272,4 @@ def evaluation(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[str] | No
         )
     if num_classes == 10 and name in ("densenet100", "vgg16"):
         names = CIFAR10_CLASSES
-    if names is None:
-        notes.append("no class names: the file holds none; pass --classes FILE, one name a line in output order")
     return transform, names, notes

@@ -23,7 +23,7 @@ OUT = "--out DIR"
 RANKS = "torchrun --nproc-per-node N -m convzoo train ..."
 UNREAD = "the zoo's program does not read it"
 
-# What is not in a recipe, and where it went.
+# What is not in a recipe, and where it went: what is the machine's is a flag here, so these answers name flags.
 ELSEWHERE = {
     CLOUD: "enable_modelarts data_url train_url checkpoint_url eval_url model_train_url data_path output_path "
     "load_path need_modelarts_dataset_unzip modelarts_dataset_unzip_name",

@@ -200,7 +200,7 @@ def _vgg16_fine_tuning(keys: Keys, model: dict[str, Any], size_px: int) -> dict[
     if not model["batch_norm"]:
         keys.notes.append("fine_tune.py builds the network with batch norm whatever batch_norm says")
     model = {**model, "batch_norm": True}
-    keys.notes.append("only the last layer is trained; start it with --weights, as the zoo does")
+    keys.notes.append("only the last layer is trained; start from trained weights, as the zoo does")
     train = {**_train(keys, keys.whole("num_epochs"), keys.whole("batch_size"))}
     train["freeze"] = ["features.*", "classifier.0.*", "classifier.3.*"]
     parts = {"transform": _imagenet_transform(size_px, "short_side"), "model": model}

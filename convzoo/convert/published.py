@@ -1,7 +1,7 @@
 """Known published weights: where they come from, under which licence, what is reported of them and what we measured.
 
-`name` is what `--weights`, `convzoo convert` and `convzoo.load` take, with --download: LIBRARY:NAME for torchvision
-and timm, darknet:FILE for the files of pjreddie.com. Reported accuracies are the publishers' own, ours are measured.
+`name` is what training, conversion and `convzoo.load` take: LIBRARY:NAME for torchvision and timm, darknet:FILE for the
+files of pjreddie.com. Reported accuracies are the publishers' own, ours are measured.
 """
 
 from typing import Any, NamedTuple
@@ -88,7 +88,7 @@ TABLE = (
         measured=_top(137 / 200, 179 / 200, "200 images of ImageNet val, one of every fifth class"),
     ),
     _darknet("darknet53.weights", "darknet53", DARKNET_CROP.format(256), _top(0.772, 0.938)),
-    _darknet("darknet53.conv.74", "darknet53", "none: a backbone, for train --weights", None),
+    _darknet("darknet53.conv.74", "darknet53", "none: a backbone, to train from", None),
     _darknet(
         "yolov3.weights",
         "yolov3",

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from convzoo.convert import darknet, mindspore, torch_zoos
-from convzoo.convert.state_dict import ConvertedWeights, Row, load_backbone, network
+from convzoo.convert.state_dict import ANY, ConvertedWeights, ExpectedWeights, network
 from convzoo.errors import ConvzooError, UsageError
 
-__all__ = ["ConvertedWeights", "Row", "kind_of", "load_backbone", "network", "read"]
+__all__ = ["kind_of", "network", "read"]
 
 READERS = {
     "darknet": darknet.read,
@@ -16,20 +16,14 @@ READERS = {
 }
 
 
-def read(
-    path: Path, model_name: str | None = None, num_classes: int | None = None, classes: Path | None = None
-) -> ConvertedWeights:
+def read(path: Path, expected: ExpectedWeights = ANY) -> ConvertedWeights:
     """Read a foreign weight file, whose format its content tells.
 
-    Args:
-        model_name: refuse any other network; a partial Darknet file needs it.
-        num_classes: refuse any other number of classes; a Darknet file of a network trained on other classes needs it.
-        classes: a file of class names, one a line in the order of the outputs.
     Raises:
         UsageError: no such file, or an unknown network.
         ConvzooError: none of the formats, damaged, or not exactly the tensors of one of the networks.
     """
-    return READERS[kind_of(path)](path, model_name, num_classes, classes)
+    return READERS[kind_of(path)](path, expected)
 
 
 def kind_of(path: Path) -> str:

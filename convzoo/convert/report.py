@@ -16,10 +16,12 @@ class ConversionReport:
     Attributes:
         lines: (heading, text), in order.
         plain: the same as plain values.
+        has_class_names: whether the source or the caller named the classes; else they are numbers.
     """
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     plain: dict[str, Any] = field(default_factory=dict)
+    has_class_names: bool = True
 
     def text(self) -> str:
         return "\n".join(f"{heading:14} {text}".rstrip() for heading, text in self.lines)
@@ -63,6 +65,7 @@ def report_weights(opened: WeightSource, info: ModelInfo, report: ConversionRepo
     for note in converted.notes:
         report.add("note", note)
     report.plain.update(notes=converted.notes, model=converted.model)
+    report.has_class_names = converted.class_names is not None
 
 
 def report_checks(done: list[Check], report: ConversionReport) -> None:

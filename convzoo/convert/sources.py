@@ -18,7 +18,7 @@ import torch
 from convzoo.config.registry import nearest
 from convzoo.convert import darknet, presets, published, torch_zoos
 from convzoo.convert.readers import kind_of, read
-from convzoo.convert.state_dict import ConvertedWeights, model_label, require_asked_for
+from convzoo.convert.state_dict import ANY, ConvertedWeights, ExpectedWeights, Origin, model_label
 from convzoo.errors import ConvzooError, MissingPackageError, UsageError
 from convzoo.files import file_sha256
 from convzoo.model_file import ModelInfo, load_model, tensors_sha256
@@ -47,18 +47,6 @@ class WeightSource:
     converted: ConvertedWeights
     licence: str | None = None
     info: ModelInfo | None = None
-
-
-@dataclass(frozen=True)
-class ExpectedWeights:
-    """What must be in the weights, and the class names to give them; None leaves it to the file."""
-
-    model_name: str | None = None
-    num_classes: int | None = None
-    classes: Path | None = None
-
-
-ANY = ExpectedWeights()
 
 
 def is_remote(source: str | Path) -> bool:
@@ -91,7 +79,7 @@ def open_source(source: str | Path, expected: ExpectedWeights = ANY, download: b
     path = Path(source)
     if is_own(path):
         return _open_own(path, expected)
-    converted = read(path, expected.model_name, expected.num_classes, expected.classes)
+    converted = read(path, expected)
     return _from_file(path.name, path, converted)
 
 
@@ -107,13 +95,16 @@ def source_sha256(source: str | Path, download: bool = False) -> str:
 def _open_own(path: Path, expected: ExpectedWeights) -> WeightSource:
     tensors, info, _ = load_model(path)
     model = info.recipe["model"]
-    require_asked_for(str(path), model, expected.model_name, expected.num_classes)
+    expected.require(str(path), model)
     converted = ConvertedWeights(
+        origin="convzoo",
         source=f"convzoo model file: {model_label(model)}",
         model=model,
         state_dict=tensors,
+        task=info.recipe["task"],
         transform=info.recipe["transform"],
         class_names=info.class_names,
+        header=info.provenance.get("header") or {},
     )
     return WeightSource(path.name, path, file_sha256(path), converted, info.licence, info)
 
@@ -127,7 +118,7 @@ def _from_file(name: str, path: Path, converted: ConvertedWeights) -> WeightSour
 def _fetch(source: str, expected: ExpectedWeights, download: bool) -> WeightSource:
     library, _, name = source.partition(":")
     if not download:
-        raise UsageError(f"{source}: comes from the network, which is used only when asked for: add --download")
+        raise UsageError(f"{source}: comes from the network, which is used only when asked for")
     fetch: Callable[[str, ExpectedWeights], WeightSource] = {
         "torchvision": _from_torchvision,
         "timm": _from_timm,
@@ -154,9 +145,7 @@ def _from_torchvision(name: str, expected: ExpectedWeights) -> WeightSource:
         tensors = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:  # a URLError is an OSError; a wrong hash a RuntimeError
         raise _unreachable(source, error) from None
-    converted = _named(
-        torch_zoos.convert(tensors, source, expected.model_name, expected.num_classes, expected.classes), source
-    )
+    converted = _named(torch_zoos.convert(tensors, source, expected), source, "torchvision")
     preset = weights.transforms()
     resize = {"size_px": preset.resize_size[0], "mode": "short_side", "interpolation": preset.interpolation.value}
     converted.transform = presets.crop_transform(
@@ -186,7 +175,7 @@ def _from_timm(name: str, expected: ExpectedWeights) -> WeightSource:
         path = cached if isinstance(cached, str) else hf_hub_download(cfg.hf_hub_id, "model.safetensors")
     except Exception as error:  # huggingface_hub's own errors and those of its HTTP client share no base
         raise _unreachable(source, error) from None
-    converted = _named(torch_zoos.read(Path(path), expected.model_name, expected.num_classes, expected.classes), source)
+    converted = _named(torch_zoos.read(Path(path), expected), source, "timm")
     size_px = cfg.input_size[-1]
     resize = {"size_px": int(size_px / cfg.crop_pct), "mode": "short_side", "interpolation": cfg.interpolation}
     converted.transform = presets.crop_transform({**resize, "antialias": True}, size_px, cfg.mean, cfg.std)
@@ -195,9 +184,9 @@ def _from_timm(name: str, expected: ExpectedWeights) -> WeightSource:
     )
 
 
-def _named(converted: ConvertedWeights, source: str) -> ConvertedWeights:
+def _named(converted: ConvertedWeights, source: str, library: Origin) -> ConvertedWeights:
     """Say whose weights they are, which a bare state dict cannot."""
-    library = source.partition(":")[0]
+    converted.origin = library
     converted.source = f"{source.replace(':', ' ', 1)}: {model_label(converted.model)}"
     converted.notes = [f"preprocessing: that of {library} for these weights"]
     return converted
@@ -217,5 +206,5 @@ def _from_darknet(name: str, expected: ExpectedWeights) -> WeightSource:
             raise _unreachable(source, error) from None
     if kind_of(path) != "darknet":
         raise ConvzooError(f"{path}: not a Darknet weight file; remove it and try again")
-    converted = darknet.read(path, expected.model_name, expected.num_classes, expected.classes)
+    converted = darknet.read(path, expected)
     return _from_file(source, path, converted)

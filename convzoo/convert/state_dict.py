@@ -4,10 +4,10 @@ A reader recognises the network, names the model section that rebuilds it, and h
 names together with a name map. `assemble` then takes exactly the tensors that the network has, shape by shape.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,10 +17,60 @@ from convzoo.config import registry
 from convzoo.errors import ConvzooError, UsageError
 
 StateDict = dict[str, Tensor]
+Origin = Literal["darknet", "mindspore", "torchvision", "timm", "convzoo"]
 
 # Keys of a model section that change training only: two networks that differ in nothing else compute the same.
 TRAINING_KEYS = {"dropout", "init", "norm_momentum", "backbone_norm_momentum"}
 BACKBONE = "backbone."
+
+
+class AmbiguousWeights(ConvzooError):
+    """A file that fits no network as it is, and fits one if more were known: `candidate` is what would have to be."""
+
+    def __init__(self, message: str, candidate: "ExpectedWeights"):
+        super().__init__(message)
+        self.candidate = candidate
+
+
+@dataclass(frozen=True)
+class ExpectedWeights:
+    """What the caller knows of weights; None leaves it to the file.
+
+    Attributes:
+        model_name: refuse any other network; a partial Darknet file needs it.
+        num_classes: refuse any other number of classes; a Darknet file of a network trained on other classes needs it.
+        classes: a file of class names, one a line in the order of the outputs.
+    """
+
+    model_name: str | None = None
+    num_classes: int | None = None
+    classes: Path | None = None
+
+    def require(self, where: str, model: Mapping[str, Any]) -> None:
+        """Compare with the model section of what a file holds.
+
+        Raises:
+            UsageError: there is no network of the name that was asked for.
+            ConvzooError: the file holds another network or another number of classes.
+        """
+        spec = resolve_model_spec(model)
+        name, num_classes = spec["name"], spec["num_classes"]
+        if num_classes < 1:
+            raise ConvzooError(f"{where}: {name} with {num_classes} classes")
+        if self.model_name not in (None, name):
+            registry.builder("model", self.model_name)
+            raise ConvzooError(f"{where}: holds {name}, not {self.model_name}")
+        if self.num_classes not in (None, num_classes):
+            raise ConvzooError(f"{where}: {name} with {num_classes} classes, not {self.num_classes}")
+
+    def class_names(self, model: Mapping[str, Any], known: Sequence[str] | None) -> list[str] | None:
+        """Return the names in the caller's file, else those known of the source. Raises UsageError."""
+        if self.classes is not None:
+            return read_class_names(self.classes, resolve_model_spec(model)["num_classes"])
+        return None if known is None else list(known)
+
+
+ANY = ExpectedWeights()
 
 
 class Row(NamedTuple):
@@ -37,9 +87,11 @@ class ConvertedWeights:
     """Foreign weights as a network of ours.
 
     Attributes:
+        origin: the program or library whose naming and layout it is.
         source: one line about the file: format, version, what it holds.
         model: the recipe's `model` section that rebuilds the network.
         state_dict: float32 tensors under our names; they may be views of the file, copy them before it changes.
+        task: what the network does, as a recipe's `task`.
         transform: the recipe's `transform` section with which the source evaluates, or None where it is not known.
         postprocess: the recipe's `postprocess` section with which a detector's source evaluates.
         class_names: in the order of the outputs, or None where the source does not say.
@@ -50,9 +102,11 @@ class ConvertedWeights:
         notes: what a reader should know, a line each.
     """
 
+    origin: Origin
     source: str
     model: dict[str, Any]
     state_dict: StateDict
+    task: str = "classify"
     transform: dict[str, Any] | None = None
     postprocess: dict[str, Any] = field(default_factory=dict)
     class_names: list[str] | None = None
@@ -61,11 +115,6 @@ class ConvertedWeights:
     missing: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-
-    @property
-    def num_convolutions(self) -> int:
-        """How many convolutions the weights fill."""
-        return sum(name.endswith("weight") and tensor.dim() == 4 for name, tensor in self.state_dict.items())
 
 
 def resolve_model_spec(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,7 +139,7 @@ def network(converted: ConvertedWeights) -> nn.Module:
     if converted.missing:
         first = converted.missing[0]
         raise ConvzooError(
-            f"{converted.source}: a backbone on its own ('{first}' is missing); train with it as --weights"
+            f"{converted.source}: a backbone on its own ('{first}' is missing), for training a whole network from"
         )
     model = meta_network(converted.model)
     model.load_state_dict(converted.state_dict, assign=True)
@@ -214,23 +263,6 @@ def model_label(model: Mapping[str, Any]) -> str:
     changed = {key: value for key, value in full.items() if key not in TRAINING_KEYS and value != defaults[key]}
     classes = f"{changed.pop('num_classes', full['num_classes'])} classes"
     return f"{model['name']} ({', '.join([*(f'{key} {value}' for key, value in changed.items()), classes])})"
-
-
-def require_asked_for(where: str, model: Mapping[str, Any], model_name: str | None, num_classes: int | None) -> None:
-    """Compare what the file holds with what was asked for.
-
-    Raises:
-        UsageError: there is no network of the name that was asked for.
-        ConvzooError: the file holds another network or another number of classes.
-    """
-    spec = resolve_model_spec(model)
-    if spec["num_classes"] < 1:
-        raise ConvzooError(f"{where}: {spec['name']} with {spec['num_classes']} classes")
-    if model_name is not None and model_name != spec["name"]:
-        registry.builder("model", model_name)
-        raise ConvzooError(f"{where}: holds {spec['name']}, not {model_name}")
-    if num_classes is not None and num_classes != spec["num_classes"]:
-        raise ConvzooError(f"{where}: {spec['name']} with {spec['num_classes']} classes, not {num_classes}")
 
 
 def file_bytes(source: Path | bytes | bytearray | memoryview) -> np.ndarray:

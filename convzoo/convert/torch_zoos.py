@@ -18,12 +18,13 @@ from torch import Tensor
 
 from convzoo.convert import mindspore, presets
 from convzoo.convert.state_dict import (
+    ANY,
     ConvertedWeights,
+    ExpectedWeights,
+    Origin,
     assemble,
     meta_network,
     model_label,
-    read_class_names,
-    require_asked_for,
 )
 from convzoo.data.imagenet import wnids
 from convzoo.errors import ConvzooError, UsageError
@@ -32,21 +33,16 @@ from convzoo.errors import ConvzooError, UsageError
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "model.", "_orig_mod.")
+ZOO_NAMES = {"densenet121": "torchvision or timm"}  # whose names are the same; of the others, the origin
 # torchvision's first DenseNet files have a dot where a number follows a name.
 OLD_DENSENET = re.compile(
     r"^(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\.(?:weight|bias|running_mean|running_var))$"
 )
 
 
-def read(
-    path: Path, model_name: str | None = None, num_classes: int | None = None, classes: Path | None = None
-) -> ConvertedWeights:
+def read(path: Path, expected: ExpectedWeights = ANY) -> ConvertedWeights:
     """Read a `.pth`, `.pt` or `.safetensors` file of one of the networks.
 
-    Args:
-        model_name: refuse any other network.
-        num_classes: refuse any other number of classes.
-        classes: a file of class names in the order of the outputs.
     Raises:
         UsageError: no such file.
         ConvzooError: not a whole state dict, one with pickled objects, or not exactly the tensors of a network.
@@ -58,51 +54,38 @@ def read(
     if any(map(mindspore.is_zoo_name, tensors)):
         dropped = [name for name in tensors if mindspore.is_bookkeeping(name)]
         weights = {name: tensor for name, tensor in tensors.items() if name not in set(dropped)}
-        converted = mindspore.convert(weights, str(path), model_name, num_classes, classes)
+        converted = mindspore.convert(weights, str(path), expected)
         converted.dropped = dropped
     else:
-        converted = convert(tensors, str(path), model_name, num_classes, classes)
+        converted = convert(tensors, str(path), expected)
     converted.notes = notes + converted.notes
     converted.header = {"tensors": len(tensors), "bytes_used": path.stat().st_size, "bytes_left": 0}
     return converted
 
 
-def convert(
-    tensors: Mapping[str, Tensor],
-    where: str,
-    model_name: str | None = None,
-    num_classes: int | None = None,
-    classes: Path | None = None,
-) -> ConvertedWeights:
+def convert(tensors: Mapping[str, Tensor], where: str, expected: ExpectedWeights = ANY) -> ConvertedWeights:
     """Convert a state dict under torchvision's or timm's names, such as `timm.create_model(...).state_dict()`.
 
     Raises:
         ConvzooError: not exactly the tensors of one of the networks.
     """
-    model, names, zoo = _recognise(where, tensors)
-    require_asked_for(where, model, model_name, num_classes)
+    model, names, origin = _recognise(where, tensors)
+    expected.require(where, model)
     flat = {
         name: tensor.flatten(1) if ".fc" in name and tensor.dim() == 4 else tensor for name, tensor in tensors.items()
     }
     state_dict, table, _ = assemble(where, model, flat, names)
     is_imagenet = model["num_classes"] == 1000
-    class_names = wnids() if is_imagenet else None
-    if classes is not None:
-        class_names = read_class_names(classes, model["num_classes"])
-    notes = []
-    if class_names is None:
-        notes.append("no class names: the file holds none; pass --classes FILE, one name a line in output order")
-    notes.append(
-        f"preprocessing: {_assumed(model['name'])}" if is_imagenet else "no preprocessing: not ImageNet's classes"
-    )
+    assumed = f"preprocessing: {_assumed(model['name'])}"
     return ConvertedWeights(
-        source=f"{zoo} state dict: {model_label(model)}",
+        origin=origin,
+        source=f"{ZOO_NAMES.get(model['name'], origin)} state dict: {model_label(model)}",
         model=model,
         state_dict=state_dict,
         transform=_transform(model["name"]) if is_imagenet else None,
-        class_names=class_names,
+        class_names=expected.class_names(model, wnids() if is_imagenet else None),
         table=table,
-        notes=notes,
+        notes=[assumed if is_imagenet else "no preprocessing: not ImageNet's classes"],
     )
 
 
@@ -171,14 +154,14 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160] or type(error).__name__
 
 
-def _recognise(where: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str], str]:
-    """Return the model section, the zoo's names where they differ from ours, and the zoo."""
+def _recognise(where: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str], Origin]:
+    """Return the model section, the zoo's names where they differ from ours, and the library that runs the file."""
     if (
         "features.denseblock1.denselayer1.conv2.weight" in tensors
         or "features.denseblock1.denselayer1.conv.2.weight" in tensors
     ):
         model = {"name": "densenet121", "num_classes": _classes(tensors, "classifier.weight")}
-        return model, {OLD_DENSENET.sub(r"\1\2", name): name for name in tensors}, "torchvision or timm"
+        return model, {OLD_DENSENET.sub(r"\1\2", name): name for name in tensors}, "torchvision"
     if "features.0.weight" in tensors:
         is_timm = "pre_logits.fc1.weight" in tensors
         names = _timm_vgg_names() if is_timm else {}

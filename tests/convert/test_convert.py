@@ -109,7 +109,7 @@ def test_what_was_consumed_is_printed(run, shared, tmp_path):
     found = json.loads(text)
     assert len(found["tensors"]) == 77 and found["tensors"][0]["shape"] == [16, 3, 3, 3]
     assert found["header"]["bytes_used"] == 4_185_968 and found["source_sha256"] == TINY_SHA256
-    assert any("--classes" in note for note in found["notes"])
+    assert any("Darknet's order" in note for note in found["notes"])
 
 
 def test_classes_without_names_are_numbers_and_evaluation_says_what_to_do(run, tree, tmp_path):
@@ -318,7 +318,7 @@ def test_a_bad_file_is_one_line_and_nothing_is_written(run, bad, case, tmp_path,
     [
         (["--model", "yolov3"], 1, "holds tinydarknet, not yolov3"),
         (["--model", "vgg16"], 2, "not vgg16"),
-        (["--num-classes", "10"], 1, "takes"),
+        (["--num-classes", "10"], 1, "with 1000 classes: then say how many (--num-classes 1000)"),
         (["--num-classes", "0"], 2, "at least one class"),
         (["--classes", "two.txt"], 2, "2 class names, the network has 1000 outputs"),
         (["--classes", "none.txt"], 2, "none.txt"),

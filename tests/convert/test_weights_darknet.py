@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from convzoo.config import registry
 from convzoo.convert import darknet, readers
-from convzoo.convert.state_dict import load_backbone
+from convzoo.convert.state_dict import ExpectedWeights, load_backbone
 from convzoo.data.transforms.pipeline import Pipeline, normalize
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.types import Key, Sample
@@ -89,7 +89,7 @@ def test_classifiers_equal_darknet(made, name, last):
 def test_partial_file_is_a_backbone_for_both_networks(made):
     path = made("darknet53.conv.74")
     converted = readers.read(path)
-    assert converted.num_convolutions == 52
+    assert sum(tensor.dim() == 4 for tensor in converted.state_dict.values()) == 52
     assert converted.model["name"] == "darknet53"
     assert converted.missing == ["classifier.weight", "classifier.bias"]
     assert converted.transform is None and converted.class_names is None
@@ -102,8 +102,8 @@ def test_partial_file_is_a_backbone_for_both_networks(made):
     with torch.no_grad():
         output = model.backbone(fixture("darknet53/input.npy"))[-1]
     assert float((output - wanted.reshape(output.shape)).abs().max()) <= TOLERANCE["darknet53.conv.74"]
-    named = readers.read(path, "yolov3")
-    assert named.model == {"name": "yolov3", "num_classes": 80} and named.num_convolutions == 52
+    named = readers.read(path, ExpectedWeights("yolov3"))
+    assert named.model == {"name": "yolov3", "num_classes": 80}
     assert len(named.missing) == 20 * 6 + 3 * 2  # convolutions with batch norm and its counter, then those with a bias
 
 
@@ -148,11 +148,11 @@ def test_written_file_is_the_one_read(made, name):
 
 @needs_tiny
 def test_real_tiny_weights():
-    converted = readers.read(TINY, classes=WNIDS)
+    converted = readers.read(TINY, ExpectedWeights(classes=WNIDS))
     header = {"major": 0, "minor": 1, "revision": 0, "seen": 204_800_000, "num_bytes": 16}
     assert converted.header == {**header, "bytes_used": 4_185_968, "bytes_left": 0}
     assert converted.model == {"name": "tinydarknet", "num_classes": 1000}
-    assert len(converted.table) == 15 * 5 + 2 and converted.num_convolutions == 16 and not converted.missing
+    assert len(converted.table) == 15 * 5 + 2 and not converted.missing
     assert converted.class_names[:2] == ["n02119789", "n02100735"]
     assert darknet.write(converted.state_dict, converted.model, 204_800_000, (0, 1, 0)) == TINY.read_bytes()
     assert readers.read(TINY).class_names == converted.class_names  # they come with the program
@@ -161,7 +161,7 @@ def test_real_tiny_weights():
 @needs_tiny
 @needs_fixtures
 def test_real_tiny_weights_know_the_dog():
-    converted = readers.read(TINY, classes=WNIDS)
+    converted = readers.read(TINY, ExpectedWeights(classes=WNIDS))
     image = torch.from_numpy(np.load(FIXTURES / "decoded" / "dog.npy")).permute(2, 0, 1)
     image = preprocess(image, converted.transform)
     with torch.no_grad():
@@ -175,17 +175,17 @@ def test_real_tiny_weights_know_the_dog():
 def test_round_trip_of_other_classes(num_classes, version, tmp_path):
     model, state_dict = random_weights("tinydarknet", num_classes=num_classes)
     data = darknet.write(state_dict, model, seen=123, version=version)
-    converted = darknet.read(data, "tinydarknet", num_classes)
+    converted = darknet.read(data, ExpectedWeights("tinydarknet", num_classes))
     assert converted.model == model and converted.header["seen"] == 123
     assert all(torch.equal(converted.state_dict[name], tensor) for name, tensor in state_dict.items())
-    with pytest.raises(ConvzooError, match=rf"tinydarknet with {num_classes} classes: then say so with --num-classes"):
+    with pytest.raises(ConvzooError, match=rf"tinydarknet with {num_classes} classes: then say how many"):
         darknet.read(data)
     names = tmp_path / "names.txt"
     names.write_text("\n".join(f"class {i}" for i in range(num_classes)))
-    assert darknet.read(data, None, num_classes, names).class_names[0] == "class 0"
+    assert darknet.read(data, ExpectedWeights(None, num_classes, names)).class_names[0] == "class 0"
     names.write_text("a\nb\n")
     with pytest.raises(UsageError, match=f"2 class names, the network has {num_classes} outputs"):
-        darknet.read(data, None, num_classes, names)
+        darknet.read(data, ExpectedWeights(None, num_classes, names))
 
 
 def tiny_bytes(num_classes: int = 1000) -> bytes:
@@ -207,7 +207,7 @@ DATA = tiny_bytes()
         (DATA + b"\0" * 8, "over-long"),
         (b"\xff" + DATA, "does not begin with a version"),
         (DATA[: -4 * 129], "damaged, or tinydarknet with 999 classes"),
-        (DATA[: -4 * 129 * 1000], "it is cut off, or tinydarknet up to a layer: then say so with --model tinydarknet"),
+        (DATA[: -4 * 129 * 1000], "it is cut off, or tinydarknet up to a layer: then say that it is tinydarknet"),
         (DATA[:60] + struct.pack("<f", float("nan")) + DATA[64:], "'features.0.norm.bias' holds values that are not"),
         (DATA[:60] + struct.pack("<f", float("inf")) + DATA[64:], "'features.0.norm.bias' holds values that are not"),
         (DATA[:212] + struct.pack("<f", -1.0) + DATA[216:], "'features.0.norm.running_var' holds a negative variance"),
@@ -221,13 +221,13 @@ def test_bad_files(data, message):
 
 def test_wrong_network_and_wrong_options(tmp_path):
     with pytest.raises(ConvzooError, match="holds tinydarknet, not yolov3"):
-        darknet.read(DATA, "yolov3")
-    with pytest.raises(ConvzooError, match="tinydarknet with 1000 classes: then say so"):
-        darknet.read(DATA, num_classes=10)
+        darknet.read(DATA, ExpectedWeights("yolov3"))
+    with pytest.raises(ConvzooError, match="tinydarknet with 1000 classes: then say how many"):
+        darknet.read(DATA, ExpectedWeights(num_classes=10))
     with pytest.raises(UsageError, match="for tinydarknet, darknet53, yolov3, not vgg16"):
-        darknet.read(DATA, "vgg16")
+        darknet.read(DATA, ExpectedWeights("vgg16"))
     with pytest.raises(UsageError, match="at least one class"):
-        darknet.read(DATA, num_classes=0)
+        darknet.read(DATA, ExpectedWeights(num_classes=0))
     with pytest.raises(UsageError, match="no such weight file"):
         readers.read(tmp_path / "none.weights")
     with pytest.raises(UsageError, match="a folder"):
@@ -278,7 +278,7 @@ def test_backbone_that_does_not_fit():
 def test_random_bytes_give_one_error_or_weights(data, name):
     for content in (data, struct.pack("<iii", 0, 2, 0) + data):
         try:
-            darknet.read(content, name)
+            darknet.read(content, ExpectedWeights(name))
         except ConvzooError as error:
             assert "\n" not in str(error)
 

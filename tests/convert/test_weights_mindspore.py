@@ -14,7 +14,7 @@ from convzoo.config import registry
 from convzoo.convert import mindspore, readers
 from convzoo.convert import state_dict as state_dict_module
 from convzoo.convert.mindspore_ckpt import DTYPES, read_records, write_records
-from convzoo.convert.state_dict import file_bytes
+from convzoo.convert.state_dict import ExpectedWeights, file_bytes
 from convzoo.data.transforms.pipeline import Pipeline, normalize
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.types import Key, Sample
@@ -80,7 +80,10 @@ def test_classifiers_equal_mindspore(name):
 def test_yolov3_raw_maps_equal_mindspore():
     converted = mindspore.convert(make_params("yolov3"), "yolov3.ckpt")
     assert converted.model == {"name": "yolov3", "num_classes": 80, **VARIANTS["yolov3"]}
-    assert converted.class_names[0] == "person" and converted.num_convolutions == 75
+    assert (
+        converted.class_names[0] == "person"
+        and sum(tensor.dim() == 4 for tensor in converted.state_dict.values()) == 75
+    )
     model = readers.network(converted)
     for images, raw in (("input", "output_raw"), ("input_nonsquare", "nonsquare_raw")):
         with torch.no_grad():
@@ -171,7 +174,9 @@ def zoo_state_dict(model: dict) -> dict[str, torch.Tensor]:
 )
 def test_written_checkpoint_reads_back_equal(model, crc):
     state_dict = zoo_state_dict(model)
-    converted = mindspore.read(mindspore.write(state_dict, model, crc), model["name"], model["num_classes"])
+    converted = mindspore.read(
+        mindspore.write(state_dict, model, crc), ExpectedWeights(model["name"], model["num_classes"])
+    )
     assert converted.model == model
     assert list(converted.state_dict) == list(state_dict)
     assert all(torch.equal(converted.state_dict[name], tensor) for name, tensor in state_dict.items())
@@ -202,7 +207,7 @@ def test_backbone_on_its_own():
     zoo = mindspore.zoo_names(model)
     tensors = {zoo[name]: torch.ones(shapes[name].shape) for name in zoo if name.startswith("backbone.")}
     converted = mindspore.convert(tensors, "backbone.ckpt")
-    assert len(converted.table) == 260 and converted.num_convolutions == 52 and converted.transform is None
+    assert len(converted.table) == 260 and converted.transform is None
     assert all(not name.startswith("backbone.") for name in converted.missing)
     del tensors["feature_map.backbone.layer3.7.conv2.1.beta"]
     with pytest.raises(ConvzooError, match=r"layer3.7.conv2.1.beta' of yolov3 .* is missing \(1 missing in all\)"):
@@ -320,11 +325,11 @@ def test_wrong_networks():
         with pytest.raises(ConvzooError, match=message):
             mindspore.convert({**tensors, **change}, "x.ckpt")
     with pytest.raises(ConvzooError, match=r"x.ckpt: holds tinydarknet, not densenet121"):
-        mindspore.convert(tensors, "x.ckpt", model_name="densenet121")
+        mindspore.convert(tensors, "x.ckpt", ExpectedWeights("densenet121"))
     with pytest.raises(ConvzooError, match="tinydarknet with 1000 classes, not 10"):
-        mindspore.convert(tensors, "x.ckpt", num_classes=10)
+        mindspore.convert(tensors, "x.ckpt", ExpectedWeights(num_classes=10))
     with pytest.raises(UsageError, match="unknown model 'densenet12'; did you mean 'densenet121'"):
-        mindspore.convert(tensors, "x.ckpt", model_name="densenet12")
+        mindspore.convert(tensors, "x.ckpt", ExpectedWeights("densenet12"))
     with pytest.raises(ConvzooError, match="a YOLOv3 head of 256 channels"):
         mindspore.convert({"feature_map.backblock0.conv6.weight": torch.ones(256, 1, 1, 1)}, "x.ckpt")
 

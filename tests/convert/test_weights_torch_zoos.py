@@ -11,6 +11,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from convzoo.convert import readers, torch_zoos
+from convzoo.convert.state_dict import ExpectedWeights
 from convzoo.convert.verify import difference_from_source
 from convzoo.errors import ConvzooError, UsageError
 
@@ -147,7 +148,7 @@ def test_safetensors_and_half_precision(densenet, tmp_path):
 
 def test_wrong_network_and_wrong_classes(densenet):
     def convert(change: dict, **options):
-        return torch_zoos.convert({**densenet, **change}, "x.pth", **options)
+        return torch_zoos.convert({**densenet, **change}, "x.pth", ExpectedWeights(**options))
 
     with pytest.raises(ConvzooError, match=r"x.pth: holds densenet121, not vgg16"):
         convert({}, model_name="vgg16")
@@ -171,13 +172,19 @@ def test_wrong_network_and_wrong_classes(densenet):
 def test_class_names_from_a_file(densenet, tmp_path):
     names = tmp_path / "names.txt"
     names.write_text("a\nb\nc\nd\ne\n")
-    assert torch_zoos.convert(densenet, "x.pth", classes=names).class_names == ["a", "b", "c", "d", "e"]
+    assert torch_zoos.convert(densenet, "x.pth", ExpectedWeights(classes=names)).class_names == [
+        "a",
+        "b",
+        "c",
+        "d",
+        "e",
+    ]
     for text, message in (("a\nb\n", "2 class names"), ("a\nb\nc\nd\na\n", "'a' stands there twice")):
         names.write_text(text)
         with pytest.raises(UsageError, match=message):
-            torch_zoos.convert(densenet, "x.pth", classes=names)
+            torch_zoos.convert(densenet, "x.pth", ExpectedWeights(classes=names))
     with pytest.raises(UsageError, match="cannot be read as a list"):
-        torch_zoos.convert(densenet, "x.pth", classes=tmp_path / "none.txt")
+        torch_zoos.convert(densenet, "x.pth", ExpectedWeights(classes=tmp_path / "none.txt"))
 
 
 class Payload:
