@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
 
+from conftest import SHARED
 from convzoo.config import registry
 from convzoo.convert.darknet import Header, read_header
 from convzoo.convert.darknet_network import darknet_layers, dump_weights, load_weights
