@@ -191,6 +191,30 @@ def test_all_full_networks_are_built():
     assert len(FULL_BYTES) == 22
 
 
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [
+        (size, stride, padding)
+        for size, stride in [(2, 1), (2, 2), (3, 1), (3, 2), (4, 2), (4, 3), (5, 1), (3, 3)]
+        for padding in [None, *range(min(size, 3))]
+    ],
+)
+def test_max_pools_take_their_windows_where_darknet_does(size, stride, padding):
+    """The first window begins at -(padding / 2), rounded towards 0; nothing outside the map wins."""
+    for side in range(5, 12):
+        text = f"[net]\nwidth={side}\nheight={side}\nchannels=3\n[maxpool]\nsize={size}\nstride={stride}\n"
+        network = darknet(cfg=text if padding is None else f"{text}padding={padding}\n")
+        total = size - 1 if padding is None else padding
+        starts = [i * stride - total // 2 for i in range((side + total - size) // stride + 1)]
+        image = torch.randn(2, 3, side, side) - 5
+        windows = [slice(max(0, start), start + size) for start in starts]
+        expected = torch.stack(
+            [torch.stack([image[:, :, rows, columns].amax((2, 3)) for columns in windows], -1) for rows in windows], -2
+        )
+        assert torch.equal(network(image), expected)
+        assert network.cfg.layers[0].output[:3] == expected.shape[1:]
+
+
 @pytest.mark.parametrize("name", ["yolov3-tiny", "parts-attention", "parts-crop", "yolov2-voc", "alexnet"])
 def test_networks_are_folded_and_traced_with_any_batch(name):
     case = slim(name)
@@ -321,13 +345,17 @@ REFUSED = [
     ("pad=1", "pad=1\ndilation=2", "12: layer 0 [convolutional] dilation: '2' is not supported, only 1"),
     ("pad=1", "pad=1\nxnor=1", "12: layer 0 [convolutional] xnor: '1' is not supported, only 0"),
     ("pad=1", "pad=1\nshare_index=1", "12: layer 0 [convolutional] share_index: unknown key"),
-    ("pad=1", "pad=1\nstride_x=1", "12: layer 0 [convolutional] stride_x: unknown key; did you mean 'stride'?"),
+    (
+        "pad=1",
+        "pad=1\nstride_x=1",
+        "12: layer 0 [convolutional] stride_x: unknown key, which may change the result; did you mean 'stride'?",
+    ),
     ("pad=1", "pad=1\ngroups=2", "12: layer 0 [convolutional] groups: 2 groups do not divide 3 channels into 8"),
     ("pad=1", "pad=1\npad", "12: pad is not key=value"),
     ("size=2", "size=two", "15: layer 1 [maxpool] size: two is not a whole number"),
     ("size=2", "size=2\npadding=5", "16: layer 1 [maxpool] padding: padding 5 of a window of 2 leaves windows empty"),
-    ("[maxpool]", "[gru]", "14: '[gru]': no such section here"),
-    ("[yolo]", "[Gaussian_yolo]", "23: '[Gaussian_yolo]': no such section here"),
+    ("[maxpool]", "[gru]", "14: '[gru]': no section that is supported"),
+    ("[yolo]", "[Gaussian_yolo]", "23: '[Gaussian_yolo]': no section that is supported"),
     ("[maxpool]", "[maxpool", "14: '[maxpool': a section's name ends with ]"),
     ("[maxpool]", "[net]", "14: '[net]': a Darknet network begins with [net], once"),
     ("[net]", "[default]", "1: '[default]': a Darknet network begins with [net], once"),

@@ -260,7 +260,7 @@ def _section_name(content: str, place: str, is_first: bool) -> str:
     if is_first != (name == "net"):
         raise UsageError(f"{place}: {_shown(content)}: a Darknet network begins with [net], once")
     if name not in OPTIONS:
-        raise UsageError(f"{place}: {_shown(content)}: no such section here{_hint(name, OPTIONS)}")
+        raise UsageError(f"{place}: {_shown(content)}: no section that is supported{_hint(name, OPTIONS)}")
     return name
 
 
@@ -279,7 +279,7 @@ def _typed(where: str, number: int, name: str, line: int, entries: dict[str, tup
         elif name in ("net", "cost") or key in TRAINING.get(name, ()):
             training[key] = value
         elif key not in neutral:
-            raise section.error(f"unknown key{_hint(key, [*known, *neutral])}", key)
+            raise section.error(f"unknown key, which may change the result{_hint(key, [*known, *neutral])}", key)
         elif value != neutral[key] and not (_is_float(value) and float(value) == _float(neutral[key])):
             raise section.error(f"{_shown(value)} is not supported, only {neutral[key]}", key)
     for key, option in known.items():

@@ -58,7 +58,7 @@ class Crop(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         top, left = (x.shape[2] - self.height) // 2, (x.shape[3] - self.width) // 2
-        x = x[:, :, top : top + self.height, left : left + self.width]
+        x = x.narrow(2, top, self.height).narrow(3, left, self.width)
         return 2 * x - 1 if self.adjust else x
 
 
