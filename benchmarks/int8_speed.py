@@ -20,6 +20,7 @@ from convzoo.deploy.metadata import UNSEALED
 from convzoo.deploy.quantize import comparison, schemes
 from convzoo.deploy.quantize.calibration import find_calibration
 from convzoo.inference import torch_model
+from convzoo.inference.torch_model import open_model
 from convzoo.model_file import ModelInfo, save_model
 
 NETWORKS = ["tinydarknet-imagenet", "densenet121-imagenet", "vgg16-imagenet", "darknet53-imagenet", "yolov3-coco"]
@@ -35,8 +36,8 @@ def measure(recipe_name: str, format: str, pictures: Path, folder: Path) -> dict
         path, model.state_dict(), ModelInfo(recipe.plain(), [str(i) for i in range(recipe.model["num_classes"])])
     )
     # Random weights without the statistics that fit them: rounding errors grow beyond what trained networks have.
-    before = open_exported(export.export(path, export.ExportOptions(format, tolerance=1.0)).path)
-    opened = torch_model.open_model(path, torch.device("cpu"))
+    opened = open_model(path)
+    before = open_exported(export.export(opened, export.ExportOptions(format, tolerance=1.0)).path)
     calibration = find_calibration(opened, None, pictures, 4, before.info.size)
     network = schemes.quantised(before.path, format, schemes.SCHEMES[format][0], calibration)
     quantised = folder / f"int8{before.path.suffix}"

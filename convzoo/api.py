@@ -123,9 +123,10 @@ class Model:
 
         if isinstance(self._opened, ExportedModel):
             raise UsageError(f"{self._opened.path}: is exported already; export the model file that it was made from")
-        if not self._opened.path.is_file() or not sources.is_own(self._opened.path):
-            raise UsageError(f"{self._opened.path}: convert it to a model file first (convzoo convert)")
-        return export(self._opened.path, ExportOptions(format, Path(out) if out else None, **options)).path
+        opened = self._opened
+        if not isinstance(opened, torch_model.TorchModel) or not sources.is_own(opened.path):
+            raise UsageError(f"{opened.path}: convert it to a model file first (convzoo convert)")
+        return export(opened, ExportOptions(format, Path(out) if out else None, **options)).path
 
 
 def load(

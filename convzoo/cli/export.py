@@ -70,5 +70,7 @@ def export(
 
     pictures: dict[str, Any] = {"batch": batch, "size": wanted_size, "dynamic_size": dynamic_size, "data": data}
     form: dict[str, Any] = {"stage": stage.value, "preprocessing": preprocessing, "soc_version": soc_version}
-    result = run_export(model, ExportOptions(format, out=out, tolerance=tolerance, **pictures, **form))
+    from convzoo.inference.torch_model import open_model
+
+    result = run_export(open_model(model), ExportOptions(format, out=out, tolerance=tolerance, **pictures, **form))
     print(json.dumps(result.plain) if json_ else result.text())

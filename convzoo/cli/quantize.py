@@ -36,5 +36,7 @@ def quantize(
     from convzoo.deploy.quantize.quantize import quantize as run_quantize
 
     options = QuantizeOptions(format, data, max_drop, calibration, calibration_images, eval_images, out, soc_version)
-    result = run_quantize(model, options)
+    from convzoo.inference.torch_model import open_model
+
+    result = run_quantize(open_model(model), options)
     print(json.dumps(result.plain) if json_ else result.text())

@@ -153,7 +153,7 @@ def bench(model: Path, options: BenchOptions) -> BenchResult:
         options.out.mkdir(parents=True, exist_ok=True)
     opened = open_any(model, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="convzoo-bench-") as name:
-        rows = _own(opened) if isinstance(opened, ExportedModel) else _forms(model, options, Path(name))
+        rows = _forms(opened, options, Path(name)) if isinstance(opened, TorchModel) else _own(opened)
         run = [row for row in rows if not row.note]
         if not run:
             raise ConvzooError(f"{model}: nothing to measure: {'; '.join(f'{row.name}: {row.note}' for row in rows)}")
@@ -171,7 +171,8 @@ def bench(model: Path, options: BenchOptions) -> BenchResult:
     return result
 
 
-def _own(opened: ExportedModel) -> list[Row]:
+def _own(opened: LoadedModel) -> list[Row]:
+    assert isinstance(opened, ExportedModel)
     rows = [Row(opened.format, opened.path)]
     is_int8 = "quantization" in opened.info.provenance
     if opened.format == "openvino" and not is_int8 and distributed.computes_bfloat16(torch.device("cpu")):
@@ -179,12 +180,12 @@ def _own(opened: ExportedModel) -> list[Row]:
     return [Row(f"{row.name}-int8", row.path) for row in rows] if is_int8 else rows
 
 
-def _forms(model: Path, options: BenchOptions, folder: Path) -> list[Row]:
+def _forms(opened: TorchModel, options: BenchOptions, folder: Path) -> list[Row]:
     """Write the model in every form asked for; a form that is not to be had gets a note instead."""
     floats, rows = {}, []
     for name in options.formats:
         format, precision = ROWS[name]
-        row = Row(name, model, precision)
+        row = Row(name, opened.path, precision)
         rows.append(row)
         if format == "pytorch":
             continue
@@ -194,13 +195,13 @@ def _forms(model: Path, options: BenchOptions, folder: Path) -> list[Row]:
         log.info(f"{name}: writing and checking it")
         try:
             if format not in floats:
-                floats[format] = export.export(model, export.ExportOptions(format, out=folder, data=options.data)).path
+                floats[format] = export.export(opened, export.ExportOptions(format, out=folder, data=options.data)).path
             row.path = floats[format]
             if precision == "int8":
                 asked = comparison.QuantizeOptions(
                     format, options.data, options.max_drop, options.calibration, out=folder
                 )
-                row.path, row.precision = quantize.quantize(model, asked, floats[format]).path, "fp32"
+                row.path, row.precision = quantize.quantize(opened, asked, floats[format]).path, "fp32"
         except (ToleranceError, MissingPackageError) as error:
             row.note = f"refused: {error}" if isinstance(error, ToleranceError) else str(error)
         except (UsageError, DataError) as error:

@@ -24,7 +24,6 @@ from convzoo.deploy.metadata import ExportInfo, first_line
 from convzoo.deploy.parity import Parity, compare, pictures
 from convzoo.errors import ConvzooError, ToleranceError, UsageError
 from convzoo.files import written_whole
-from convzoo.inference import torch_model
 from convzoo.inference.torch_model import TorchModel
 from convzoo.types import Key
 
@@ -113,24 +112,23 @@ def differences(parity: Parity) -> list[str]:
     return [f"{name:11} largest relative difference {', '.join(parts)} pictures" for name, parts in by_output.items()]
 
 
-def export(model: Path, options: ExportOptions) -> ExportResult:
-    """Export a model file.
+def export(opened: TorchModel, options: ExportOptions) -> ExportResult:
+    """Export a model that is open.
 
     Raises:
-        UsageError: no such file or folder, or what the network cannot do.
-        ConvzooError: an unreadable model file, or a file that cannot be written.
+        UsageError: no such folder, or what the network cannot do.
+        ConvzooError: a file that cannot be written.
         ToleranceError: the exported file does not do what the model does; nothing is left behind.
         MissingPackageError: the format's library is not installed.
     """
     started = time.perf_counter()
     module = format_module(options.format)
     if hasattr(module, "export"):  # made from another format's file
-        return module.export(model, options)
+        return module.export(opened, options)
     options = module.prepare(options) if hasattr(module, "prepare") else options
-    target = target_path(model, options.out, SUFFIXES[options.format])
+    target = target_path(opened.path, options.out, SUFFIXES[options.format])
     for name in module.PACKAGES:
         library(name, f"--format {options.format}")
-    opened = torch_model.open_model(model, torch.device("cpu"))
     if options.size:
         opened = resized(opened, options.size)
     check_stage(opened, options.stage)

@@ -115,7 +115,7 @@ def trace(deployed: Deployed) -> torch.export.ExportedProgram:
     with torch.no_grad(), quiet(), symbolic_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         try:
             return torch.export.export(deployed, (images,), dynamic_shapes=(free or None,))
-        except UserError as error:
+        except (UserError, RuntimeError) as error:
             if not info.dynamic_size:
                 raise
             why = str(error).strip().splitlines()[0]

@@ -17,6 +17,7 @@ from convzoo.errors import UsageError
 from convzoo.model_file import ModelInfo, StateDict, load_into, load_model
 from convzoo.types import Task
 
+CPU = torch.device("cpu")
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -83,7 +84,7 @@ class TorchModel:
         return dataclasses.replace(self, recipe=recipe, model=model)
 
 
-def open_model(path: str | Path, device: torch.device, overrides: tuple[str, ...] = ()) -> TorchModel:
+def open_model(path: str | Path, device: torch.device = CPU, overrides: tuple[str, ...] = ()) -> TorchModel:
     """Open a model file and build its network on the device, in evaluation mode.
 
     Raises:

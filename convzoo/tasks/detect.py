@@ -16,8 +16,9 @@ from convzoo.config.registry import register
 from convzoo.data.loader import base_batch
 from convzoo.errors import UsageError
 from convzoo.tasks.detect_metric import DetectMetric
+from convzoo.tasks.heads import decode_heads
 from convzoo.tasks.postprocess import Detections, postprocess
-from convzoo.tasks.yolo import assign_targets, decode, ignore_masks, yolo_loss
+from convzoo.tasks.yolo import assign_targets, ignore_masks, yolo_loss
 from convzoo.types import Batch, Boxes, BoxTargets, Head, Prediction, Sample
 
 
@@ -131,7 +132,7 @@ class Detect(BoxTask):
         return yolo_loss(outputs, targets, ignored)
 
     def decode(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        return decode(outputs, self.anchors_px, self.strides)
+        return decode_heads(outputs, self.heads)
 
     def raw_shapes(self, size_hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
         """Return a map for each head, [anchors * (5 + K), H / stride, W / stride]."""

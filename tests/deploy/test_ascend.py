@@ -27,6 +27,7 @@ from convzoo.deploy.metadata import ExportInfo
 from convzoo.deploy.quantize import amct, comparison, quantize
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message, report
 from convzoo.inference import evaluate, torch_model
+from convzoo.inference.torch_model import TorchModel, open_model
 from helpers import one_line
 
 ATC = """#!/bin/sh
@@ -118,8 +119,8 @@ def _exported_once():
     """Make each ONNX file once: that takes the time, and all models here have the same weights."""
     real, made = export.export, {}
 
-    def cached(model: Path, wanted: ExportOptions) -> export.ExportResult:
-        key = (model.name, wanted.format, wanted.batch, wanted.stage, wanted.preprocessing, wanted.size)
+    def cached(model: TorchModel, wanted: ExportOptions) -> export.ExportResult:
+        key = (model.path.name, wanted.format, wanted.batch, wanted.stage, wanted.preprocessing, wanted.size)
         if key not in made:
             done = real(model, wanted)
             made[key] = done, done.path.read_bytes()
@@ -165,7 +166,7 @@ def acl(tmp_path, monkeypatch):
 
 
 def om(model: Path, **options) -> export.ExportResult:
-    return ascend.export(model, ExportOptions("om", **options))
+    return ascend.export(open_model(model), ExportOptions("om", **options))
 
 
 def names(folder: Path) -> list[str]:
@@ -315,7 +316,7 @@ def air(model, tool, monkeypatch):
     def run(said: dict, status: int) -> export.ExportResult:
         tool("mindspore-python", STAND_IN.format(python=sys.executable, said=said, status=status))
         monkeypatch.setenv(mindir.PYTHON, os.environ["PATH"].split(":")[0] + "/mindspore-python")
-        return ascend.export(model, ExportOptions("air"))
+        return ascend.export(open_model(model), ExportOptions("air"))
 
     return run
 
@@ -336,7 +337,7 @@ def test_air_elsewhere(model, air, monkeypatch):
     monkeypatch.delenv(mindir.PYTHON)
     monkeypatch.setattr(mindir, "find_spec", lambda name: None)
     with pytest.raises(MissingPackageError, match=r"take \S+\.safetensors along .*pip install mindspore") as caught:
-        ascend.export(model, ExportOptions("air"))
+        ascend.export(open_model(model), ExportOptions("air"))
     assert exit_code_and_message(caught.value)[0] == 5
 
 
@@ -349,7 +350,9 @@ def test_one_size_only(model):
 
 
 def int8(model: Path, **options) -> comparison.QuantizeResult:
-    return quantize.quantize(model, comparison.QuantizeOptions("om", calibration_images=5, eval_images=50, **options))
+    return quantize.quantize(
+        open_model(model), comparison.QuantizeOptions("om", calibration_images=5, eval_images=50, **options)
+    )
 
 
 def test_int8_by_the_vendors_quantiser(model, tool, acl, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 from convzoo import errors
 from convzoo.deploy import bench
+from convzoo.inference.torch_model import open_model
 from helpers import one_line
 
 pytestmark = pytest.mark.slow  # it times INT8 against float, which needs a machine that is not busy
@@ -38,7 +39,7 @@ def test_a_table_of_two_forms(run, model, tmp_path, monkeypatch):
 
 def test_a_single_file(run, model, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "peak_memory", lambda *_: None)
-    file = bench.export.export(model, bench.export.ExportOptions("onnx", out=tmp_path)).path
+    file = bench.export.export(open_model(model), bench.export.ExportOptions("onnx", out=tmp_path)).path
     code, out, _ = run("bench", file, "--rounds", 1, "--seconds", 0.01)
     rows = [line for line in out.splitlines() if line.startswith("| onnx")]
     assert code == 0 and len(rows) == 1 and " %" in rows[0]

@@ -30,6 +30,7 @@ from convzoo.deploy.formats import pt2
 from convzoo.deploy.graph import Deployed
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message
 from convzoo.inference import evaluate, torch_model
+from convzoo.inference.torch_model import open_model
 from convzoo.model_file import ModelInfo, save_model
 from convzoo.models import darknet, densenet
 from convzoo.models.yolov3 import STRIDES
@@ -133,7 +134,7 @@ def exported(tmp_path_factory):
         skip_without_openvino(format)
         if key not in reports:
             out = tmp_path_factory.mktemp("exports")
-            reports[key] = export.export(models[recipe_name], ExportOptions(format, out=out, **options))
+            reports[key] = export.export(open_model(models[recipe_name]), ExportOptions(format, out=out, **options))
         return models[recipe_name], reports[key].path, reports[key]
 
     return run
@@ -473,7 +474,7 @@ def test_what_differs_gets_no_name(exported, format, tmp_path):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     before = contents(tmp_path)
     with pytest.raises(ToleranceError, match="largest relative difference") as caught:
-        export.export(model, ExportOptions(format, out=tmp_path, tolerance=1e-9))
+        export.export(open_model(model), ExportOptions(format, out=tmp_path, tolerance=1e-9))
     assert exit_code_and_message(caught.value)[0] == 4 and contents(tmp_path) == before
 
 
@@ -484,7 +485,7 @@ def test_a_broken_network_is_not_exported(exported, tmp_path, monkeypatch):
     tensors[name][0] = torch.nan
     save_model(tmp_path / "nan.safetensors", tensors, info)
     with pytest.raises(ToleranceError, match="inf"):
-        export.export(tmp_path / "nan.safetensors", ExportOptions("pt2"))
+        export.export(open_model(tmp_path / "nan.safetensors"), ExportOptions("pt2"))
     assert [path.name for path in tmp_path.iterdir()] == ["nan.safetensors"]
 
 
@@ -495,7 +496,7 @@ def test_a_disk_that_fills_up(exported, format, tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
     try:
         with pytest.raises(ConvzooError, match="no space left") as caught:
-            export.export(model, ExportOptions(format, out=tmp_path))
+            export.export(open_model(model), ExportOptions(format, out=tmp_path))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert exit_code_and_message(caught.value)[0] == 1 and not list(tmp_path.iterdir())
@@ -505,7 +506,7 @@ def test_a_missing_library(exported, monkeypatch, tmp_path):
     model = exported(TINY, "onnx", dynamic_size=True)[0]
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingPackageError, match=r"onnxscript: pip install 'convzoo\[deploy\]'") as caught:
-        export.export(model, ExportOptions("onnx", out=tmp_path))
+        export.export(open_model(model), ExportOptions("onnx", out=tmp_path))
     assert exit_code_and_message(caught.value)[0] == 5 and not list(tmp_path.iterdir())
 
 
@@ -578,7 +579,7 @@ def test_full_size_in_every_format(recipe_name, tmp_path):
     size = (32, 32) if "cifar" in recipe_name else None
     for format in FORMATS:
         for stage in ("raw", "decoded", "nms") if "yolo" in recipe_name else ("raw",):
-            report = export.export(model, ExportOptions(format, stage=stage, size=size))
+            report = export.export(open_model(model), ExportOptions(format, stage=stage, size=size))
             check_report(report, outputs={"raw": 3, "decoded": 2, "nms": 2}[stage] if "yolo" in recipe_name else 1)
             print(report.text())
 
@@ -595,7 +596,9 @@ def test_boxes_at_any_size(exported, format, stage):
 def test_an_eighth_of_yolov3_in_full_size(tmp_path, format):
     model = write_model(tmp_path, YOLO)
     for stage in ("raw", "decoded", "nms"):
-        check_report(export.export(model, ExportOptions(format, stage=stage)), outputs=3 if stage == "raw" else 2)
+        check_report(
+            export.export(open_model(model), ExportOptions(format, stage=stage)), outputs=3 if stage == "raw" else 2
+        )
 
 
 @pytest.mark.slow
@@ -609,7 +612,7 @@ def test_the_real_tiny_darknet_scores_the_same_hits(run, shared, tmp_path):
     wanted = evaluate.evaluate_open(opened, data)
     assert round(wanted.result["top1"] * 200) == 137 and wanted.result["images"] == 200
     for format in FORMATS:
-        report = export.export(model, ExportOptions(format, data=data))
+        report = export.export(open_model(model), ExportOptions(format, data=data))
         assert report.parity.largest < 1e-4
         found = evaluate.evaluate_open(open_any(report.path, CPU), data)
         assert found.result == wanted.result

@@ -18,6 +18,7 @@ from convzoo.deploy.formats import onnx as onnx_format
 from convzoo.deploy.formats.pt2_safety import DOCUMENT, EXAMPLES, GRAPH, archive, archive_digest, members
 from convzoo.deploy.metadata import MAX_DOCUMENT, UNSEALED, sealed
 from convzoo.errors import ConvzooError, UsageError, exit_code_and_message
+from convzoo.inference.torch_model import open_model
 from helpers import one_line
 
 FORMATS = ("onnx", "pt2", "openvino")  # what runs here without anything else
@@ -31,7 +32,7 @@ def originals(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("originals")
     model = write_model(folder, TINY)
     for format in FORMATS:
-        export.export(model, export.ExportOptions(format))
+        export.export(open_model(model), export.ExportOptions(format))
     return folder
 
 
@@ -412,7 +413,9 @@ def test_what_is_in_the_file_is_not_overridden(files):
         open_any(path, CPU, overrides=("model.leaky_slope=0.2",))
     with pytest.raises(UsageError, match="did you mean 'mean'"):
         open_any(path, CPU, overrides=("transform.meen=[0,0,0]",))
-    inside = export.export(files / f"{TINY}.safetensors", export.ExportOptions("pt2", preprocessing=True)).path
+    inside = export.export(
+        open_model(files / f"{TINY}.safetensors"), export.ExportOptions("pt2", preprocessing=True)
+    ).path
     with pytest.raises(UsageError, match="mean and std is fixed"):
         open_any(inside, CPU, overrides=("transform.mean=[0.1,0.1,0.1]",))
     with pytest.raises(UsageError, match="takes pictures of uint8"):

@@ -24,6 +24,7 @@ from convzoo.deploy.formats import mindir, mindir_worker
 from convzoo.deploy.formats.mindir_plan import Plan
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message
 from convzoo.inference import torch_model
+from convzoo.inference.torch_model import open_model
 from convzoo.model_file import ModelInfo, save_model
 from helpers import one_line
 
@@ -94,7 +95,7 @@ def exported(mindspore, tmp_path_factory):
     """A classifier's model file and its MINDIR file, with the report."""
     folder = tmp_path_factory.mktemp("mindir")
     model = write_model(folder, "tinydarknet-digits")
-    return model, export.export(model, mindir.prepare(ExportOptions("mindir")))
+    return model, export.export(open_model(model), mindir.prepare(ExportOptions("mindir")))
 
 
 def test_a_classifier(exported):
@@ -256,7 +257,7 @@ def test_where_mindspore_is_missing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("recipe_name", "overrides", "options"), NETWORKS, ids=lambda value: str(value)[:60])
 def test_every_network(mindspore, tmp_path, recipe_name, overrides, options):
     model = write_model(tmp_path, recipe_name, overrides)
-    report = export.export(model, mindir.prepare(ExportOptions("mindir", **options)))
+    report = export.export(open_model(model), mindir.prepare(ExportOptions("mindir", **options)))
     print(json.dumps(report.plain))
     assert report.parity.largest < 1e-4 and report.info.size == tuple(options.get("size", (64, 64)))
     names = {"classify": 1, "detect": 2 if options.get("stage") else 3}[report.info.task]
@@ -272,7 +273,7 @@ def test_every_network(mindspore, tmp_path, recipe_name, overrides, options):
 def test_what_differs_gets_no_name(mindspore, tmp_path):
     model = write_model(tmp_path, "tinydarknet-digits")
     with pytest.raises(ToleranceError, match="largest relative difference"):
-        export.export(model, mindir.prepare(ExportOptions("mindir", tolerance=1e-9)))
+        export.export(open_model(model), mindir.prepare(ExportOptions("mindir", tolerance=1e-9)))
     assert os.listdir(tmp_path) == [model.name]
 
 

@@ -18,6 +18,7 @@ from convzoo.deploy.quantize.calibration import Evaluated, find_calibration
 from convzoo.deploy.quantize.comparison import QuantizeOptions
 from convzoo.deploy.timing import alternate
 from convzoo.inference import evaluate, torch_model
+from convzoo.inference.torch_model import open_model
 from helpers import QUICK, one_line
 
 pytestmark = pytest.mark.slow  # it times INT8 against float, which needs a machine that is not busy
@@ -49,7 +50,9 @@ def model(tmp_path_factory) -> Path:
 def floats(model, tmp_path_factory) -> dict[str, Path]:
     """The float file of each format, written once."""
     folder = tmp_path_factory.mktemp("floats")
-    return {format: export.export(model, export.ExportOptions(format, out=folder)).path for format in SUFFIX}
+    return {
+        format: export.export(open_model(model), export.ExportOptions(format, out=folder)).path for format in SUFFIX
+    }
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def test_int8_keeps_the_accuracy(run, fast, floats, model, tmp_path, format):
 
 def test_a_part_of_the_evaluation_is_always_the_same(fast, model, tmp_path):
     report = quantize.quantize(
-        model, QuantizeOptions("onnx", eval_images=100, max_drop=5, out=tmp_path, calibration_images=20)
+        open_model(model), QuantizeOptions("onnx", eval_images=100, max_drop=5, out=tmp_path, calibration_images=20)
     )
     assert report.plain["int8"]["images"] == 100 and "fixed random 100 of them" in report.text()
     opened = torch_model.open_model(model, CPU)

@@ -14,6 +14,7 @@ from convzoo.deploy.exported import open_any
 from convzoo.deploy.formats import triton
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import ToleranceError, UsageError, report
+from convzoo.inference.torch_model import open_model
 from helpers import one_line
 
 
@@ -39,7 +40,7 @@ def info(**fields) -> ExportInfo:
 def repository(tmp_path_factory):
     folder = tmp_path_factory.mktemp("repository")
     model = write_model(folder, "tinydarknet-digits").rename(folder / "tiny v1.2.safetensors")
-    return model, triton.export(model, ExportOptions("triton"))
+    return model, triton.export(open_model(model), ExportOptions("triton"))
 
 
 def test_the_folder(repository):
@@ -92,10 +93,10 @@ def test_a_detector_of_any_size():
 def test_nothing_half_written(repository, tmp_path, capsys, monkeypatch):
     model, done = repository
     with pytest.raises(UsageError, match="tiny_v1_2: exists already") as caught:
-        triton.export(model, ExportOptions("triton"))
+        triton.export(open_model(model), ExportOptions("triton"))
     assert report(caught.value) == 2 and "model repository's folder" in one_line(capsys.readouterr().err)
     with pytest.raises(UsageError, match="no folder"):
-        triton.export(model, ExportOptions("triton", out=tmp_path / "none"))
+        triton.export(open_model(model), ExportOptions("triton", out=tmp_path / "none"))
     json.dumps(done.plain)
 
     def differs(model, wanted):
@@ -105,5 +106,5 @@ def test_nothing_half_written(repository, tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(export, "export", differs)
     with pytest.raises(ToleranceError):
-        triton.export(model, ExportOptions("triton", out=tmp_path))
+        triton.export(open_model(model), ExportOptions("triton", out=tmp_path))
     assert not list(tmp_path.iterdir())

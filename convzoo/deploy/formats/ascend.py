@@ -17,7 +17,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from convzoo.deploy import export as exporting
@@ -29,7 +28,7 @@ from convzoo.deploy.graph import Deployed, trace
 from convzoo.deploy.metadata import UNSEALED, ExportInfo, check_document
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError
 from convzoo.files import written_whole
-from convzoo.inference import torch_model
+from convzoo.inference.torch_model import TorchModel
 from convzoo.logs import log
 
 PACKAGES = ()
@@ -38,8 +37,8 @@ CANN = "a part of CANN (hiascend.com)"
 HALF_TOLERANCE = 2e-2  # the device computes in float16, whose relative rounding of 5e-4 adds up over 50 to 120 layers
 
 
-def export(model: Path, options: exporting.ExportOptions) -> exporting.ExportResult:
-    """Write an .air or .om file from a model file.
+def export(opened: TorchModel, options: exporting.ExportOptions) -> exporting.ExportResult:
+    """Write an .air or .om file from a model.
 
     The report's comparison is the .om file's where `acl` can run it, else that of the file it was made from.
 
@@ -50,19 +49,19 @@ def export(model: Path, options: exporting.ExportOptions) -> exporting.ExportRes
     if options.dynamic_size:
         raise UsageError(f"--format {options.format} --dynamic-size: Ascend files take pictures of one size")
     options = replace(options, batch=options.batch or 1)
-    return _export_air(model, options) if options.format == "air" else _export_om(model, options)
+    return _export_air(opened, options) if options.format == "air" else _export_om(opened, options)
 
 
-def _export_air(model: Path, options: exporting.ExportOptions) -> exporting.ExportResult:
+def _export_air(opened: TorchModel, options: exporting.ExportOptions) -> exporting.ExportResult:
     """Write NAME.mindir, compared, and the same network as NAME.air, which only `atc` reads."""
     started = time.perf_counter()
-    target = exporting.target_path(model, options.out, ".air")
-    along = [model]
+    target = exporting.target_path(opened.path, options.out, ".air")
+    along = [opened.path]
     try:
         sibling = target.with_suffix(".mindir")
-        result = exporting.export(model, mindir.prepare(replace(options, format="mindir", out=sibling)))
+        result = exporting.export(opened, mindir.prepare(replace(options, format="mindir", out=sibling)))
         along.append(sibling)
-        program = trace(Deployed(_opened(model, options), result.info, mindir.suppress))
+        program = trace(Deployed(_resized(opened, options), result.info, mindir.suppress))
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             draft = Path(folder) / target.name
             info = result.info.model_copy(update={"seal": UNSEALED})
@@ -71,21 +70,21 @@ def _export_air(model: Path, options: exporting.ExportOptions) -> exporting.Expo
         raise MissingPackageError(
             "AIR files are written on an Ascend host, with CANN and its MindSpore; "
             f"take {' or '.join(map(str, along))} "
-            f"along and run there: convzoo export {model.name} --format air ({error})"
+            f"along and run there: convzoo export {opened.path.name} --format air ({error})"
         ) from None
     log.warning(f"{target.name} cannot be run as it is; what was compared is {sibling.name}, the same network")
     return _reported(result, target, "air", started)
 
 
-def _export_om(model: Path, options: exporting.ExportOptions) -> exporting.ExportResult:
+def _export_om(opened: TorchModel, options: exporting.ExportOptions) -> exporting.ExportResult:
     """Write NAME.onnx (or .mindir), compared, what AIPP is to do, if it is, and NAME.om from them."""
     started = time.perf_counter()
-    target = exporting.target_path(model, options.out, ".om")
+    target = exporting.target_path(opened.path, options.out, ".om")
     through = "onnx" if find_spec("onnxscript") else "mindir"
     source = target.with_suffix(f".{through}")
     before = replace(options, format=through, out=source, preprocessing=False)
-    result = exporting.export(model, mindir.prepare(before) if through == "mindir" else before)
-    opened, settings = _opened(model, options), None
+    result = exporting.export(opened, mindir.prepare(before) if through == "mindir" else before)
+    settings = None
     info = result.info.model_copy(update={"seal": UNSEALED})
     if options.preprocessing:
         info = info.model_copy(update={"input": "uint8_nhwc"})
@@ -97,7 +96,7 @@ def _export_om(model: Path, options: exporting.ExportOptions) -> exporting.Expor
         compile_om(source, info, draft, settings, options.soc_version)
         beside = mindir.write_beside(info, draft)
         if find_spec("acl"):
-            comparison = _compared(opened, open_exported(draft), options)
+            comparison = _compared(_resized(opened, options), open_exported(draft), options)
             result = replace(result, parity=comparison, tolerance=max(options.tolerance, HALF_TOLERANCE))
         else:
             log.warning(
@@ -114,8 +113,7 @@ def _reported(result: exporting.ExportResult, target: Path, format: str, started
     return replace(result, path=target, format=format, info=info, bytes=size, seconds=seconds)
 
 
-def _opened(model: Path, options: exporting.ExportOptions) -> torch_model.TorchModel:
-    opened = torch_model.open_model(model, torch.device("cpu"))
+def _resized(opened: TorchModel, options: exporting.ExportOptions) -> TorchModel:
     return exporting.resized(opened, options.size) if options.size else opened
 
 
@@ -126,7 +124,7 @@ def publish(drafts: list[Path], folder: Path) -> None:
             os.replace(draft, temporary)
 
 
-def _compared(opened: torch_model.TorchModel, file: ExportedModel, options: exporting.ExportOptions) -> parity.Parity:
+def _compared(opened: TorchModel, file: ExportedModel, options: exporting.ExportOptions) -> parity.Parity:
     tolerance = max(options.tolerance, HALF_TOLERANCE)
     real = parity.pictures(opened, options.data, file.info.size)
     comparison = parity.compare(opened, file.runner(), real, tolerance)

@@ -19,6 +19,7 @@ from convzoo.deploy import export as exporting
 from convzoo.deploy import library
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import UsageError
+from convzoo.inference.torch_model import TorchModel
 
 PACKAGES = ()
 MAX_BATCH = 16  # pictures that the server may put into one batch
@@ -26,8 +27,8 @@ MAX_DELAY_US = 100  # that a picture waits for others
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8", 7: "TYPE_INT64", 10: "TYPE_FP16"}  # of ONNX's element types
 
 
-def export(model: Path, options: exporting.ExportOptions) -> exporting.ExportResult:
-    """Write the repository's folder NAME for a model file; the ONNX file in it is compared as every other.
+def export(opened: TorchModel, options: exporting.ExportOptions) -> exporting.ExportResult:
+    """Write the repository's folder NAME for a model; the ONNX file in it is compared as every other.
 
     `options.out` is the repository, the model file's folder if None.
 
@@ -36,6 +37,7 @@ def export(model: Path, options: exporting.ExportOptions) -> exporting.ExportRes
         ToleranceError, MissingPackageError, ConvzooError: as `export.export`; nothing is left behind.
     """
     started = time.perf_counter()
+    model = opened.path
     repository = options.out or model.parent
     target = repository / re.sub(r"[^\w-]", "_", model.stem)
     if not repository.is_dir() or target.exists():
@@ -44,7 +46,7 @@ def export(model: Path, options: exporting.ExportOptions) -> exporting.ExportRes
     draft = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=repository))
     try:
         (draft / "1").mkdir()
-        result = exporting.export(model, replace(options, format="onnx", out=draft / "1" / "model.onnx"))
+        result = exporting.export(opened, replace(options, format="onnx", out=draft / "1" / "model.onnx"))
         onnx = library("onnx", "--format triton")
         graph = onnx.load(draft / "1" / "model.onnx").graph
         (draft / "config.pbtxt").write_text(configuration(target.name, graph, result.info), encoding="utf-8")

@@ -4,8 +4,6 @@ import shutil
 import tempfile
 from pathlib import Path
 
-import torch
-
 from convzoo.deploy import export
 from convzoo.deploy.exported import open_exported
 from convzoo.deploy.formats import ascend, mindir
@@ -14,13 +12,13 @@ from convzoo.deploy.quantize.calibration import Calibration, find_calibration
 from convzoo.deploy.quantize.comparison import Comparison, QuantizeOptions, QuantizeResult
 from convzoo.deploy.quantize.schemes import QuantizationScheme
 from convzoo.errors import UsageError
-from convzoo.inference import torch_model
+from convzoo.inference.torch_model import TorchModel
 
 SCHEME = QuantizationScheme("amct")
 
 
-def quantize_model(model: Path, options: QuantizeOptions) -> QuantizeResult:
-    """Write a model file's INT8 .om, and keep it only if it is accurate enough and faster on the device.
+def quantize_model(opened: TorchModel, options: QuantizeOptions) -> QuantizeResult:
+    """Write a model's INT8 .om, and keep it only if it is accurate enough and faster on the device.
 
     Left beside it is what an Ascend host needs where a tool is missing: NAME.onnx, the calibration's inputs in
     NAME-calibration, and AMCT's NAME-amct_deploy_model.onnx.
@@ -29,10 +27,10 @@ def quantize_model(model: Path, options: QuantizeOptions) -> QuantizeResult:
         MissingPackageError: no AMCT, no `atc` or no `acl`; says what to take along.
         ToleranceError, UsageError, DataError, ConvzooError: as `quantize.quantize`.
     """
+    model = opened.path
     target = export.target_path(model, options.out, ".om", "-int8")
     source = target.with_name(f"{model.stem}.onnx")
-    info = export.export(model, export.ExportOptions("onnx", out=source, batch=1, data=options.data)).info
-    opened = torch_model.open_model(model, torch.device("cpu"))
+    info = export.export(opened, export.ExportOptions("onnx", out=source, batch=1, data=options.data)).info
     calibration = find_calibration(opened, options.data, options.calibration, options.calibration_images, info.size)
     inputs = target.with_name(f"{model.stem}-calibration")
     _write_inputs(calibration, inputs)

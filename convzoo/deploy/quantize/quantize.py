@@ -4,8 +4,6 @@ import os
 import tempfile
 from pathlib import Path
 
-import torch
-
 from convzoo.config.registry import nearest
 from convzoo.deploy import SUFFIXES, export, format_module, library
 from convzoo.deploy.exported import open_exported
@@ -14,11 +12,11 @@ from convzoo.deploy.quantize.calibration import find_calibration
 from convzoo.deploy.quantize.comparison import Comparison, QuantizeOptions, QuantizeResult
 from convzoo.errors import UsageError
 from convzoo.files import written_whole
-from convzoo.inference import torch_model
+from convzoo.inference.torch_model import TorchModel
 
 
-def quantize(model: Path, options: QuantizeOptions, exported: Path | None = None) -> QuantizeResult:
-    """Quantise a model file and keep the result only if it is accurate enough and faster.
+def quantize(opened: TorchModel, options: QuantizeOptions, exported: Path | None = None) -> QuantizeResult:
+    """Quantise a model that is open and keep the result only if it is accurate enough and faster.
 
     Args:
         exported: the float file of that format, where it was written before.
@@ -31,18 +29,17 @@ def quantize(model: Path, options: QuantizeOptions, exported: Path | None = None
     if options.format == "om":
         from convzoo.deploy.quantize import amct
 
-        return amct.quantize_model(model, options)
+        return amct.quantize_model(opened, options)
     if options.format not in schemes.SCHEMES:
         raise UsageError(f"--format {options.format}: no INT8 in it{nearest(options.format, [*schemes.SCHEMES, 'om'])}")
     module = format_module(options.format)
-    target = export.target_path(model, options.out, SUFFIXES[options.format], "-int8")
+    target = export.target_path(opened.path, options.out, SUFFIXES[options.format], "-int8")
     for name in (*module.PACKAGES, "nncf"):
         library(name, f"INT8 for {options.format}")
-    opened = torch_model.open_model(model, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as name:
         folder = Path(name)
         if exported is None:
-            exported = export.export(model, export.ExportOptions(options.format, out=folder, data=options.data)).path
+            exported = export.export(opened, export.ExportOptions(options.format, out=folder, data=options.data)).path
         before = open_exported(exported)
         calibration = find_calibration(
             opened, options.data, options.calibration, options.calibration_images, before.info.size
