@@ -32,7 +32,7 @@ quickstart: $(CORE)
 	@echo "          $(RUN)-detect/...                the same of a detector; its predictions in annotated/overview.png"
 
 test: $(ALL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=20
 
 test-slow: $(ALL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
