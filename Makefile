@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 2
 export MALLOC_TRIM_THRESHOLD_ ?= 1000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 
-.PHONY: quickstart test test-slow test-portable verify claims lint clean
+.PHONY: quickstart test test-slow test-portable verify claims docs lint clean
 
 quickstart: $(CORE)
 	rm -rf $(RUN) $(RUN)-detect
@@ -32,7 +32,7 @@ quickstart: $(CORE)
 	@echo "          $(RUN)-detect/...                the same of a detector; its predictions in annotated/overview.png"
 
 test: $(ALL)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=20
 
 test-slow: $(ALL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
@@ -47,6 +47,10 @@ verify: $(ALL)
 
 claims: $(ALL)
 	$(BIN)/python -m claims --write
+
+# The import graph in docs/architecture.md, from the code.
+docs: $(ALL)
+	$(BIN)/python tests/import_graph.py --write
 
 lint: $(ALL)
 	$(BIN)/ruff check .

@@ -19,7 +19,6 @@ from convzoo.deploy.exported import open_exported
 from convzoo.deploy.metadata import UNSEALED
 from convzoo.deploy.quantize import comparison, schemes
 from convzoo.deploy.quantize.calibration import find_calibration
-from convzoo.inference import torch_model
 from convzoo.inference.torch_model import open_model
 from convzoo.model_file import ModelInfo, save_model
 

@@ -5,10 +5,13 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from convzoo.inference.evaluate import Evaluation
 from convzoo.model_file import load_model
+from convzoo.tasks.classify import ClassifyMetric
 from convzoo.training.checkpoints import load_state
 
 REPO = Path(__file__).resolve().parents[1]
@@ -83,6 +86,12 @@ def momenta(run: Path) -> dict[str, torch.Tensor]:
     """Return the sums of gradients that a run ended with: more sensitive than its weights."""
     state = load_state(run / "checkpoints/last.state.pt")["optimizer"]["state"]
     return {str(name): entry["momentum_buffer"] for name, entry in state.items()}
+
+
+def confusion(evaluation: Evaluation) -> np.ndarray:
+    """Return a classifier's confusion matrix [K, K]."""
+    assert isinstance(evaluation.metric, ClassifyMetric)
+    return evaluation.metric.confusion
 
 
 def same(a: dict, b: dict) -> bool:

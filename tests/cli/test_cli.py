@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 import convzoo
 from convzoo import cli
@@ -38,6 +39,7 @@ OPTIONS = {
 def test_the_options_of_a_verb_are_these(verb):
     command = typer.main.get_command(cli.app)
     for name in verb.split():
+        assert isinstance(command, TyperGroup)
         command = command.commands[name]
     context = command.make_context(verb, [], resilient_parsing=True)
     options = {

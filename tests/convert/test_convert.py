@@ -86,7 +86,7 @@ def test_a_converted_file_says_where_it_comes_from(tiny):
         0,
         0,
     ]
-    assert info.class_names[0] == "n02119789" and info.licence.startswith("public domain")
+    assert info.class_names[0] == "n02119789" and (info.licence or "").startswith("public domain")
     provenance = info.provenance
     assert provenance["converted_from"] == "tiny.weights" and provenance["sha256"] == TINY_SHA256
     assert provenance["format"].startswith("Darknet weights, version 0.1.0, 204800000 images seen: tinydarknet")

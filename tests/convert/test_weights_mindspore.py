@@ -43,6 +43,7 @@ SLOW = ("vgg16_cifar10", "vgg16_imagenet")
 def make_params(name: str) -> dict[str, torch.Tensor]:
     """Return the parameters behind a network's outputs, as the script beside them draws them."""
     spec = importlib.util.spec_from_file_location("make_params", FIXTURES / "make_params.py")
+    assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return {name: torch.from_numpy(value) for name, value in module.params(name).items()}
@@ -81,7 +82,8 @@ def test_yolov3_raw_maps_equal_mindspore():
     converted = mindspore.convert(make_params("yolov3"), "yolov3.ckpt")
     assert converted.model == {"name": "yolov3", "num_classes": 80, **VARIANTS["yolov3"]}
     assert (
-        converted.class_names[0] == "person"
+        converted.class_names
+        and converted.class_names[0] == "person"
         and sum(tensor.dim() == 4 for tensor in converted.state_dict.values()) == 75
     )
     model = readers.network(converted)
@@ -95,7 +97,7 @@ def test_yolov3_raw_maps_equal_mindspore():
 def preprocess(image: torch.Tensor, transform: dict) -> torch.Tensor:
     """Run a recipe's evaluation transform on [3, H, W] uint8 and return it in levels, 0..255 before mean and std."""
     parts = [registry.bind("transform", {"name": key, **keys}) for op in transform["eval"] for key, keys in op.items()]
-    sample = Pipeline(parts, seed=0)(Sample(image, 0, 0, "", tuple(image.shape[1:])), Key(0, 0))
+    sample = Pipeline(parts, seed=0)(Sample(image, 0, 0, "", (image.shape[1], image.shape[2])), Key(0, 0))
     return normalize(sample.image[None], transform["mean"], transform["std"])[0]
 
 
@@ -115,7 +117,7 @@ def test_attached_preprocessing_equals_the_zoos(model, file):
     wanted = fixture_npz(file)
     if file.startswith("cifar"):
         images = torch.from_numpy(fixture_npz("cifar_raw")).permute(0, 3, 1, 2)
-        assert names[0] == "airplane"
+        assert names and names[0] == "airplane"
     else:
         paths = sorted((FIXTURES / "preprocess" / "folder").glob("*/*.JPEG"), key=lambda path: path.parent.name)
         images = [torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) for path in paths]
@@ -184,7 +186,7 @@ def test_written_checkpoint_reads_back_equal(model, crc):
 
 @pytest.mark.skipif(importlib.util.find_spec("mindspore") is None, reason="MindSpore is not installed")
 def test_mindspore_reads_what_we_write(tmp_path):
-    import mindspore as ms
+    ms = importlib.import_module("mindspore")
 
     state_dict = zoo_state_dict(TINY)
     (tmp_path / "model.ckpt").write_bytes(mindspore.write(state_dict, TINY, crc=True))
@@ -310,10 +312,8 @@ def test_parts_of_one_parameter_are_joined_and_packed_dims_are_read():
 
 
 def test_wrong_networks():
-    tensors = dict.fromkeys(mindspore.zoo_names(TINY).values())
     shapes = state_dict_module.meta_network(TINY).state_dict()
-    for ours, theirs in mindspore.zoo_names(TINY).items():
-        tensors[theirs] = torch.ones(shapes[ours].shape)
+    tensors = {theirs: torch.ones(shapes[ours].shape) for ours, theirs in mindspore.zoo_names(TINY).items()}
     for change, message in (
         ({"conv3.conv.weight": torch.ones(4)}, r"'conv3.conv.weight' is \[4\], tinydarknet .* has \[16, 32, 1, 1\]"),
         ({"conv17.conv.weight": torch.ones(4)}, r"'conv17.conv.weight' is not in tinydarknet .* \(1 extra in all\)"),
@@ -369,6 +369,6 @@ SMALL = write_records({"layers.0.weight": torch.ones(2, 3), "global_step": torch
 def test_a_changed_byte_gives_one_error(at, change):
     changed = bytearray(SMALL)
     changed[at] ^= change
-    for content in (changed, SMALL[:at]):
+    for content in (bytes(changed), SMALL[:at]):
         with pytest.raises(ConvzooError):
             mindspore.read(content)

@@ -294,7 +294,9 @@ def test_voc_reads_each_file_once_for_both_splits_and_again_when_it_changed(tmp_
     read = []
     parse = voc_module._parse
     monkeypatch.setattr(voc_module, "_parse", lambda path: read.append(path.name) or parse(path))
-    voc(voc_tree(tmp_path), "train"), voc(tmp_path, "val")
+    voc_tree(tmp_path)
+    for split in ("train", "val"):
+        voc(tmp_path, split)
     assert sorted(read) == ["a.xml", "b.xml", "c.xml", "d.xml"]
     (tmp_path / "Annotations/b.xml").write_text(voc_xml("b", [("wolf", 1, 1, 2, 2, 0)]))
     assert "wolf" in voc(tmp_path, "train").class_names

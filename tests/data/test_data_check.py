@@ -169,7 +169,9 @@ def test_the_sheet_shows_every_class_and_is_drawn_on(run, shared, tmp_path):
     assert choose(nine, 3) == [0, 5, 8]
     code, _, _ = run("data", "stats", "voc", "--data", shared / "data/bccd", "--sheet", tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
-        colours = {colour for _, colour in sheet.convert("RGB").getcolors(1 << 24)}
+        counts = sheet.convert("RGB").getcolors(1 << 24)
+    assert counts is not None
+    colours = {colour for _, colour in counts}
     assert code == 0 and {colour_of(label) for label in range(3)} <= colours
 
 

@@ -17,7 +17,7 @@ IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 def sample(image) -> Sample:
     image = torch.as_tensor(image)
-    return Sample(image, 0, 0, "x", tuple(image.shape[1:]))
+    return Sample(image, 0, 0, "x", (image.shape[1], image.shape[2]))
 
 
 def operation(name: str, **keys):

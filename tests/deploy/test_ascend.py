@@ -124,7 +124,7 @@ def _exported_once():
         if key not in made:
             done = real(model, wanted)
             made[key] = done, done.path.read_bytes()
-        path = wanted.out or model.with_suffix(".onnx")
+        path = wanted.out or model.path.with_suffix(".onnx")
         path.write_bytes(made[key][1])
         return replace(made[key][0], path=path)
 
@@ -259,7 +259,7 @@ def test_on_the_device_it_is_compared_and_evaluated(model, tool, acl):
     tool("atc", ATC)
     done = om(model)
     assert done.parity.largest < 1e-4 and done.tolerance == ascend.HALF_TOLERANCE and done.parity.agreed == 11
-    opened, reference = open_any(done.path, CPU), torch_model.open_model(model, CPU).runner()
+    opened, reference = open_exported(done.path), torch_model.open_model(model, CPU).runner()
     runner, images = opened.runner(), noise(3, 32, 32)
     assert off(runner(images)[0], reference(images)[0]) < 1e-4
     with pytest.raises(ConvzooError, match="takes 12288 bytes of pictures, not 24576"):

@@ -1,15 +1,15 @@
 """The deployment table: every form measured in turn, and what cannot be measured says why."""
 
 import json
+import re
 
 import pytest
 
 from convzoo import errors
 from convzoo.deploy import bench
+from convzoo.deploy.quantize import comparison, schemes
 from convzoo.inference.torch_model import open_model
 from helpers import one_line
-
-pytestmark = pytest.mark.slow  # it times INT8 against float, which needs a machine that is not busy
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +57,15 @@ def test_a_form_that_is_refused_says_why(model, monkeypatch):
     assert [row.name for row in report.rows if row.measured] == ["pytorch"]
     assert "- onnx-int8: refused: loses 9 points" in report.text()
     assert "- openvino-bf16: not measured: this CPU does not compute in bfloat16" in report.text()
+
+
+def test_int8_that_is_slower_than_float_is_refused_in_the_table(model, monkeypatch):
+    monkeypatch.setattr(bench, "peak_memory", lambda *_: None)
+    monkeypatch.setattr(comparison, "measure_speed", lambda *_: {"float32": 1e-3, "int8": 2e-3})
+    monkeypatch.setitem(schemes.SCHEMES, "onnx", schemes.SCHEMES["onnx"][:1])
+    report = bench.bench(model, bench.BenchOptions(("pytorch", "onnx-int8"), rounds=1, seconds=0.01))
+    assert [row.name for row in report.rows if row.measured] == ["pytorch"]
+    assert re.search(r"^- onnx-int8: refused: .*slower than float \(float32", report.text(), re.M)
 
 
 def test_an_unknown_form(run, model):

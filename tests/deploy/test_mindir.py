@@ -110,6 +110,7 @@ def test_a_classifier(exported):
         images = noise(count, 32, 32)
         (found,), (wanted,) = runner(images), reference(images)
         assert off(found, wanted) < 1e-4 and found.argmax(1).equal(wanted.argmax(1))
+    assert isinstance(runner.session, mindir.Worker)
     process = runner.session.process
     # An error of MindSpore's is one line, and the process goes on.
     with pytest.raises(ConvzooError, match="MindSpore: "):
@@ -149,8 +150,8 @@ class Odd(nn.Module):
         self.conv = nn.Conv2d(6, 4, (3, 2), (2, 1), padding=(1, 0), dilation=(1, 2), groups=2)
         self.norm = nn.BatchNorm2d(4, eps=1e-3)
         self.linear = nn.Linear(6, 5, bias=False)
-        nn.init.uniform_(self.norm.running_mean)
-        nn.init.uniform_(self.norm.running_var, 0.5, 2)
+        self.norm.running_mean = torch.rand(4)
+        self.norm.running_var = torch.rand(4) * 1.5 + 0.5
         nn.init.uniform_(self.norm.weight, 0.5, 2)
 
     def forward(self, x):

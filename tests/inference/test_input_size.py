@@ -16,7 +16,7 @@ from convzoo.convert.state_dict import meta_network
 from convzoo.deploy import export
 from convzoo.deploy.exported import open_any
 from convzoo.inference import torch_model
-from convzoo.model_file import load_model, save_model
+from convzoo.model_file import ModelInfo, load_model, save_model
 from helpers import one_line
 
 CPU = torch.device("cpu")
@@ -28,7 +28,7 @@ def photographs(tmp_path_factory):
     folder, rng = tmp_path_factory.mktemp("photographs"), np.random.default_rng(0)
     for name, size in (("a", (60, 90)), ("b", (75, 50))):
         small = rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)
-        Image.fromarray(small).resize(size[::-1], Image.Resampling.BICUBIC).save(folder / f"{name}.png")
+        Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC).save(folder / f"{name}.png")
     return folder
 
 
@@ -80,11 +80,11 @@ def test_files_written_before_still_open_and_keep_sizes(run, digits_run, photogr
     document = json.loads(info.to_json())
     del document["input_hw"]
 
-    class Before:
+    class Before(ModelInfo):
         def to_json(self) -> str:
             return json.dumps(document, sort_keys=True)
 
-    save_model(tmp_path / "old.safetensors", state_dict, Before())
+    save_model(tmp_path / "old.safetensors", state_dict, Before(info.recipe, info.class_names))
     assert load_model(tmp_path / "old.safetensors")[1] == dataclasses.replace(info, input_hw=None)
     assert len(answers(run, tmp_path / "old.safetensors", photographs / "a.png")[0]) == 1
     code, _, err = run("predict", tmp_path / "old.safetensors", photographs)

@@ -64,7 +64,7 @@ def test_every_model_computes_and_trains(name):
         assert [tuple(o.shape) for o in outputs] == [(4, 36, 8, 8), (4, 36, 4, 4), (4, 36, 2, 2)]
     else:
         assert outputs[0].shape == (4, 7)
-    sum(o.square().mean() for o in outputs).backward()
+    torch.stack([output.square().mean() for output in outputs]).sum().backward()
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, parameter_name
 

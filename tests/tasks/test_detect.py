@@ -176,6 +176,11 @@ def test_the_twelve_numbers_are_pycocotools_own_on_the_written_files(shared, tmp
     assert 0.2 < result["AP"] < 0.9
 
 
+def boxes_of(prediction: Prediction) -> np.ndarray:
+    assert prediction.boxes_xyxy is not None
+    return prediction.boxes_xyxy
+
+
 def heads_of(task, batch, strides=(8, 16, 32)):
     """Raw maps that say exactly what the targets are."""
     from convzoo.models.yolov3 import STRIDES
@@ -234,17 +239,17 @@ def test_postprocess_takes_raw_decoded_and_selected_outputs():
     batch = task.collate(placed)
     heads = heads_of(task, batch)
     raw = task.postprocess(heads, batch)
-    decoded = task.postprocess([part.numpy() for part in decode(heads, task.anchors_px, STRIDES)], batch)
+    decoded = task.postprocess(decode(heads, task.anchors_px, STRIDES), batch)
     for a, b in zip(raw, decoded, strict=True):
-        assert np.array_equal(a.boxes_xyxy, b.boxes_xyxy) and np.array_equal(a.labels, b.labels)
+        assert np.array_equal(boxes_of(a), boxes_of(b)) and np.array_equal(a.labels, b.labels)
     most = max(len(one.labels) for one in raw)
     selected = [np.zeros((3, most, 4), np.float32), np.zeros((3, most), np.float32), np.full((3, most), -1)]
     for i, one in enumerate(raw):
         count = len(one.labels)
-        selected[0][i, :count] = one.boxes_xyxy * 0.5 + np.array([0, 8, 0, 8])
+        selected[0][i, :count] = boxes_of(one) * 0.5 + np.array([0, 8, 0, 8])
         selected[1][i, :count], selected[2][i, :count] = one.scores, one.labels
-    for a, b in zip(raw, task.postprocess(selected, batch), strict=True):
-        assert np.allclose(a.boxes_xyxy, b.boxes_xyxy, atol=1e-4) and np.array_equal(a.labels, b.labels)
+    for a, b in zip(raw, task.postprocess([torch.from_numpy(part) for part in selected], batch), strict=True):
+        assert np.allclose(boxes_of(a), boxes_of(b), atol=1e-4) and np.array_equal(a.labels, b.labels)
 
 
 @pytest.mark.parametrize(
@@ -274,6 +279,7 @@ def test_keys_of_a_list_can_be_replaced():
     assert recipe.transform.train[0]["random_place"]["mosaic_prob"] == 0.5
     check_recipe(recipe)
     task = build_task(recipe, ["x"] * 80)
+    assert isinstance(task, Detect)
     assert task.options["iou_threshold"] == 0.5 and task.ignore_threshold == 0.7
     with pytest.raises(UsageError, match="score_threshold"):
         build_task(recipes.load("yolov3-coco", ["postprocess.score_threshold=-1"]), ["x"] * 80)

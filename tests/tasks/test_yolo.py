@@ -28,8 +28,8 @@ def assign(cxcywh: list, labels: list | None = None, images: list | None = None,
     """Assign boxes of the small case; label 0 of image 0 if not said."""
     count = len(cxcywh)
     boxes = cxcywh_to_xyxy(torch.tensor(cxcywh, dtype=torch.float32).reshape(count, 4))
-    labels, images = (torch.tensor(given or [0] * count, dtype=torch.int64) for given in (labels, images))
-    return assign_targets(boxes, labels, images, **{**ASSIGN, **options})
+    indices = [torch.tensor(given or [0] * count, dtype=torch.int64) for given in (labels, images)]
+    return assign_targets(boxes, *indices, **{**ASSIGN, **options})
 
 
 def places(targets: list[LevelTargets]) -> list[set[tuple]]:
@@ -160,6 +160,7 @@ def test_no_boxes():
     assert not any(terms[name] for name in ("loss_xy", "loss_wh", "loss_class"))
     terms["loss"].backward()
     for head in heads:
+        assert head.grad is not None
         gradient = head.grad.unflatten(1, (2, 8))
         assert gradient[:, :, 4].all() and not gradient[:, :, [0, 1, 2, 3, 5, 6, 7]].any()
 
@@ -214,7 +215,8 @@ def test_loss_by_hand_and_its_gradient_is_darknets():
     torch.testing.assert_close(terms["loss"].detach(), xy + wh + objectness + class_, rtol=1e-6, atol=1e-6)
 
     terms["loss"].backward()
-    gradients = [head.grad.unflatten(1, (2, 8)) for head in heads]
+    gradients = [head.grad.unflatten(1, (2, 8)) for head in heads if head.grad is not None]
+    assert len(gradients) == len(heads)
     # -delta of Darknet's yolo_layer, with smoothed classes
     coordinates = [weight * (t[:2].sigmoid() - 0.625), weight * (t[2:4] - torch.tensor([0, math.log(5 / 4)]))]
     wanted = torch.cat([*coordinates, t[4:5].sigmoid() - 1, t[5:].sigmoid() - torch.tensor([0.05, 0.05, 0.9])])

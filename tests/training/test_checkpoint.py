@@ -110,14 +110,20 @@ def saved(folder, steps, keep=10):
     return checkpoints
 
 
+def newest_note(checkpoints: RunCheckpoints) -> int:
+    newest = checkpoints.newest_whole()
+    assert newest is not None
+    return newest[1]["note"]
+
+
 def test_the_newest_whole_pair_is_used(tmp_path):
     checkpoints = saved(tmp_path, [1, 2, 3])
-    assert checkpoints.newest_whole()[1]["note"] == 3
+    assert newest_note(checkpoints) == 3
     newest = tmp_path / "step-00000003.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
-    assert checkpoints.newest_whole()[1]["note"] == 2
+    assert newest_note(checkpoints) == 2
     (tmp_path / "step-00000002.state.pt").unlink()
-    assert checkpoints.newest_whole()[1]["note"] == 1
+    assert newest_note(checkpoints) == 1
     # a state beside other weights than its own
     shutil.copy(tmp_path / "best.safetensors", tmp_path / "step-00000001.safetensors")
     assert checkpoints.newest_whole() is None
@@ -150,4 +156,4 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path, limit):
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert {name: after[name] for name in before} == before
     assert not any(name.endswith(".tmp") for name in after)
-    assert checkpoints.newest_whole()[1]["note"] == 2
+    assert newest_note(checkpoints) == 2

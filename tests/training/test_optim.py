@@ -134,8 +134,9 @@ def test_the_moving_average_by_hand():
     expected, value = 1.0, 1.0
     for step in range(30):
         with torch.no_grad():
-            model.weight += 1
+            model.weight.add_(1)
         value += 1
+        assert model.num_batches_tracked is not None
         model.num_batches_tracked += 1
         average.update(model, step)
         decay = min(0.9, (1 + step) / (10 + step))

@@ -225,16 +225,16 @@ def test_networks_are_folded_and_traced_with_any_batch(name):
     class Decoded(torch.nn.Module):
         def forward(self, x):
             outputs = network(x)
-            return decode_heads(outputs, network.heads) if network.heads else (outputs,)
+            return decode_heads(outputs, heads) if heads else (outputs,)
 
-    network = plain
+    network, heads = plain, case.network.heads
     module = Decoded()
     module.network = network
     program = torch.export.export(module, (picture[:2],), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     with torch.inference_mode():
         for images in (picture, picture[:1]):
             outputs = case.network(images)
-            expected = decode_heads(outputs, network.heads) if network.heads else (outputs,)
+            expected = decode_heads(outputs, heads) if heads else (outputs,)
             for ours, theirs in zip(program.module()(images), expected, strict=True):
                 assert (ours - theirs).abs().max() <= 1e-4 * theirs.abs().max()
 
