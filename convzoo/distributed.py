@@ -24,7 +24,7 @@ def world_size() -> int:
 
 
 def resolve_device(name: str) -> torch.device:
-    """Return the device that `--device` names, this rank's own one where there are several.
+    """Return the device of that name, this rank's own one where there are several.
 
     Raises:
         UsageError: no such device here.
@@ -35,7 +35,7 @@ def resolve_device(name: str) -> torch.device:
             importlib.import_module("torch_npu")
         except ImportError as error:
             raise MissingPackageError(
-                f"--device {name} needs Ascend's torch_npu: pip install torch_npu ({error})"
+                f"device {name} needs Ascend's torch_npu: pip install torch_npu ({error})", ("device",)
             ) from None
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
@@ -43,16 +43,19 @@ def resolve_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"--device {name}: unknown; use auto, cpu, cuda, cuda:1, mps, xpu or npu") from None
+        raise UsageError(f"device {name}: unknown; use auto, cpu, cuda, cuda:1, mps, xpu or npu", ("device",)) from None
     if device.type == "cpu":
         return torch.device("cpu")
     if accelerator is None or device.type != accelerator.type:
         raise UsageError(
-            f"--device {name}: not available here; there is {accelerator.type if accelerator else 'only cpu'}"
+            f"device {name}: not available here; there is {accelerator.type if accelerator else 'only cpu'}",
+            ("device",),
         )
     index = device.index if device.index is not None else int(os.environ.get("LOCAL_RANK", "0"))
     if index >= torch.accelerator.device_count():
-        raise UsageError(f"--device {name}: index {index}, but there are {torch.accelerator.device_count()} devices")
+        raise UsageError(
+            f"device {name}: index {index}, but there are {torch.accelerator.device_count()} devices", ("device",)
+        )
     torch.accelerator.set_device_index(index)
     if device.type == "cuda":
         torch.backends.cudnn.allow_tf32 = False  # float32 means float32, so that numbers are comparable

@@ -8,9 +8,17 @@ import traceback
 
 
 class ConvzooError(Exception):
-    """A run failed, or a model file cannot be read or does not match. Exit code 1, and the base of the others."""
+    """A run failed, or a model file cannot be read or does not match. Exit code 1, and the base of the others.
+
+    Attributes:
+        options: names of the parameters that are wrong or would help; the command line adds the flags (`cli.hints`).
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", options: tuple[str, ...] = ()):
+        super().__init__(message)
+        self.options = options
 
 
 class UsageError(ConvzooError):
@@ -60,10 +68,10 @@ def exit_code_and_message(error: BaseException) -> tuple[int, str]:
     return 1, f"{type(error).__name__}: {text} (CONVZOO_DEBUG=1 shows where)"
 
 
-def report(error: BaseException) -> int:
-    """Print the message on stderr, with a traceback when CONVZOO_DEBUG is set, and return the exit code."""
+def report(error: BaseException, hint: str = "") -> int:
+    """Print message and hint on stderr, with a traceback when CONVZOO_DEBUG is set, and return the exit code."""
     if os.environ.get("CONVZOO_DEBUG"):
         traceback.print_exception(error)
     code, message = exit_code_and_message(error)
-    print(f"convzoo: {message}", file=sys.stderr)
+    print(f"convzoo: {message}{hint}", file=sys.stderr)
     return code

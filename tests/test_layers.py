@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,6 +45,8 @@ BUDGETS = {
 COLUMNS, FILE_LINES, FUNCTION_LINES, TRAIN_LINES = 120, 400, 50, 120
 # What starts without waiting for torch: the command line's help and its errors.
 WITHOUT_TORCH = ["__init__", "__main__", "version", "errors", "logs", "files", "environment", "config", "cli"]
+# Rooms that write or repeat commands; a run's README repeats its own, and environment.py asks git.
+NAME_FLAGS = {"cli", "errors", "convert", "deploy", "api"}
 HEAVY = {"torch", "torchvision", "numpy"}
 
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -96,6 +99,14 @@ def test_a_file_imports_only_from_earlier_layers(path):
     own = room(path)
     for other in {room(found) for found in ours(ast.walk(TREES[path]))} - {own}:
         assert level(other) < level(own), f"{own} imports {other}"
+
+
+@every_file
+def test_only_the_command_line_names_flags(path):
+    """A message of the library names what is wrong with what; the flag is added where there is one."""
+    texts = (node.value for node in ast.walk(TREES[path]) if isinstance(node, ast.Constant))
+    flags = [text for text in texts if isinstance(text, str) and re.search(r"--[a-z]", text)]
+    assert not flags or room(path) in NAME_FLAGS or path.name in ("run_readme.py", "environment.py")
 
 
 def test_tasks_draw_nothing():

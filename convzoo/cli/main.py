@@ -11,6 +11,7 @@ from convzoo.cli.convert import convert
 from convzoo.cli.data import data_app
 from convzoo.cli.eval import eval_
 from convzoo.cli.export import export
+from convzoo.cli.hints import hint
 from convzoo.cli.info import doctor, list_
 from convzoo.cli.predict import predict
 from convzoo.cli.quantize import quantize
@@ -61,7 +62,9 @@ def main(argv: list[str] | None = None) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             print(message and message())
             return 0
-        return errors.report(UsageError(message()) if message else error)
+        if message:
+            return errors.report(UsageError(message()))
+        return errors.report(error, hint(getattr(error, "options", ()), argv, app))
 
 
 def run() -> None:

@@ -77,7 +77,7 @@ def build_loader(
 ) -> DataLoader:
     """Return a loader over given batches of keys."""
     if workers < 0:
-        raise UsageError(f"--workers {workers}: 0 or more")
+        raise UsageError(f"{workers} workers: 0 or more", ("workers",))
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
@@ -102,7 +102,7 @@ def checked(batch: Batch | DataError, on_bad_sample: OnBadSample) -> Batch:
     if isinstance(batch, DataError):
         raise batch
     if batch.bad and on_bad_sample == "error":
-        raise DataError(f"{batch.bad[0].reason} (--on-bad-sample skip leaves such pictures out and counts them)")
+        raise DataError(batch.bad[0].reason, ("on_bad_sample",))
     for bad in batch.bad:
         log.warning(f"skipped {bad.reason}")
     return batch
@@ -149,7 +149,8 @@ def check_own_split(dataset: Any, split: str) -> None:
     if split == "train" and getattr(dataset, "is_whole_root", False):
         raise DataError(
             f"{dataset.root}: no folder train or ilsvrc in it; "
-            "class folders alone are trained on with --val-data beside them, or train.eval_every_epochs=0"
+            "class folders alone are trained on with validation pictures elsewhere, or train.eval_every_epochs=0",
+            ("val_data",),
         )
 
 

@@ -158,7 +158,9 @@ def detections_only(answers: Iterable[Answer]) -> Iterator[Answer]:
 
 def _boxes_of(answer: Answer) -> np.ndarray:
     if answer.boxes_xyxy is None:
-        raise UsageError("the model classifies whole pictures; --min-score, --yolo-txt and --crops take a detector")
+        raise UsageError(
+            "the model classifies whole pictures; boxes take a detector", ("min_score", "yolo_txt", "crops")
+        )
     return np.asarray(answer.boxes_xyxy, dtype=np.float64)
 
 

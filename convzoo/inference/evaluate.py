@@ -106,7 +106,7 @@ def evaluate_open(
     except DataError as error:
         if opened.info.provenance.get("class_names") != "numbers":
             raise
-        raise DataError(f"{error}; its weights came without names: convert them again with --classes FILE") from None
+        raise DataError(f"{error}; its weights came without names: convert them again", ("classes",)) from None
     runner = opened.runner(precision)
     seen = Transformed(dataset, opened.pipeline(), mapping)
     batch_size = batch_size or min(256, opened.recipe.train.batch_size)

@@ -78,7 +78,7 @@ def predict(
             for path, sample in zip(group, pool.map(_load, group), strict=True):
                 if isinstance(sample, DataError):
                     if on_bad_sample == "error":
-                        raise DataError(f"{sample} (--on-bad-sample skip leaves such pictures out)")
+                        raise DataError(str(sample), ("on_bad_sample",))
                     log.warning(f"skipped {sample}")
                     continue
                 sample.index, number = number, number + 1

@@ -30,7 +30,7 @@ class TorchRunner:
 
     def __init__(self, model: nn.Module, recipe: Recipe, device: torch.device, precision: str = "fp32"):
         if precision not in PRECISIONS:
-            raise UsageError(f"--precision {precision}: one of {', '.join(PRECISIONS)}")
+            raise UsageError(f"precision {precision}: one of {', '.join(PRECISIONS)}", ("precision",))
         self.model = model
         self.device = str(device)
         self.precision = PRECISIONS[precision]

@@ -35,19 +35,19 @@ def check_pretrained_hash(recipe: Recipe, weights: str | Path | None, download: 
     if weights is None:
         if expected:
             raise UsageError(
-                f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {expected[:12]}...; "
-                "name them with --weights"
+                f"{recipe.at('train')('weights_sha256')} this recipe starts from weights {expected[:12]}...; name them",
+                ("weights",),
             )
         return recipe
     try:
         # Rank 0 fetches, the others find it fetched.
         digest = distributed.gather_objects(source_sha256(weights, download) if distributed.rank() == 0 else "")[0]
     except UsageError as error:
-        raise UsageError(f"--weights {error}") from None
+        raise UsageError(str(error), ("weights",)) from None
     if expected and expected != digest:
         raise UsageError(
-            f"--weights {weights}: SHA-256 is {digest[:12]}..., "
-            f"{recipe.at('train')('weights_sha256')} {expected[:12]}..."
+            f"{weights}: SHA-256 is {digest[:12]}..., {recipe.at('train')('weights_sha256')} {expected[:12]}...",
+            ("weights",),
         )
     return recipes.with_overrides(recipe, [f"train.weights_sha256='{digest}'"])
 
@@ -66,15 +66,13 @@ def load_pretrained(
     theirs, ours = resolve_model_spec(converted.model), resolve_model_spec(recipe.model)
     if theirs["name"] != ours["name"] or converted.missing:
         if not any(name.startswith(BACKBONE) for name in model.state_dict()):
-            raise ConvzooError(f"--weights {source}: it holds a {theirs['name']}, the recipe's is a {ours['name']}")
+            raise ConvzooError(f"{source}: it holds a {theirs['name']}, the recipe's is a {ours['name']}", ("weights",))
         count = load_backbone(model, converted)
         log.info(f"backbone of {count} convolutions from {source}; all else is new")
         numerics = backbone_numerics(recipe.model)
         for key, value in backbone_numerics(converted.model).items():
             if numerics[key] != value:
-                log.warning(
-                    f"--weights {source}: its backbone was trained with {key} {value}, this recipe has {numerics[key]}"
-                )
+                log.warning(f"{source}: its backbone was trained with {key} {value}, this recipe has {numerics[key]}")
         return
     weights, own = converted.state_dict, model.state_dict()
     if converted.class_names != class_names:
@@ -85,10 +83,10 @@ def load_pretrained(
         log.info(f"weights from {source}")
     problem = first_mismatch(model, weights)
     if problem:
-        raise ConvzooError(f"--weights {source}: {problem}; it holds a {theirs['name']}")
+        raise ConvzooError(f"{source}: {problem}; it holds a {theirs['name']}", ("weights",))
     for key, value in theirs.items():
         if key not in TRAINING_KEYS | {"num_classes"} and ours[key] != value:
-            log.warning(f"--weights {source}: trained with model.{key}={value}, this recipe has {ours[key]}")
+            log.warning(f"{source}: trained with model.{key}={value}, this recipe has {ours[key]}")
     model.load_state_dict(weights)
 
 

@@ -106,7 +106,7 @@ def open_run(out: Path | None, recipe: Recipe, resume: bool) -> tuple[RunFolder,
     """Return a run's folder and whether an earlier part of the same run is continued there.
 
     Without `out` it is runs/NAME, or runs/NAME-2 and so on. A run that was interrupted and saved is continued by the
-    same command; --resume also continues one that was killed.
+    same command; `resume` also continues one that was killed.
 
     Raises:
         UsageError: the folder is in use, holds another run, or there is nothing to resume.
@@ -114,11 +114,11 @@ def open_run(out: Path | None, recipe: Recipe, resume: bool) -> tuple[RunFolder,
     path = out or _next_default(recipe, resume)
     continued = (path / "recipe.yaml").is_file() and (resume or (path / "interrupted").is_file())
     if path.exists() and not path.is_dir():
-        raise UsageError(f"--out {path}: a file, not a folder")
+        raise UsageError(f"{path}: a file, not a folder", ("out",))
     if path.is_dir() and any(path.iterdir()) and not continued:
-        raise UsageError(f"--out {path}: not empty; choose another folder, or continue that run with --resume")
+        raise UsageError(f"{path}: not empty; choose another folder, or continue the run in it", ("out", "resume"))
     if resume and not continued:
-        raise UsageError(f"--resume: there is no run in {path}")
+        raise UsageError(f"{path}: there is no run in it to continue", ("out",))
     if continued:
         _check_same_recipe(path, recipe)
     path.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _next_default(recipe: Recipe, resume: bool) -> Path:
         if same and (resume or (earlier / "interrupted").is_file()):
             return earlier
     if resume:
-        raise UsageError(f"--resume: no run of this recipe below {base.parent}; name its folder with --out")
+        raise UsageError(f"{base.parent}: no run of this recipe below it to continue; name its folder", ("out",))
     return path
 
 
@@ -173,7 +173,7 @@ def _take_lock(path: Path) -> TextIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        raise UsageError(f"--out {path}: another process is training there") from None
+        raise UsageError(f"{path}: another process is training there", ("out",)) from None
     return lock
 
 

@@ -103,7 +103,7 @@ class TrainState:
         evaluates = recipe.train.eval_every_epochs > 0
         if options.val_data and not evaluates:
             raise UsageError(
-                f"--val-data {options.val_data}: {recipe.at('train')('eval_every_epochs')} 0, nothing is evaluated"
+                f"{options.val_data}: {recipe.at('train')('eval_every_epochs')} 0, nothing is evaluated", ("val_data",)
             )
         alone = options.val_data is not None or not evaluates
         train_set = build_dataset(recipe, options.data, "train", alone)

@@ -1,6 +1,7 @@
 """The command line: its options are frozen, help is quick, and every mistake is one line with the right exit code."""
 
 import json
+import pickle
 import re
 import resource
 import subprocess
@@ -12,6 +13,7 @@ from typer.core import TyperGroup
 
 import convzoo
 from convzoo import cli
+from convzoo.errors import DataError
 from helpers import QUICK, one_line
 
 OPTIONS = {
@@ -107,10 +109,31 @@ def test_a_mistake_is_one_line_with_its_exit_code(run, argv, code, message):
     assert message in one_line(err)
 
 
+@pytest.mark.parametrize(
+    ("argv", "hint"),
+    [
+        (["train", "vgg16-cifar10"], " (--data; --download fetches CIFAR-10 there)"),
+        (["data", "check", "cifar10"], " (--data)"),
+        (["train", "vgg16-imagenet", "--data", "/none"], "/none: no such file or folder (--data)"),
+        (["train", "tinydarknet-digits", "--out", "/dev/null"], "/dev/null: a file, not a folder (--out)"),
+        (["train", "tinydarknet-digits", "--val-data", "/x", "train.eval_every_epochs=0"], " (--val-data)"),
+        (["data", "stats", "digit"], "did you mean 'digits'?"),
+    ],
+)
+def test_a_message_of_the_library_gets_the_flags_that_the_verb_has(run, argv, hint):
+    assert one_line(run(*argv)[2]).endswith(hint)
+
+
+def test_an_error_keeps_its_options_on_the_way_between_processes():
+    """Ranks tell each other theirs, and the loader's workers the main process."""
+    error = pickle.loads(pickle.dumps(DataError("a.png: not a picture", ("on_bad_sample",))))
+    assert str(error) == "a.png: not a picture" and error.options == ("on_bad_sample",)
+
+
 def test_a_folder_in_use_is_not_written_to(run, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     code, _, err = run("train", "tinydarknet-digits", "--out", tmp_path)
-    assert code == 2 and "not empty" in one_line(err)
+    assert code == 2 and one_line(err).endswith("or continue the run in it (--out; --resume continues it)")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 

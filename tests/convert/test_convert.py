@@ -119,7 +119,9 @@ def test_classes_without_names_are_numbers_and_evaluation_says_what_to_do(run, t
     assert code == 0 and "--classes FILE" in text
     assert load_model(out)[1].class_names == [str(number) for number in range(7)]
     code, text, err = run("eval", out, "--data", tree)
-    assert code == 3 and text == "" and "convert them again with --classes FILE" in one_line(err)
+    assert (
+        code == 3 and text == "" and "convert them again (convzoo convert --classes FILE names them)" in one_line(err)
+    )
 
 
 def test_a_mindspore_checkpoint_evaluates_and_trains_on(run, shared, tree, tmp_path):

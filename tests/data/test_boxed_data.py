@@ -286,7 +286,7 @@ def test_voc_finds_pictures_by_any_extension_and_below_voc_devkit(tmp_path):
     assert voc(tmp_path, "train").path(1).endswith("b.bmp")
     assert voc(tmp_path / "VOCdevkit", "val").path(0).endswith("c.png")
     shutil.copytree(root, tmp_path / "VOCdevkit/VOC2012")
-    with pytest.raises(DataError, match=r"more than one data set; give --data .*VOC2007 or .*VOC2012"):
+    with pytest.raises(DataError, match=r"more than one data set; name .*VOC2007 or .*VOC2012"):
         voc(tmp_path, "train")
 
 
@@ -487,9 +487,14 @@ def test_faults_of_a_yolo_tree(tmp_path):
 @pytest.mark.parametrize("build", [coco, voc, yolo_txt])
 def test_a_path_that_is_no_folder_is_wrong_usage(build, tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    for root, words in ((None, "needs --data"), (tmp_path / "none", "no such folder"), (tmp_path / "file", "a file")):
-        with pytest.raises(UsageError, match=words):
+    for root, words in (
+        (None, "needs a folder with"),
+        (tmp_path / "none", "no such folder"),
+        (tmp_path / "file", "a file"),
+    ):
+        with pytest.raises(UsageError, match=words) as caught:
             build(root, "train")
+        assert caught.value.options == ("data",)
 
 
 @pytest.mark.parametrize("name", ["turned.jpg", "turned.png"])

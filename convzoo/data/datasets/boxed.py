@@ -148,11 +148,11 @@ def picture_size(path: str) -> tuple[int, int]:
 
 
 def check_root(root: Path | None, holds: str) -> Path:
-    """Return the folder that --data names. Raises UsageError where there is none."""
+    """Return the folder of a data set. Raises UsageError where there is none."""
     if root is None:
-        raise UsageError(f"this data set needs --data: a folder with {holds}")
+        raise UsageError(f"this data set needs a folder with {holds}", ("data",))
     if not root.is_dir():
-        raise UsageError(f"--data {root}: {'a file, not a folder' if root.exists() else 'no such folder'}")
+        raise UsageError(f"{root}: {'a file, not a folder' if root.exists() else 'no such folder'}", ("data",))
     return root
 
 

@@ -31,11 +31,10 @@ def cifar10(root: Path | None, split: str, *, max_train_images: int | None = Non
     """
     if root is None:
         raise UsageError(
-            "CIFAR-10 needs --data: a folder with the binary batches, or class folders, "
-            "or a zip of them (--download fetches it there)"
+            "CIFAR-10 needs a folder with the binary batches, or class folders, or a zip of them", ("data", "download")
         )
     if not root.exists():
-        raise UsageError(f"--data {root}: no such file or folder (--download fetches CIFAR-10 there)")
+        raise UsageError(f"{root}: no such file or folder", ("data", "download"))
     for folder in FOLDERS[split]:
         files = [root / folder / name for name in FILES[split]]
         if files[0].is_file():

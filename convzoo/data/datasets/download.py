@@ -24,7 +24,7 @@ def download_cifar10(root: Path, url: str = ARCHIVE_URL, md5: str = ARCHIVE_MD5)
         DataError: the file that came is not the archive, or holds what it should not.
     """
     if root.exists() and not root.is_dir():
-        raise UsageError(f"--data {root}: a file; --download needs a folder")
+        raise UsageError(f"{root}: a file; CIFAR-10 is fetched into a folder", ("data",))
     folder = root / "cifar-10-batches-bin"
     if (folder / FILES["val"][0]).is_file():
         log.info(f"CIFAR-10 is already in {folder}")

@@ -71,9 +71,11 @@ def image_folder(root: Path | None, split: str, *, max_train_images: int | None 
         DataError: no such split, no classes, or a class without pictures.
     """
     if root is None:
-        raise UsageError("this recipe needs --data: a folder or zip with train/ and val/, one folder per class in each")
+        raise UsageError(
+            "this recipe needs a folder or zip with train/ and val/, one folder per class in each", ("data",)
+        )
     if not root.exists():
-        raise UsageError(f"--data {root}: no such file or folder")
+        raise UsageError(f"{root}: no such file or folder", ("data",))
     base = _split_folder(root, split) if root.is_dir() else None
     entries = sorted(_folder_entries(root, base) if base else _zip_entries(root, split))
     by_class: dict[str, list[str]] = {}

@@ -125,8 +125,9 @@ def _base(root: Path) -> Path:
         raise DataError(f"{root}: no ImageSets/Main in it, or below VOCdevkit/VOC20xx")
     if len(folders) > 1:
         raise DataError(
-            f"{root}: more than one data set; give --data {' or '.join(map(str, folders))}, "
-            "or data.train_set=[2007/trainval, ...]"
+            f"{root}: more than one data set; name {' or '.join(map(str, folders))}, "
+            "or set data.train_set=[2007/trainval, ...]",
+            ("data",),
         )
     for name in ("Annotations", "JPEGImages"):
         if not (folders[0] / name).is_dir():

@@ -133,10 +133,7 @@ class Comparison:
 
     def _evaluated(self, opened: ExportedModel) -> dict[str, Any]:
         batch_size = min(64, self.before.recipe.train.batch_size)
-        try:
-            return evaluate.evaluate(opened.runner(), self.task, self.seen, batch_size=batch_size).result
-        except DataError as error:  # there is no such option here: every picture counts, before and after
-            raise DataError(str(error).partition(" (--on-bad-sample")[0]) from None
+        return evaluate.evaluate(opened.runner(), self.task, self.seen, batch_size=batch_size).result
 
     def best(self) -> tuple[Candidate, Any]:
         """Try one scheme after the other; return the first that passes, and its network. Raises ToleranceError."""

@@ -1,0 +1,24 @@
+"""Which flags a message of the library is about: it names what is wrong with what, the command line adds the flag."""
+
+from collections.abc import Sequence
+
+import typer
+
+# By the parameter's name: more than the bare flag.
+HINTS = {
+    "download": "--download fetches CIFAR-10 there",
+    "on_bad_sample": "--on-bad-sample skip leaves such pictures out",
+    "resume": "--resume continues it",
+}
+OTHER_VERBS = {"classes": "convzoo convert --classes FILE names them"}
+
+
+def hint(options: Sequence[str], argv: Sequence[str], app: typer.Typer) -> str:
+    """Return ` (--data; --download ...)`: those of the options that the verb in argv has, or nothing."""
+    command = typer.main.get_command(app)
+    for word in argv:
+        command = getattr(command, "commands", {}).get(word, command)
+    flags = {parameter.name: parameter.opts[0] for parameter in command.params}
+    known = {**flags, **{name: text for name, text in HINTS.items() if name in flags}, **OTHER_VERBS}
+    shown = [known[name] for name in options if name in known]
+    return f" ({'; '.join(shown)})" if shown else ""
