@@ -11,14 +11,20 @@ from convzoo.cli.files import _each
 from convzoo.cli.options import Download, Json, To
 from convzoo.errors import ConvzooError, UsageError
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC", help="Weight file, folder of them, LIBRARY:NAME, or MindSpore zoo YAML or config.py."
+    ),
+]
+CheckData = Annotated[
+    Path | None,
+    typer.Option("--data", help="With --check: pictures to see the batch norms' statistics on.", show_default=False),
+]
+
 
 def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC", help="Weight file, folder of them, LIBRARY:NAME, or MindSpore zoo YAML or config.py."
-        ),
-    ],
+    source: Source,
     out: Annotated[
         Path, typer.Option("--out", help="Model file (or recipe, or foreign file) to write; of a folder, a folder.")
     ],
@@ -31,6 +37,7 @@ def convert(
     ] = None,
     to: Annotated[To | None, typer.Option("--to", help="Write a file of that program.", show_default=False)] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with where the weights come from first.")] = False,
+    data: CheckData = None,
     data_name: Annotated[
         str | None,
         typer.Option("--data-name", help="Data set of the recipe in the file.", show_default="cifar10 or image_folder"),
@@ -44,15 +51,29 @@ def convert(
     torchvision:NAME or darknet:FILE (`convzoo list --weights`); or a MindSpore zoo configuration, which becomes a
     recipe; or, with --to, a model file; or a folder of such weights.
     """
-    from convzoo.convert.convert import targets
     from convzoo.convert.state_dict import ExpectedWeights
 
+    if data and not check:
+        raise UsageError("--data has no meaning without --check")
     expected = ExpectedWeights(model, num_classes, classes)
-    options: dict[str, Any] = {"check": check, "data_name": data_name, "download": download}
-    if not Path(source).is_dir():
+    options: dict[str, Any] = {"check": check, "data": data, "data_name": data_name, "download": download}
+    (_folder if Path(source).is_dir() else _file)(source, out, to, expected, options, json_)
+
+
+def _file(source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any], json_: bool) -> None:
+    from convzoo.convert.statistics import StatisticsError
+
+    try:
         report = _converted(source, out, to, expected, options)
-        print(json.dumps(report.plain, ensure_ascii=False) if json_ else _text(report))
-        return
+    except StatisticsError as error:
+        print(json.dumps({"batch_norms": error.statistics.plain()}) if json_ else error.statistics.text())
+        raise
+    print(json.dumps(report.plain, ensure_ascii=False) if json_ else _text(report))
+
+
+def _folder(source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any], json_: bool) -> None:
+    from convzoo.convert.convert import targets
+
     target_of = targets(Path(source), out, to)
 
     def row(file: Path) -> None:
@@ -71,7 +92,8 @@ def _converted(source: str, out: Path, to: str | None, expected: Any, options: d
 
     require_download(source, options["download"])
     weights = {"--model": expected.model_name, "--num-classes": expected.num_classes}
-    network = {"--check": options["check"], "--data-name": options["data_name"], "--classes": expected.classes}
+    network = {f"--{name.replace('_', '-')}": options[name] for name in ("check", "data", "data_name")}
+    network["--classes"] = expected.classes
     try:
         if is_text(Path(source)):
             _refuse("for a configuration", {"--to": to, **weights, **network})
