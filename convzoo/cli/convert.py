@@ -8,7 +8,7 @@ import typer
 
 from convzoo.cli.download import require_download
 from convzoo.cli.files import _each
-from convzoo.cli.options import Download, Json, To
+from convzoo.cli.options import Download, Json, To, Verbose
 from convzoo.errors import ConvzooError, UsageError
 
 Source = Annotated[
@@ -42,6 +42,7 @@ def convert(
         str | None,
         typer.Option("--data-name", help="Data set of the recipe in the file.", show_default="cifar10 or image_folder"),
     ] = None,
+    verbose: Verbose = False,
     json_: Json = False,
     download: Download = False,
 ) -> None:
@@ -57,10 +58,15 @@ def convert(
         raise UsageError("--data has no meaning without --check")
     expected = ExpectedWeights(model, num_classes, classes)
     options: dict[str, Any] = {"check": check, "data": data, "data_name": data_name, "download": download}
-    (_folder if Path(source).is_dir() else _file)(source, out, to, expected, options, json_)
+    if not Path(source).is_dir():
+        _file(source, out, to, expected, options, json_, verbose)
+    else:
+        _folder(source, out, to, expected, options, json_)
 
 
-def _file(source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any], json_: bool) -> None:
+def _file(
+    source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any], json_: bool, verbose: bool
+) -> None:
     from convzoo.convert.statistics import StatisticsError
 
     try:
@@ -68,7 +74,12 @@ def _file(source: str, out: Path, to: str | None, expected: Any, options: dict[s
     except StatisticsError as error:
         print(json.dumps({"batch_norms": error.statistics.plain()}) if json_ else error.statistics.text())
         raise
-    print(json.dumps(report.plain, ensure_ascii=False) if json_ else _text(report))
+    if json_:
+        print(json.dumps(report.plain, ensure_ascii=False))
+        return
+    print(report.text(verbose))
+    if not report.has_class_names:
+        print(f"{'':14} --classes FILE names them, one a line in output order")
 
 
 def _folder(source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any], json_: bool) -> None:
@@ -111,8 +122,3 @@ def _refuse(when: str, options: dict[str, Any]) -> None:
     for flag, value in options.items():
         if value:
             raise UsageError(f"{flag} has no meaning {when}")
-
-
-def _text(report: Any) -> str:
-    hint = "" if report.has_class_names else f"\n{'':14} --classes FILE names them, one a line in output order"
-    return f"{report.text()}{hint}"

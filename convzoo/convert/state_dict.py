@@ -4,6 +4,7 @@ A reader recognises the network, names the model section that rebuilds it, and h
 names together with a name map. `assemble` then takes exactly the tensors that the network has, shape by shape.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -282,10 +283,10 @@ def file_bytes(source: Path | bytes | bytearray | memoryview) -> np.ndarray:
 
 
 def read_class_names(path: Path, num_classes: int) -> list[str]:
-    """Read class names, one a line in the order of the outputs.
+    """Read class names, one a line in the order of the outputs; one that stands there again is numbered.
 
     Raises:
-        UsageError: no such file, not text, a name twice, or not as many lines as there are classes.
+        UsageError: no such file, not text, or not as many lines as there are classes.
     """
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -295,7 +296,13 @@ def read_class_names(path: Path, num_classes: int) -> list[str]:
         names = names[:1000]  # Darknet's own imagenet.labels.list, of which its networks use the head
     if len(names) != num_classes:
         raise UsageError(f"{path}: {len(names)} class names, the network has {num_classes} outputs")
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise UsageError(f"{path}: class name '{twice}' stands there twice")
-    return names
+    return _numbered(names)
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Return distinct names: Darknet's ImageNet list has a bird and a machine called crane: "crane", "crane (2)"."""
+    distinct: dict[str, None] = {}
+    for name in names:
+        spellings = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+        distinct[next(spelling for spelling in spellings if spelling not in distinct)] = None
+    return list(distinct)
