@@ -266,6 +266,17 @@ def model_label(model: Mapping[str, Any]) -> str:
     return f"{model['name']} ({', '.join([*(f'{key} {value}' for key, value in changed.items()), classes])})"
 
 
+def require_file(path: Path) -> None:
+    """Raise UsageError for what is no file."""
+    if not path.is_file():
+        raise UsageError(f"{path}: {'a folder, not a weight file' if path.is_dir() else 'no such weight file'}")
+
+
+def one_line(error: object) -> str:
+    """Return a library's message as one line of at most 160 characters, or its type where it says nothing."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 def file_bytes(source: Path | bytes | bytearray | memoryview) -> np.ndarray:
     """Return the bytes of a file, mapped copy-on-write instead of read, or of a buffer, as uint8 [N].
 
@@ -275,8 +286,7 @@ def file_bytes(source: Path | bytes | bytearray | memoryview) -> np.ndarray:
     """
     if not isinstance(source, Path):
         return np.frombuffer(bytearray(source), np.uint8)
-    if not source.is_file():
-        raise UsageError(f"{source}: {'a folder, not a weight file' if source.is_dir() else 'no such weight file'}")
+    require_file(source)
     if source.stat().st_size == 0:
         raise ConvzooError(f"{source}: an empty file")
     return np.memmap(source, np.uint8, "c")
