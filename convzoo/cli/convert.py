@@ -8,17 +8,23 @@ import typer
 
 from convzoo.cli.download import require_download
 from convzoo.cli.files import _each
-from convzoo.cli.options import Download, Json, To
+from convzoo.cli.options import Download, Json, To, Verbose
 from convzoo.errors import ConvzooError, UsageError
+
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC", help="Weight file, folder of them, LIBRARY:NAME, or MindSpore zoo YAML or config.py."
+    ),
+]
+CheckData = Annotated[
+    Path | None,
+    typer.Option("--data", help="With --check: pictures to see the batch norms' statistics on.", show_default=False),
+]
 
 
 def convert(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC", help="Weight file, folder of them, LIBRARY:NAME, or MindSpore zoo YAML or config.py."
-        ),
-    ],
+    source: Source,
     out: Annotated[
         Path, typer.Option("--out", help="Model file (or recipe, or foreign file) to write; of a folder, a folder.")
     ],
@@ -31,10 +37,12 @@ def convert(
     ] = None,
     to: Annotated[To | None, typer.Option("--to", help="Write a file of that program.", show_default=False)] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with where the weights come from first.")] = False,
+    data: CheckData = None,
     data_name: Annotated[
         str | None,
         typer.Option("--data-name", help="Data set of the recipe in the file.", show_default="cifar10 or image_folder"),
     ] = None,
+    verbose: Verbose = False,
     json_: Json = False,
     download: Download = False,
 ) -> None:
@@ -44,15 +52,39 @@ def convert(
     torchvision:NAME or darknet:FILE (`convzoo list --weights`); or a MindSpore zoo configuration, which becomes a
     recipe; or, with --to, a model file; or a folder of such weights.
     """
-    from convzoo.convert.convert import targets
     from convzoo.convert.state_dict import ExpectedWeights
 
+    if data and not check:
+        raise UsageError("--data has no meaning without --check")
     expected = ExpectedWeights(model, num_classes, classes)
-    options: dict[str, Any] = {"check": check, "data_name": data_name, "download": download}
+    options: dict[str, Any] = {"check": check, "data": data, "data_name": data_name, "download": download}
     if not Path(source).is_dir():
+        _file(source, out, to, expected, options, json_, verbose)
+    else:
+        _folder(source, out, to, expected, options, json_)
+
+
+def _file(
+    source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any], json_: bool, verbose: bool
+) -> None:
+    from convzoo.convert.statistics import StatisticsError
+
+    try:
         report = _converted(source, out, to, expected, options)
-        print(json.dumps(report.plain, ensure_ascii=False) if json_ else _text(report))
+    except StatisticsError as error:
+        print(json.dumps({"batch_norms": error.statistics.plain()}) if json_ else error.statistics.text())
+        raise
+    if json_:
+        print(json.dumps(report.plain, ensure_ascii=False))
         return
+    print(report.text(verbose))
+    if not report.has_class_names:
+        print(f"{'':14} --classes FILE names them, one a line in output order")
+
+
+def _folder(source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any], json_: bool) -> None:
+    from convzoo.convert.convert import targets
+
     target_of = targets(Path(source), out, to)
 
     def row(file: Path) -> None:
@@ -71,7 +103,8 @@ def _converted(source: str, out: Path, to: str | None, expected: Any, options: d
 
     require_download(source, options["download"])
     weights = {"--model": expected.model_name, "--num-classes": expected.num_classes}
-    network = {"--check": options["check"], "--data-name": options["data_name"], "--classes": expected.classes}
+    network = {f"--{name.replace('_', '-')}": options[name] for name in ("check", "data", "data_name")}
+    network["--classes"] = expected.classes
     try:
         if is_text(Path(source)):
             _refuse("for a configuration", {"--to": to, **weights, **network})
@@ -89,8 +122,3 @@ def _refuse(when: str, options: dict[str, Any]) -> None:
     for flag, value in options.items():
         if value:
             raise UsageError(f"{flag} has no meaning {when}")
-
-
-def _text(report: Any) -> str:
-    hint = "" if report.has_class_names else f"\n{'':14} --classes FILE names them, one a line in output order"
-    return f"{report.text()}{hint}"

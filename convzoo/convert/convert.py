@@ -17,7 +17,8 @@ from convzoo.convert import mindspore_recipe, presets, writers
 from convzoo.convert.report import ConversionReport, report_checks, report_weights
 from convzoo.convert.sources import ANY, WEIGHT_SUFFIXES, ExpectedWeights, WeightSource, is_own, is_remote, open_source
 from convzoo.convert.state_dict import ConvertedWeights, network, resolve_model_spec
-from convzoo.convert.verify import checks
+from convzoo.convert.statistics import batch_norm_statistics, pictures_of
+from convzoo.convert.verify import Check, checks
 from convzoo.data.datasets.cifar10 import CLASS_NAMES as CIFAR10_CLASSES
 from convzoo.data.imagenet import wnids
 from convzoo.errors import ToleranceError, UsageError
@@ -42,6 +43,7 @@ def convert(
     expected: ExpectedWeights = ANY,
     *,
     check: bool = False,
+    data: Path | None = None,
     data_name: str | None = None,
     download: bool = False,
 ) -> ConversionReport:
@@ -49,11 +51,13 @@ def convert(
 
     Args:
         check: compare the network with where it comes from first.
+        data: with it, on these pictures, what its batch norms get with what they got in training.
         data_name: the recipe's data set.
     Raises:
         UsageError: a wrong path or name.
         ConvzooError: an unreadable, damaged or mismatching file.
-        ToleranceError: the network computes something else than its source.
+        ToleranceError: the network computes something else than its source, or than in training.
+        DataError: pictures that cannot be read.
         MissingPackageError: the source library is not installed.
     """
     _check_out(out, source)
@@ -66,6 +70,8 @@ def convert(
     report_weights(opened, info, report)
     if check:
         done = checks(converted, opened.path)
+        if data is not None:
+            done.append(_check_statistics(_open(opened, info, torch.device("cpu")), data, report))
         info.provenance["checked"] = [check.what for check in done]
         report_checks(done, report)
     digest = save_model(out, converted.state_dict, info)
@@ -73,6 +79,16 @@ def convert(
         "written", f"{out}  (SHA-256 over tensors and description {digest[:12]}...)", out=str(out), sha256=digest
     )
     return report
+
+
+def _check_statistics(model: torch_model.TorchModel, data: Path, report: ConversionReport) -> Check:
+    statistics = batch_norm_statistics(model, pictures_of(model, data))
+    if statistics is None:
+        return Check("not run on pictures: no batch norm in it with statistics to compare", None)
+    statistics.require(str(model.path))
+    report.lines += [("", line) for line in statistics.text().splitlines()]
+    report.plain["batch_norms"] = statistics.plain()
+    return Check(statistics.summary(), None)
 
 
 def _whole(opened: WeightSource) -> WeightSource:
@@ -202,7 +218,10 @@ def open_converted(opened: WeightSource, device: torch.device, data_name: str | 
         UsageError: no such data set.
         ConvzooError: the weights are a backbone on its own.
     """
-    opened, info = complete(opened, data_name)
+    return _open(*complete(opened, data_name), device)
+
+
+def _open(opened: WeightSource, info: ModelInfo, device: torch.device) -> torch_model.TorchModel:
     model: Any = network(opened.converted)
     model = model.to(device, memory_format=torch.channels_last)
     recipe = recipes.from_plain(info.recipe, Path(opened.name).name)

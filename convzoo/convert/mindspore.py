@@ -72,26 +72,27 @@ def read(source: Path | bytes | memoryview, expected: ExpectedWeights = ANY) -> 
     where = str(source) if isinstance(source, Path) else "MindSpore checkpoint"
     data = file_bytes(source)
     records = read_records(data, where)
-    dropped = [name for name, record in records.items() if is_bookkeeping(name) or record.dtype == TEXT]
-    tensors = {name: record.tensor() for name, record in records.items() if name not in set(dropped)}
+    texts = [name for name, record in records.items() if record.dtype == TEXT]
+    tensors = {name: record.tensor() for name, record in records.items() if record.dtype != TEXT}
     converted = convert(tensors, where, expected)
     converted.header = {"records": len(records), "bytes_used": len(data), "bytes_left": 0}
-    converted.dropped = dropped
+    converted.dropped += texts
     return converted
 
 
 def convert(tensors: Mapping[str, Tensor], where: str, expected: ExpectedWeights = ANY) -> ConvertedWeights:
-    """Convert parameters under the zoo's names, prefixed or not, such as those of a MindSpore `.safetensors`.
+    """Convert parameters under the zoo's names, prefixed or not, without the state of a training run.
 
     Raises:
         ConvzooError: not exactly the parameters of one of the networks.
     """
     stripped: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+    dropped = [name for name in tensors if is_bookkeeping(name)]
+    for name in [name for name in tensors if not is_bookkeeping(name)]:
         plain = _plain_name(name)
         if plain in stripped:
             raise ConvzooError(f"{where}: '{plain}' stands there twice, with a prefix and without")
-        stripped[plain] = tensor
+        stripped[plain] = tensors[name]
     model = _recognise(where, stripped)
     expected.require(where, model)
     is_backbone = all(name.startswith("feature_map.backbone.") for name in stripped)
@@ -112,6 +113,7 @@ def convert(tensors: Mapping[str, Tensor], where: str, expected: ExpectedWeights
         class_names=None if is_backbone else names,
         table=table,
         missing=missing,
+        dropped=dropped,
         notes=[] if is_backbone else notes,
     )
 

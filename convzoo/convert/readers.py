@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from convzoo.convert import darknet, mindspore, torch_zoos
-from convzoo.convert.state_dict import ANY, ConvertedWeights, ExpectedWeights, network
-from convzoo.errors import ConvzooError, UsageError
+from convzoo.convert.state_dict import ANY, ConvertedWeights, ExpectedWeights, network, require_file
+from convzoo.errors import ConvzooError
 
 __all__ = ["kind_of", "network", "read"]
 
@@ -33,8 +33,7 @@ def kind_of(path: Path) -> str:
         UsageError: no such file.
         ConvzooError: none of them.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: {'a folder, not a weight file' if path.is_dir() else 'no such weight file'}")
+    require_file(path)
     with open(path, "rb") as file:
         head = file.read(256)
     impostor = _impostor(head)

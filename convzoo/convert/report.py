@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convzoo.convert.sources import WeightSource
+from convzoo.convert.state_dict import ConvertedWeights, meta_network, model_label, resolve_model_spec
 from convzoo.convert.verify import Check
 from convzoo.model_file import ModelInfo
+from convzoo.models.yolov3 import ANCHORS_PX, STRIDES
 
 
 @dataclass
@@ -14,17 +16,21 @@ class ConversionReport:
     """What a conversion did, for people and for machines.
 
     Attributes:
-        lines: (heading, text), in order.
+        lines: (heading, text), in order: what fits on a screen.
+        tensors: a line for each tensor.
         plain: the same as plain values.
         has_class_names: whether the source or the caller named the classes; else they are numbers.
     """
 
     lines: list[tuple[str, str]] = field(default_factory=list)
+    tensors: list[str] = field(default_factory=list)
     plain: dict[str, Any] = field(default_factory=dict)
     has_class_names: bool = True
 
-    def text(self) -> str:
-        return "\n".join(f"{heading:14} {text}".rstrip() for heading, text in self.lines)
+    def text(self, verbose: bool = False) -> str:
+        """Return the lines, and after them every tensor where that is asked for."""
+        lines = [f"{heading:14} {text}".rstrip() for heading, text in self.lines]
+        return "\n".join(lines + (self.tensors if verbose else []))
 
     def add(self, heading: str, text: str, **plain: Any) -> None:
         self.lines.append((heading, text))
@@ -33,8 +39,9 @@ class ConversionReport:
 
 def report_weights(opened: WeightSource, info: ModelInfo, report: ConversionReport) -> None:
     """Add what was consumed, tensor by tensor, and what was attached."""
-    converted, transform = opened.converted, info.preprocessing
+    converted = opened.converted
     report.add("source", f"{opened.name}: {converted.source}", source=opened.name, format=converted.source)
+    report.add("network", f"{model_label(converted.model)}, to {converted.task}", model=converted.model)
     header = {key: value for key, value in converted.header.items() if not key.startswith("bytes_")}
     report.add("header", ", ".join(f"{key} {value}" for key, value in header.items()) or "-", header=converted.header)
     if "bytes_used" in converted.header:
@@ -42,30 +49,68 @@ def report_weights(opened: WeightSource, info: ModelInfo, report: ConversionRepo
         report.add("bytes", f"{used:,} used, {left:,} left")
     report.add("SHA-256", opened.sha256, source_sha256=opened.sha256)
     report.add("licence", opened.licence or "not known", licence=opened.licence)
-    report.add("tensors", f"{len(converted.table)}, {sum(math.prod(row.shape) for row in converted.table):,} values")
+    _report_tensors(converted, report)
+    _report_meaning(converted, info, report)
+    for note in converted.notes:
+        report.add("note", note)
+    report.plain["notes"] = converted.notes
+    report.has_class_names = converted.class_names is not None
+
+
+def _report_tensors(converted: ConvertedWeights, report: ConversionReport) -> None:
+    count = sum(parameter.numel() for parameter in meta_network(converted.model).parameters())
+    values = sum(math.prod(row.shape) for row in converted.table)
+    report.add("tensors", f"{len(converted.table)}, {values:,} values, {count:,} of them parameters")
     width, ours = (max((len(row[i]) for row in converted.table), default=0) for i in (0, 1))
     for row in converted.table:
         shape = "x".join(map(str, row.shape)) or "scalar"
-        report.add("", f"{row.source:{width}}  {row.name:{ours}}  {shape:>16}  {row.dtype}")
+        report.tensors.append(f"{row.source:{width}}  {row.name:{ours}}  {shape:>16}  {row.dtype}")
     report.plain["tensors"] = [{**row._asdict(), "shape": list(row.shape)} for row in converted.table]
     if converted.dropped:
         some = ", ".join(converted.dropped[:4]) + (" ..." if len(converted.dropped) > 4 else "")
         report.add("left out", f"{len(converted.dropped)} that are not weights: {some}")
     report.plain["dropped"] = converted.dropped
-    operations = "; ".join(
-        f"{name} {' '.join(f'{key}={value}' for key, value in keys.items())}"
-        for op in transform["eval"]
-        for name, keys in op.items()
-    )
-    numbers = "; ".join(f"{key} {' '.join(f'{value:g}' for value in transform[key])}" for key in ("mean", "std"))
-    report.add("preprocessing", f"{operations or 'none'}; {numbers}", preprocessing=transform)
+
+
+def _report_meaning(converted: ConvertedWeights, info: ModelInfo, report: ConversionReport) -> None:
+    """Add what the file does not hold, and the numbers mean nothing without: preprocessing, anchors, class names."""
+    report.add("preprocessing", preprocessing_words(info.preprocessing), preprocessing=info.preprocessing)
+    if converted.task == "detect":
+        report.add("anchors", "; ".join(_anchors(converted.model)))
     names = info.class_names
     shown = ", ".join(names[:3]) + (f", ... {names[-1]}" if len(names) > 3 else "")
     report.add("class names", f"{len(names)}: {shown}", class_names=names)
-    for note in converted.notes:
-        report.add("note", note)
-    report.plain.update(notes=converted.notes, model=converted.model)
-    report.has_class_names = converted.class_names is not None
+
+
+def _anchors(model: dict[str, Any]) -> list[str]:
+    """Return a text for each head of a detector, the finest first."""
+    heads = resolve_model_spec(model)["anchors_px"] or ANCHORS_PX
+    return [
+        f"{' '.join(f'{width:g}x{height:g}' for width, height in anchors)} px at stride {stride}"
+        for stride, anchors in zip(STRIDES, heads, strict=True)
+    ]
+
+
+def preprocessing_words(transform: dict[str, Any]) -> str:
+    """Say in words what a `transform` section does for evaluation."""
+    steps = [_step_words(name, keys) for operation in transform["eval"] for name, keys in operation.items()]
+    mean, std = (" ".join(f"{value:g}" for value in transform[key]) for key in ("mean", "std"))
+    scaled = "values 0..1" if (mean, std) == ("0 0 0", "1 1 1") else f"values 0..1, minus {mean}, divided by {std}"
+    return ", ".join([*(steps or ["pictures in the size that they have"]), f"RGB {scaled}"])
+
+
+def _step_words(name: str, keys: dict[str, Any]) -> str:
+    side = keys.get("size_px")
+    square = f"{side}x{side}" if isinstance(side, int) else "x".join(map(str, side or ()))
+    if name == "resize":
+        size = f"stretched to {square}" if keys.get("mode") == "stretch" else f"short side {side}"
+        how = str(keys.get("interpolation", "bilinear")).replace("by_scale", "the zoo's choice of interpolation")
+        return f"{size} ({how}{'' if keys.get('antialias', True) else ', not antialiased'})"
+    if name == "letterbox":
+        return f"letterboxed on grey to {square or '416x416'}"
+    if name == "center_crop":
+        return f"centre crop {square}"
+    return " ".join([name, *(f"{key}={value}" for key, value in keys.items())])
 
 
 def report_checks(done: list[Check], report: ConversionReport) -> None:

@@ -18,7 +18,7 @@ import torch
 from convzoo.config.registry import nearest
 from convzoo.convert import darknet, presets, published, torch_zoos
 from convzoo.convert.readers import kind_of, read
-from convzoo.convert.state_dict import ANY, ConvertedWeights, ExpectedWeights, Origin, model_label
+from convzoo.convert.state_dict import ANY, ConvertedWeights, ExpectedWeights, Origin, model_label, one_line
 from convzoo.errors import ConvzooError, MissingPackageError, UsageError
 from convzoo.files import file_sha256
 from convzoo.model_file import ModelInfo, load_model, tensors_sha256
@@ -128,8 +128,7 @@ def _fetch(source: str, expected: ExpectedWeights, download: bool) -> WeightSour
 
 
 def _unreachable(source: str, error: Exception) -> ConvzooError:
-    reason = " ".join(str(getattr(error, "reason", error)).split())[:160] or type(error).__name__
-    return ConvzooError(f"{source}: cannot be fetched: {reason}")
+    return ConvzooError(f"{source}: cannot be fetched: {one_line(getattr(error, 'reason', error))}")
 
 
 def _from_torchvision(name: str, expected: ExpectedWeights) -> WeightSource:

@@ -4,6 +4,7 @@ A reader recognises the network, names the model section that rebuilds it, and h
 names together with a name map. `assemble` then takes exactly the tensors that the network has, shape by shape.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -265,6 +266,17 @@ def model_label(model: Mapping[str, Any]) -> str:
     return f"{model['name']} ({', '.join([*(f'{key} {value}' for key, value in changed.items()), classes])})"
 
 
+def require_file(path: Path) -> None:
+    """Raise UsageError for what is no file."""
+    if not path.is_file():
+        raise UsageError(f"{path}: {'a folder, not a weight file' if path.is_dir() else 'no such weight file'}")
+
+
+def one_line(error: object) -> str:
+    """Return a library's message as one line of at most 160 characters, or its type where it says nothing."""
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 def file_bytes(source: Path | bytes | bytearray | memoryview) -> np.ndarray:
     """Return the bytes of a file, mapped copy-on-write instead of read, or of a buffer, as uint8 [N].
 
@@ -274,18 +286,17 @@ def file_bytes(source: Path | bytes | bytearray | memoryview) -> np.ndarray:
     """
     if not isinstance(source, Path):
         return np.frombuffer(bytearray(source), np.uint8)
-    if not source.is_file():
-        raise UsageError(f"{source}: {'a folder, not a weight file' if source.is_dir() else 'no such weight file'}")
+    require_file(source)
     if source.stat().st_size == 0:
         raise ConvzooError(f"{source}: an empty file")
     return np.memmap(source, np.uint8, "c")
 
 
 def read_class_names(path: Path, num_classes: int) -> list[str]:
-    """Read class names, one a line in the order of the outputs.
+    """Read class names, one a line in the order of the outputs; one that stands there again is numbered.
 
     Raises:
-        UsageError: no such file, not text, a name twice, or not as many lines as there are classes.
+        UsageError: no such file, not text, or not as many lines as there are classes.
     """
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
@@ -295,7 +306,13 @@ def read_class_names(path: Path, num_classes: int) -> list[str]:
         names = names[:1000]  # Darknet's own imagenet.labels.list, of which its networks use the head
     if len(names) != num_classes:
         raise UsageError(f"{path}: {len(names)} class names, the network has {num_classes} outputs")
-    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
-    if twice is not None:
-        raise UsageError(f"{path}: class name '{twice}' stands there twice")
-    return names
+    return _numbered(names)
+
+
+def _numbered(names: list[str]) -> list[str]:
+    """Return distinct names: Darknet's ImageNet list has a bird and a machine called crane: "crane", "crane (2)"."""
+    distinct: dict[str, None] = {}
+    for name in names:
+        spellings = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+        distinct[next(spelling for spelling in spellings if spelling not in distinct)] = None
+    return list(distinct)

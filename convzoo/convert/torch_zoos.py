@@ -25,9 +25,11 @@ from convzoo.convert.state_dict import (
     assemble,
     meta_network,
     model_label,
+    one_line,
+    require_file,
 )
 from convzoo.data.imagenet import wnids
-from convzoo.errors import ConvzooError, UsageError
+from convzoo.errors import ConvzooError
 
 # Where a training script keeps the weights, best first: the average is what such a run evaluates.
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
@@ -47,15 +49,11 @@ def read(path: Path, expected: ExpectedWeights = ANY) -> ConvertedWeights:
         UsageError: no such file.
         ConvzooError: not a whole state dict, one with pickled objects, or not exactly the tensors of a network.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such weight file")
+    require_file(path)
     is_safetensors = path.open("rb").read(9)[8:] == b"{"
     tensors, notes = unwrap(_load_safetensors(path) if is_safetensors else _load_pickle(path), str(path))
     if any(map(mindspore.is_zoo_name, tensors)):
-        dropped = [name for name in tensors if mindspore.is_bookkeeping(name)]
-        weights = {name: tensor for name, tensor in tensors.items() if name not in set(dropped)}
-        converted = mindspore.convert(weights, str(path), expected)
-        converted.dropped = dropped
+        converted = mindspore.convert(tensors, str(path), expected)
     else:
         converted = convert(tensors, str(path), expected)
     converted.notes = notes + converted.notes
@@ -125,7 +123,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
             raise ConvzooError(f"{path}: a model file that convzoo wrote; it needs no conversion")
         return load_file(path)
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ConvzooError(f"{path}: not a whole safetensors file: {_one_line(error)}") from None
+        raise ConvzooError(f"{path}: not a whole safetensors file: {one_line(error)}") from None
 
 
 def _load_pickle(path: Path) -> Any:
@@ -139,7 +137,7 @@ def _load_pickle(path: Path) -> Any:
                 f"{path}: holds the pickled object {refused[1]}, which could run any code, and is not loaded; "
                 "save the weights alone, torch.save(model.state_dict(), FILE), or as safetensors"
             ) from None
-        raise ConvzooError(f"{path}: not a whole PyTorch file: {_one_line(error)}") from None
+        raise ConvzooError(f"{path}: not a whole PyTorch file: {one_line(error)}") from None
     damaged = None
     if is_zip:
         # torch.load does not look at the checksums in the file.
@@ -148,10 +146,6 @@ def _load_pickle(path: Path) -> Any:
     if damaged is not None:
         raise ConvzooError(f"{path}: damaged: the CRC-32 of {damaged} is not the one it was written with")
     return loaded
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
 
 
 def _recognise(where: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str], Origin]:

@@ -102,9 +102,14 @@ def test_what_was_consumed_is_printed(run, shared, tmp_path):
         "bytes          4,185,968 used, 0 left",
         "header         major 0, minor 1, revision 0, seen 204800000, num_bytes 16",
         "class names    1000: n02119789, n02100735, n02110185, ... n03255030",
-        "tensors        77, 1,046,488 values",
+        "network        tinydarknet (1000 classes), to classify",
+        "tensors        77, 1,046,488 values, 1,042,104 of them parameters",
+        "preprocessing  short side 256 (bilinear), centre crop 224x224, RGB values 0..1",
     ):
         assert line in text.splitlines()
+    assert len(text.splitlines()) < 15
+    listed = run("convert", weights, "--verbose", "--out", out)[1].splitlines()
+    assert len(listed) == len(text.splitlines()) + 77 and "features.18.norm.running_var" in "".join(listed)
     code, text, _ = run("convert", weights, "--out", out, "--json")
     found = json.loads(text)
     assert len(found["tensors"]) == 77 and found["tensors"][0]["shape"] == [16, 3, 3, 3]
