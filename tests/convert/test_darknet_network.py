@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import SHARED
 from convzoo.config import registry
 from convzoo.convert.darknet import Header, read_header
 from convzoo.convert.darknet_network import darknet_layers, dump_weights, load_weights
@@ -20,6 +19,7 @@ from convzoo.models.darknet_network import darknet
 from convzoo.tasks.heads import decode_heads
 from convzoo.tasks.yolo import decode
 from convzoo.types import Head
+from helpers import SHARED
 
 DARKNET = SHARED / "fixtures/darknet"
 # The largest difference between the original's float32 and a float64 computation, over the layer's largest value.

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_line
 
 from convzoo.convert.convert import open_converted
 from convzoo.convert.sources import open_source
 from convzoo.convert.statistics import MEDIAN_LIMIT, StatisticsError, batch_norm_statistics, pictures_of
 from convzoo.inference.torch_model import open_model
+from helpers import one_line
 
 CPU = torch.device("cpu")
 WRONG = {
