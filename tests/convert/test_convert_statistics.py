@@ -10,8 +10,8 @@ import torch
 
 from convzoo.convert.convert import open_converted
 from convzoo.convert.sources import open_source
-from convzoo.convert.statistics import MEDIAN_LIMIT, StatisticsError, batch_norm_statistics, pictures_of
-from convzoo.inference.torch_model import open_model
+from convzoo.convert.statistics import MEDIAN_LIMIT, Statistics, StatisticsError, batch_norm_statistics, pictures_of
+from convzoo.inference.torch_model import TorchModel, open_model
 from helpers import one_line
 
 CPU = torch.device("cpu")
@@ -27,11 +27,17 @@ def tiny(shared):
     return open_source(shared / "data/weights/tiny.weights")
 
 
+def measured(model: TorchModel, folder: Path, count: int = 16) -> Statistics:
+    statistics = batch_norm_statistics(model, list(pictures_of(model, folder, count)))
+    assert statistics
+    return statistics
+
+
 def statistics_of(source, folder, transform, model):
     converted = source.converted
     changed = {"transform": {**converted.transform, **transform}, "model": {**converted.model, **model}}
     opened = open_converted(replace(source, converted=replace(converted, **changed)), CPU)
-    return batch_norm_statistics(opened, pictures_of(opened, folder))
+    return measured(opened, folder)
 
 
 def test_the_original_tiny_darknet_gets_what_it_got_in_training(shared, tiny):
@@ -75,13 +81,13 @@ def digits(digits_run, tmp_path_factory):
 def test_a_network_of_our_own_training_passes_and_fails_under_another_normalisation(digits):
     folder, path = digits
     model = open_model(path, CPU)
-    statistics = batch_norm_statistics(model, pictures_of(model, folder))
+    statistics = measured(model, folder)
     statistics.require(path.name)
     assert statistics.num_pictures == 16 and not model.model.training
     assert not any(module._forward_pre_hooks for module in model.model.modules())
     other = open_model(path, CPU, ("transform.mean=[0.0, 0.0, 0.0]", "transform.std=[1.0, 1.0, 1.0]"))
     with pytest.raises(StatisticsError, match="already in the first layer"):
-        batch_norm_statistics(other, pictures_of(other, folder)).require(path.name)
+        measured(other, folder).require(path.name)
 
 
 def test_pictures_of_a_data_set_that_is_no_folder_of_them(digits, tmp_path):
@@ -95,7 +101,7 @@ def test_pictures_of_a_data_set_that_is_no_folder_of_them(digits, tmp_path):
     model = open_model(path, CPU, ("data={name: image_folder}",))
     pictures = list(pictures_of(model, archive, 9))
     assert len(pictures) == 9 and {Path(picture.path).parent.name for picture in pictures} == {"a", "b"}
-    assert batch_norm_statistics(model, pictures).num_pictures == 9
+    assert measured(model, archive, 9).num_pictures == 9
 
 
 def test_what_fails_prints_its_table_and_writes_nothing(run, digits, tmp_path):
@@ -113,14 +119,15 @@ def test_what_fails_prints_its_table_and_writes_nothing(run, digits, tmp_path):
 def test_channels_that_hardly_vary_do_not_decide(digits):
     folder, path = digits
     model = open_model(path, CPU)
-    before = batch_norm_statistics(model, pictures_of(model, folder))
-    norm = model.model.features[0].norm
+    before = measured(model, folder)
+    norm = next(module for module in model.model.modules() if isinstance(module, torch.nn.BatchNorm2d))
+    assert norm.running_var is not None
     norm.running_var[::2] = norm.eps / 1000
-    after = batch_norm_statistics(model, pictures_of(model, folder))
+    after = measured(model, folder)
     assert after.layers[0].num_judged == before.layers[0].num_judged - 8
     assert after.layers[0].log2_variance < 1
     norm.running_var[:] = norm.eps / 1000
-    after = batch_norm_statistics(model, pictures_of(model, folder))
+    after = measured(model, folder)
     assert after.layers[0].num_judged == 0 and after.layers[0] not in after.judged
 
 

@@ -103,7 +103,8 @@ def slim(name: str) -> SimpleNamespace:
         layer.register_forward_hook(lambda _, __, output, number=number: maps.update({number: output[0].clone()}))
     with torch.inference_mode():
         outputs = network.eval()(picture)
-    return SimpleNamespace(folder=folder, text=text, weights=weights, network=network, maps=maps, outputs=outputs)
+    case = {"folder": folder, "text": text, "weights": weights, "network": network, "picture": picture}
+    return SimpleNamespace(**case, maps=maps, outputs=outputs)
 
 
 def tolerance(name: str) -> float:
@@ -218,7 +219,8 @@ def test_max_pools_take_their_windows_where_darknet_does(size, stride, padding):
 @pytest.mark.parametrize("name", ["yolov3-tiny", "parts-attention", "parts-crop", "yolov2-voc", "alexnet"])
 def test_networks_are_folded_and_traced_with_any_batch(name):
     case = slim(name)
-    picture = torch.rand(3, 3, *case.network.input_hw)
+    # Of noise these networks make boxes so large that rounding shows in them.
+    picture = torch.cat([case.picture, case.picture.flip(2), case.picture.flip(3)])
     plain = folded(case.network)
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in plain.modules())
 
