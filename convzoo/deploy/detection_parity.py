@@ -11,7 +11,8 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor
 
-from convzoo.boxes import clip_boxes, pairwise_iou
+from convzoo.boxes import clip_boxes
+from convzoo.tasks.postprocess import similarity
 from convzoo.types import Prediction
 
 
@@ -61,7 +62,7 @@ def matched(
     mine = Matched(mine.boxes_xyxy, mine.scores, shown[which], score[which])
     error_px = float((mine.boxes_xyxy - mine.reference_boxes_xyxy).abs().max()) if len(which) else 0.0
     candidates = _Candidates(box, label, score, boxes, (shown[:, 2:] > shown[:, :2]).all(1))
-    return mine if _is_what_suppression_leaves(which, candidates, error_px, options, tolerance) else None
+    return mine if _is_what_suppression_leaves(which, candidates, size, error_px, options, tolerance) else None
 
 
 class _Candidates(NamedTuple):
@@ -75,15 +76,25 @@ class _Candidates(NamedTuple):
 
 
 def _is_what_suppression_leaves(
-    which: Tensor, all_: _Candidates, error_px: float, options: dict[str, Any], tolerance: float
+    which: Tensor,
+    all_: _Candidates,
+    size: tuple[int, int],
+    error_px: float,
+    options: dict[str, Any],
+    tolerance: float,
 ) -> bool:
     """Tell whether the candidates `which` [D] do not overlap too much, and leave out only what they suppress."""
     boxes, score = all_.boxes_xyxy, all_.score
-    overlap = pairwise_iou(boxes, boxes[which])
-    overlap[all_.label[:, None] != all_.label[which]] = 0
+    kind, beta = options["nms_kind"], options["nms_beta"]
+    overlap = similarity(boxes[:, None], boxes[which], size, kind, beta)
+    overlap[all_.label[:, None] != all_.label[which]] = -torch.inf
     # How far an overlap can be off, when corners are as far off as the worst that was found.
     side = (boxes[:, 2:] - boxes[:, :2]).amin(1).clamp(min=1e-6)
-    slack = 1e-6 + 8 * error_px / torch.minimum(side[:, None], side[which])
+    reach = error_px / torch.minimum(side[:, None], side[which])
+    slack = 1e-6 + 8 * reach
+    if kind != "default":  # (d / c)^p, of which d / c is off by at most sqrt(32) times the reach
+        power = 1.2 if kind == "greedynms" else 2 * beta
+        slack += max(1.0, power) * (6 * reach) ** min(1.0, power)
     limit, most = options["iou_threshold"], options["max_detections"]
     if (overlap[which] - slack[which] > limit).fill_diagonal_(False).any():
         return False

@@ -81,6 +81,8 @@ def check_suppression(options: dict[str, Any]) -> None:
         raise UsageError("--stage nms: postprocess.max_detections must be a number, the graph's outputs have that size")
     if options["box_rule"] != "clip":
         raise UsageError(f"--stage nms: box_rule {options['box_rule']} needs the original picture; use --stage decoded")
+    if options["nms_kind"] != "default":
+        raise UsageError(f"--stage nms: a graph cannot suppress by nms_kind {options['nms_kind']}; use --stage decoded")
 
 
 def folded(network: nn.Module) -> nn.Module:

@@ -17,7 +17,7 @@ from convzoo.data.loader import base_batch
 from convzoo.errors import UsageError
 from convzoo.tasks.detect_metric import DetectMetric
 from convzoo.tasks.heads import decode_heads
-from convzoo.tasks.postprocess import Detections, postprocess
+from convzoo.tasks.postprocess import Detections, NmsKind, postprocess
 from convzoo.tasks.yolo import assign_targets, ignore_masks, yolo_loss
 from convzoo.types import Batch, Boxes, BoxTargets, Head, Prediction, Sample
 
@@ -189,6 +189,8 @@ def detect(
     max_detections: int | None = 100,
     multi_label: bool = False,
     box_rule: Literal["clip", "darknet", "mindspore"] = "clip",
+    nms_kind: NmsKind = "default",
+    nms_beta: Annotated[float, Field(gt=0)] = 0.6,
 ) -> Detect:
     """Build the detection task; its keys are those of `postprocess.postprocess`.
 
@@ -211,4 +213,6 @@ def detect(
         max_detections=max_detections,
         multi_label=multi_label,
         box_rule=box_rule,
+        nms_kind=nms_kind,
+        nms_beta=nms_beta,
     )

@@ -1,16 +1,26 @@
-"""From decoded boxes and scores to each picture's detections: threshold, non-maximum suppression, original pixels."""
+"""From decoded boxes and scores to each picture's detections: threshold, non-maximum suppression, original pixels.
 
+Zheng et al. 2020, "Distance-IoU Loss", arXiv:1911.08287, section 3.4, for suppression that looks at centres too, with
+the exponent that Darknet's box.c gives it; the same 2020, arXiv:2005.03572, section 3.2, for suppression by matrices.
+"""
+
+import functools
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
-from convzoo.boxes import clip_boxes, to_original
+from convzoo.boxes import clip_boxes, pairwise_iou, to_original
 from convzoo.errors import ConvzooError
 
 FAR_PX = 1e6  # no corner lies farther out: exp(t) may overflow, and the overlap of infinite boxes is undefined
 FIRST_CANDIDATES = 1000
+BLOCK = 256
+GREEDY_EXPONENT = 0.6
+
+NmsKind = Literal["default", "greedynms", "diounms"]
 
 
 class Detections(NamedTuple):
@@ -33,22 +43,25 @@ def postprocess(
     max_detections: int | None = 100,
     multi_label: bool = False,
     box_rule: Literal["clip", "darknet", "mindspore"] = "clip",
+    nms_kind: NmsKind = "default",
+    nms_beta: float = 0.6,
 ) -> list[Detections]:
     """Select each picture's detections: greedy non-maximum suppression within each class.
 
     Args:
-        boxes_xyxy: [B, N, 4] in input pixels, as `yolo.decode` returns them.
+        boxes_xyxy: [B, N, 4] in input pixels, as `heads.decode_heads` returns them.
         scores: [B, N, K] in 0..1, objectness times class.
         placement: [B, 4] scale_x, scale_y, offset_x, offset_y, as `boxes.Placement`.
         original_hw: [B, 2] height and width of the original pictures.
         score_threshold: only scores above it count.
-        iou_threshold: a box goes where it overlaps a better one of its class by more than this.
+        iou_threshold: a box goes where its `similarity` to a better one of its class is above this.
         max_detections: of a picture, over all classes; None for all.
         multi_label: a box may be several classes, as in Darknet, not only the one with the best score.
         box_rule: "clip" clips the boxes that are left to the picture and drops those wholly outside; "darknet" leaves
             all as they are, as its `detector test` does. "mindspore" is the MindSpore zoo's: left and top moved to 0
             and width and height cut to the picture's, each for itself, all before suppression, and for the overlap
             width and height are a pixel larger.
+        nms_kind, nms_beta: of `similarity`; "default" is the overlap alone.
     Raises:
         ConvzooError: scores that are not finite.
     """
@@ -60,16 +73,37 @@ def postprocess(
     ):
         prediction, label, score = _candidates(scores_NK, score_threshold, multi_label)
         boxes = to_original(boxes_N4[prediction], where).clamp(-FAR_PX, FAR_PX)
-        shown, compared = boxes, boxes
-        if box_rule == "clip":
-            shown = clip_boxes(boxes, (height, width))
-        elif box_rule == "mindspore":
-            shown = _cut_as_mindspore(boxes, height, width)
-            compared = shown + shown.new_tensor([0, 0, 1, 1])
+        shown, compared = _shown_and_compared(boxes, (height, width), box_rule)
         visible = (shown[:, 2:] > shown[:, :2]).all(1) | (box_rule != "clip")
-        survivors = _suppress(compared, score, label, visible, iou_threshold, max_detections)
+        if nms_kind == "default":
+            survivors = _suppress(compared, score, label, visible, iou_threshold, max_detections)
+        else:
+            alike = functools.partial(similarity, size=(height, width), nms_kind=nms_kind, nms_beta=nms_beta)
+            survivors = _suppress_alike(alike, compared, label, visible, iou_threshold, max_detections)
         detections.append(Detections(shown[survivors], score[survivors], label[survivors]))
     return detections
+
+
+def similarity(
+    boxes_xyxy: Tensor, others_xyxy: Tensor, size: tuple[int, int], nms_kind: NmsKind, nms_beta: float
+) -> Tensor:
+    """Return what suppression compares with its threshold [...], at most 1, of boxes [..., 4] with others [..., 4].
+
+    The IoU, less (d^2 / c^2)^0.6 ("greedynms") or (d^2 / c^2)^nms_beta ("diounms"): d is the distance of the centres,
+    c the diagonal of the box round both, in shares of the picture, so both depend on its aspect ratio.
+
+    Args:
+        size: (height, width) of the picture in whose pixels the boxes are.
+    """
+    ious = pairwise_iou(boxes_xyxy.unsqueeze(-2), others_xyxy.unsqueeze(-2))[..., 0, 0]
+    if nms_kind == "default":
+        return ious
+    share = boxes_xyxy.new_tensor([size[1], size[0]] * 2)
+    (low, high), (other_low, other_high) = ((boxes / share).split(2, -1) for boxes in (boxes_xyxy, others_xyxy))
+    distance = ((low + high - other_low - other_high) / 2).square().sum(-1)
+    diagonal = (torch.maximum(high, other_high) - torch.minimum(low, other_low)).square().sum(-1)
+    ratio = distance / diagonal.clamp(min=torch.finfo(diagonal.dtype).tiny)
+    return ious - ratio ** (GREEDY_EXPONENT if nms_kind == "greedynms" else nms_beta)
 
 
 def _candidates(scores_NK: Tensor, score_threshold: float, multi_label: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -85,10 +119,16 @@ def _candidates(scores_NK: Tensor, score_threshold: float, multi_label: bool) ->
     return prediction[order], label[order], score
 
 
-def _cut_as_mindspore(boxes_xyxy: Tensor, height: int, width: int) -> Tensor:
-    corner = boxes_xyxy[:, :2].clamp(min=0)
-    size = torch.minimum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], boxes_xyxy.new_tensor([width, height]))
-    return torch.cat([corner, corner + size], 1)
+def _shown_and_compared(boxes_xyxy: Tensor, size: tuple[int, int], box_rule: str) -> tuple[Tensor, Tensor]:
+    """Return the boxes as they are given back, and as suppression takes them; `size` (height, width) in pixels."""
+    if box_rule == "clip":
+        return clip_boxes(boxes_xyxy, size), boxes_xyxy
+    if box_rule == "mindspore":
+        corner = boxes_xyxy[:, :2].clamp(min=0)
+        sides = torch.minimum(boxes_xyxy[:, 2:] - boxes_xyxy[:, :2], boxes_xyxy.new_tensor([size[1], size[0]]))
+        cut = torch.cat([corner, corner + sides], 1)
+        return cut, cut + cut.new_tensor([0, 0, 1, 1])
+    return boxes_xyxy, boxes_xyxy
 
 
 def _suppress(
@@ -109,3 +149,37 @@ def _suppress(
         if tried == total or len(survivors) == limit:
             return survivors
         tried = min(total, 4 * tried)
+
+
+def _suppress_alike(
+    alike: Callable[[Tensor, Tensor], Tensor],
+    boxes_xyxy: Tensor,
+    label: Tensor,
+    visible: Tensor,
+    threshold: float,
+    limit: int | None,
+) -> Tensor:
+    """Do as `_suppress` by any measure of how alike boxes [P, 4] and others [P, 4] are, block after block.
+
+    Within a block the survivors are the fixed point of "no survivor before it is too like it". Each round settles one
+    more candidate at least, in practice nearly all are after a few (Zheng et al. 2020, proposition 1).
+    """
+    boxes = boxes_xyxy.double()
+
+    def too_alike(these: Tensor, those: Tensor) -> Tensor:
+        matrix = label[these, None] == label[those]
+        i, j = matrix.nonzero(as_tuple=True)  # of many classes few pairs are one's
+        matrix[i, j] = alike(boxes[these[i]], boxes[those[j]]) > threshold
+        return matrix
+
+    survivors = label.new_zeros(0)
+    for block in torch.arange(len(label), device=label.device).split(BLOCK):
+        block = block[~too_alike(survivors, block).any(0)]
+        before = too_alike(block, block).triu(1)
+        previous, alive = None, torch.ones_like(block, dtype=torch.bool)
+        while previous is None or not torch.equal(alive, previous):
+            previous, alive = alive, ~(before & alive[:, None]).any(0)
+        survivors = torch.cat([survivors, block[alive]])
+        if limit is not None and int(visible[survivors].sum()) >= limit:
+            break
+    return survivors[visible[survivors]][:limit]

@@ -285,6 +285,8 @@ def test_same_detections_are_told_from_others():
         "max_detections": 100,
         "multi_label": False,
         "box_rule": "clip",
+        "nms_kind": "default",
+        "nms_beta": 0.6,
     }
     generator = torch.Generator().manual_seed(5)
     centre, side = torch.rand(60, 2, generator=generator) * 80 + 10, torch.rand(60, 2, generator=generator) * 40 + 6
@@ -321,7 +323,11 @@ def test_same_detections_are_told_from_others():
 def test_settings_that_a_graph_cannot_have(exported, tmp_path):
     model = exported(YOLO, "onnx", dynamic_size=True)[0]
     opened = torch_model.open_model(model, CPU)
-    for override, message in [("max_detections=null", "must be a number"), ("box_rule=darknet", "original picture")]:
+    for override, message in [
+        ("max_detections=null", "must be a number"),
+        ("box_rule=darknet", "original picture"),
+        ("nms_kind=diounms", "by nms_kind diounms; use --stage decoded"),
+    ]:
         changed = opened.changed((f"postprocess.{override}",))
         with pytest.raises(UsageError, match=message):
             export.check_stage(changed, "nms")
