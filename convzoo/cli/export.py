@@ -55,7 +55,8 @@ def export(
         typer.Option("--data", help="Compare on this data set's pictures.", show_default="embedded pictures"),
     ] = None,
     tolerance: Annotated[
-        float, typer.Option("--tolerance", min=0, help="Largest relative difference of an output from PyTorch's.")
+        float,
+        typer.Option("--tolerance", min=0, help="Largest relative difference from PyTorch's outputs."),
     ] = 1e-4,
     soc_version: SocVersion = "Ascend310",
     json_: Json = False,

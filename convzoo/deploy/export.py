@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib.metadata
+import math
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from convzoo.deploy import SUFFIXES, format_module, library
 from convzoo.deploy.exported import ExportedModel, open_exported
 from convzoo.deploy.graph import Deployed, check_suppression, trace
 from convzoo.deploy.metadata import ExportInfo, first_line
-from convzoo.deploy.parity import Parity, compare, pictures
+from convzoo.deploy.parity import ROUNDING_FACTOR, Parity, compare, float32_rounding, pictures
 from convzoo.errors import ConvzooError, ToleranceError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference.torch_model import TorchModel
@@ -43,7 +44,8 @@ class ExportOptions:
         size: (height, width), None for what the recipe's evaluation transform gives.
         dynamic_size: take other sizes too, multiples of 32.
         data: folder of the recipe's data set, to compare on; None for the embedded pictures.
-        tolerance: the largest max|a-b| / max|b| that is allowed.
+        tolerance: the largest max|a-b| / max|b| that is allowed, or four times what float32 alone costs the model on
+            the pictures compared, where that is more.
         soc_version: the Ascend chip of an .om file, as `atc` calls it.
     """
 
@@ -67,7 +69,6 @@ class ExportResult:
     format: str
     info: ExportInfo
     parity: Parity
-    tolerance: float
     bytes: int
     seconds: float
 
@@ -82,7 +83,8 @@ class ExportResult:
             "bytes": self.bytes,
             "differences": self.parity.outputs,
             "largest_difference": self.parity.largest,
-            "tolerance": self.tolerance,
+            "tolerance": self.info.tolerance,
+            "rounding": self.info.rounding,
             "predictions_agreed": self.parity.agreed,
             "predictions": self.parity.predictions,
             "batches": self.parity.batches,
@@ -98,6 +100,7 @@ class ExportResult:
         file = f"{self.path}  {self.format}{opset}, {self.bytes / 1e6:.1f} MB"
         lines = [f"{file}, {info.input}, size {size}, batch {batch}, {info.stage}"]
         lines += [f"  {line}" for line in differences(self.parity)]
+        lines.append(f"  {info.tolerance:.1e} allowed; float32 alone differs by {info.rounding:.1e} from float64")
         lines.append(
             f"  predictions agree on {self.parity.agreed} of {self.parity.predictions} pictures; {self.seconds:.1f} s"
         )
@@ -135,18 +138,17 @@ def export(opened: TorchModel, options: ExportOptions) -> ExportResult:
     info = export_info(opened, options, getattr(module, "OPSET", None))
     _check_size(info)
     real = pictures(opened, options.data, info.size)
+    info = _with_tolerance(opened, info, real, options.tolerance)
     with written_whole(target) as temporary, _folder_beside(target) as folder:
         draft = folder / target.name
         others = _write(module, opened, info, draft)
-        exported, parity = _checked(opened, draft, real, options.tolerance)
+        exported, parity = _checked(opened, draft, real)
         size = sum(path.stat().st_size for path in (draft, *others))
         for other in others:
             with written_whole(target.with_name(other.name)) as beside:
                 os.replace(other, beside)
         os.replace(draft, temporary)
-    return ExportResult(
-        target, options.format, exported.info, parity, options.tolerance, size, time.perf_counter() - started
-    )
+    return ExportResult(target, options.format, exported.info, parity, size, time.perf_counter() - started)
 
 
 def target_path(model: Path, out: Path | None, suffix: str, ending: str = "") -> Path:
@@ -271,10 +273,19 @@ def _write(module: ModuleType, opened: TorchModel, info: ExportInfo, draft: Path
         raise ConvzooError(f"{opened.path}: cannot be written as {draft.suffix}: {first_line(error)}") from error
 
 
-def _checked(opened: TorchModel, draft: Path, real: torch.Tensor, tolerance: float) -> tuple[ExportedModel, Parity]:
+def _with_tolerance(opened: TorchModel, info: ExportInfo, real: torch.Tensor, floor: float) -> ExportInfo:
+    """Add what the file may differ by. Raises ToleranceError where the model's outputs are not finite."""
+    rounding = float32_rounding(opened, info, real, floor)
+    if not math.isfinite(rounding):
+        raise ToleranceError(f"{opened.path}: its outputs are not finite, so no file can be compared (inf or NaN)")
+    return info.model_copy(update={"tolerance": max(floor, ROUNDING_FACTOR * rounding), "rounding": rounding})
+
+
+def _checked(opened: TorchModel, draft: Path, real: torch.Tensor) -> tuple[ExportedModel, Parity]:
     """Open the draft in its own runtime and compare. Raises ToleranceError, or ConvzooError where it does not run."""
     try:
         exported = open_exported(draft)
+        tolerance = exported.info.tolerance or 0.0
         parity = compare(opened, exported.runner(), real, tolerance)
     except ConvzooError:
         _check_disk(draft, opened)
@@ -283,7 +294,7 @@ def _checked(opened: TorchModel, draft: Path, real: torch.Tensor, tolerance: flo
     if is_off or (exported.info.stage == "nms" and parity.agreed < parity.predictions):
         lines = [*differences(parity), f"predictions agree on {parity.agreed} of {parity.predictions} pictures"]
         raise ToleranceError(
-            f"{draft.name}: not what the model does within {tolerance:g}, and not kept: {'; '.join(lines)}"
+            f"{draft.name}: not what the model does within {tolerance:.2g}, and not kept: {'; '.join(lines)}"
         )
     return exported, parity
 

@@ -26,6 +26,7 @@ MAX_DOCUMENT = 4 << 20  # characters; a recipe and a thousand class names take 3
 HALVINGS = 5  # of most networks; a size that they divide without remainders can be traced as any such size
 
 Positive = Annotated[int, Field(gt=0, le=1 << 16)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class ExportInfo(pydantic.BaseModel):
@@ -38,6 +39,8 @@ class ExportInfo(pydantic.BaseModel):
         size: (height, width) of the pictures, for dynamic_size the usual one.
         batch: pictures in a batch, None for any number.
         source_sha256: of the model file.
+        tolerance: what its outputs may differ by from the model's, as max|a-b| / max|b|; None where that is not known.
+        rounding: what float32 alone costs the model, as `parity.float32_rounding`; None where that is not known.
         versions: of the libraries that wrote it.
         seal: SHA-256 of the file's bytes with this very text set to zeros; what "any bit changed" means.
     """
@@ -57,6 +60,8 @@ class ExportInfo(pydantic.BaseModel):
     batch: Positive | None = None
     opset: int | None = None
     source_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    tolerance: NotNegative | None = None
+    rounding: NotNegative | None = None
     versions: dict[str, str] = {}
     metrics: dict[str, Any] = {}
     provenance: dict[str, Any] = {}

@@ -1,7 +1,8 @@
 """Compare an exported file, in its own runtime, with the model in PyTorch: outputs and predictions."""
 
+import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,18 +12,22 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from convzoo.boxes import clip_boxes
 from convzoo.build import build_dataset, build_pipeline
 from convzoo.config import registry
+from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy.detection_parity import matched
 from convzoo.deploy.exported import ExportRunner
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import DataError
 from convzoo.inference.loaded import LoadedModel
+from convzoo.inference.torch_model import TorchModel, TorchRunner
 from convzoo.types import Key, Sample, Task
 
 EMBEDDED = {"classes": "digits", "boxes": "digit_scenes"}
 REAL_PICTURES = 10
 BATCHES = (1, 5)  # of a file that takes any number
+ROUNDING_FACTOR = 4  # times what float32 alone costs, which another order of additions may cost as well
 FARTHER_PX = (32, 64)  # the other size (height, width), of a file that takes any
 
 
@@ -85,6 +90,46 @@ def pictures(opened: LoadedModel, data: Path | None, size: tuple[int, int]) -> T
     pipeline = build_pipeline(opened.recipe, "eval")
     images = [pipeline(sample, Key(0, i)).image for i, sample in enumerate(samples)]
     return torch.stack([F.resize(image, list(size)) for image in images])
+
+
+def float32_rounding(opened: TorchModel, info: ExportInfo, real: Tensor, tolerance: float) -> float:
+    """Return what float32 alone costs the model: its largest relative difference from itself in float64.
+
+    Of the outputs of the file's stage; of stage "nms", of the boxes, cut to the picture, and scores before it.
+    Measured on the pictures that `compare` takes; first on two, a real one and a random one, and with those it ends
+    where ROUNDING_FACTOR times it is less than a tenth of the tolerance: then nothing depends on it.
+
+    Args:
+        real: [N, 3, H, W] uint8.
+    Returns:
+        Infinite where outputs are not finite.
+    """
+    batches = list(_inputs(info, real))
+    first = {kind: images[:1] for kind, images in reversed(batches)}
+    task, single = opened.task(), opened.runner()
+    double = TorchRunner(copy.deepcopy(opened.model).cpu().double(), opened.recipe, torch.device("cpu"))
+
+    def largest(pictures: Iterable[Tensor]) -> float:
+        differences = []
+        for images in pictures:
+            x = normalize(images, single.mean, single.std)
+            size = (images.shape[2], images.shape[3])
+            outputs = [_before_suppression(task, info.stage, run, size) for run in (single(x), double(x.double()))]
+            differences += [relative_difference(a.cpu(), b.float()) for a, b in zip(*outputs, strict=True)]
+        return max(differences)
+
+    rounding = largest(first.values())
+    if ROUNDING_FACTOR * rounding < tolerance / 10:
+        return rounding
+    return max(rounding, largest(images for _, images in batches))
+
+
+def _before_suppression(task: Task, stage: str, outputs: Any, size: tuple[int, int]) -> Sequence[Tensor]:
+    """Return raw outputs as those of a stage, but for suppression."""
+    if stage == "raw":
+        return outputs
+    boxes_xyxy, scores = task.decode(outputs)
+    return (boxes_xyxy if stage == "decoded" else clip_boxes(boxes_xyxy, size)), scores
 
 
 def compare(opened: LoadedModel, runner: ExportRunner, real: Tensor, tolerance: float) -> Parity:

@@ -258,7 +258,7 @@ def test_an_atc_that_fails(model, tool, script):
 def test_on_the_device_it_is_compared_and_evaluated(model, tool, acl):
     tool("atc", ATC)
     done = om(model)
-    assert done.parity.largest < 1e-4 and done.tolerance == ascend.HALF_TOLERANCE and done.parity.agreed == 11
+    assert done.parity.largest < 1e-4 and done.info.tolerance == ascend.HALF_TOLERANCE and done.parity.agreed == 11
     opened, reference = open_exported(done.path), torch_model.open_model(model, CPU).runner()
     runner, images = opened.runner(), noise(3, 32, 32)
     assert off(runner(images)[0], reference(images)[0]) < 1e-4

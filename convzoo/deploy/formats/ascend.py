@@ -85,7 +85,8 @@ def _export_om(opened: TorchModel, options: exporting.ExportOptions) -> exportin
     before = replace(options, format=through, out=source, preprocessing=False)
     result = exporting.export(opened, mindir.prepare(before) if through == "mindir" else before)
     settings = None
-    info = result.info.model_copy(update={"seal": UNSEALED})
+    tolerance = max(result.info.tolerance or 0.0, HALF_TOLERANCE)
+    info = result.info.model_copy(update={"seal": UNSEALED, "tolerance": tolerance})
     if options.preprocessing:
         info = info.model_copy(update={"input": "uint8_nhwc"})
         settings = target.with_suffix(".aipp.cfg")
@@ -97,7 +98,7 @@ def _export_om(opened: TorchModel, options: exporting.ExportOptions) -> exportin
         beside = mindir.write_beside(info, draft)
         if find_spec("acl"):
             comparison = _compared(_resized(opened, options), open_exported(draft), options)
-            result = replace(result, parity=comparison, tolerance=max(options.tolerance, HALF_TOLERANCE))
+            result = replace(result, parity=comparison)
         else:
             log.warning(
                 f"{target.name} was not run: `acl` is not here; what was compared is {source.name}. On the device: "
@@ -125,7 +126,7 @@ def publish(drafts: list[Path], folder: Path) -> None:
 
 
 def _compared(opened: TorchModel, file: ExportedModel, options: exporting.ExportOptions) -> parity.Parity:
-    tolerance = max(options.tolerance, HALF_TOLERANCE)
+    tolerance = file.info.tolerance or HALF_TOLERANCE
     real = parity.pictures(opened, options.data, file.info.size)
     comparison = parity.compare(opened, file.runner(), real, tolerance)
     if not comparison.largest <= tolerance:

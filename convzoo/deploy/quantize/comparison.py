@@ -234,7 +234,13 @@ class Comparison:
         info = self.before.info
         provenance = {**info.provenance, "quantization": self.description(candidate)}
         versions = {**info.versions, **{tool: importlib.metadata.version(tool) for tool in ("nncf", "onnxruntime")}}
-        changed = {"metrics": candidate.result, "provenance": provenance, "versions": versions, "seal": UNSEALED}
+        changed = {
+            "metrics": candidate.result,
+            "provenance": provenance,
+            "versions": versions,
+            "tolerance": None,
+            "seal": UNSEALED,
+        }
         final = self.folder / "final"
         final.mkdir()
         others = schemes.write(network, self.options.format, info.model_copy(update=changed), final / name)
