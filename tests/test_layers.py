@@ -35,7 +35,7 @@ BUDGETS = {
     "models": 1600,
     "training": 2000,
     "inference": 1400,
-    "convert": 3600,
+    "convert": 4200,
     "deploy": 5000,
     "report": 1800,
     "serve": 1500,

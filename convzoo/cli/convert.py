@@ -8,7 +8,7 @@ import typer
 
 from convzoo.cli.download import require_download
 from convzoo.cli.files import _each
-from convzoo.cli.options import Download, Json, To, Verbose
+from convzoo.cli.options import Download, Json, Resize, To, Verbose
 from convzoo.errors import ConvzooError, UsageError
 
 Source = Annotated[
@@ -23,6 +23,9 @@ CheckData = Annotated[
 ]
 
 
+Cfg = Annotated[Path | None, typer.Option("--cfg", help="The network of a Darknet .weights file.", show_default=False)]
+
+
 def convert(
     source: Source,
     out: Annotated[
@@ -34,6 +37,11 @@ def convert(
     ] = None,
     classes: Annotated[
         Path | None, typer.Option("--classes", help="Class names, one a line in output order.", show_default=False)
+    ] = None,
+    cfg: Cfg = None,
+    resize: Annotated[
+        Resize | None,
+        typer.Option("--resize", help="With --cfg: how pictures get its size.", show_default="as the files tell"),
     ] = None,
     to: Annotated[To | None, typer.Option("--to", help="Write a file of that program.", show_default=False)] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with where the weights come from first.")] = False,
@@ -50,13 +58,15 @@ def convert(
 
     SRC is a Darknet .weights, a MindSpore .ckpt, a .pth, .pt or .safetensors, recognised by content; or timm:NAME,
     torchvision:NAME or darknet:FILE (`convzoo list --weights`); or a MindSpore zoo configuration, which becomes a
-    recipe; or, with --to, a model file; or a folder of such weights.
+    recipe; or, with --to, a model file; or a folder of such weights. Any other Darknet .weights needs its --cfg.
     """
     from convzoo.convert.state_dict import ExpectedWeights
 
     if data and not check:
         raise UsageError("--data has no meaning without --check")
-    expected = ExpectedWeights(model, num_classes, classes)
+    if resize and not cfg:
+        raise UsageError("--resize has no meaning without --cfg")
+    expected = ExpectedWeights(model, num_classes, classes, cfg, resize)
     options: dict[str, Any] = {"check": check, "data": data, "data_name": data_name, "download": download}
     if not Path(source).is_dir():
         _file(source, out, to, expected, options, json_, verbose)
@@ -102,7 +112,7 @@ def _converted(source: str, out: Path, to: str | None, expected: Any, options: d
     from convzoo.convert.state_dict import AmbiguousWeights
 
     require_download(source, options["download"])
-    weights = {"--model": expected.model_name, "--num-classes": expected.num_classes}
+    weights = {"--model": expected.model_name, "--num-classes": expected.num_classes, "--cfg": expected.cfg}
     network = {f"--{name.replace('_', '-')}": options[name] for name in ("check", "data", "data_name")}
     network["--classes"] = expected.classes
     try:

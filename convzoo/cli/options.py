@@ -23,6 +23,11 @@ class To(StrEnum):
     mindspore = "mindspore"
 
 
+class Resize(StrEnum):
+    letterbox = "letterbox"
+    stretch = "stretch"
+
+
 class Precision(StrEnum):
     fp32 = "fp32"
     bf16 = "bf16"

@@ -170,6 +170,7 @@ def _model_info(opened: WeightSource, names: list[str], provenance: dict[str, An
         "header": converted.header,
         "dropped": len(converted.dropped),
         "converter": f"convzoo {__version__}",
+        **({"cfg": converted.cfg._asdict()} if converted.cfg else {}),
         **provenance,
     }
     as_they_are = names == CIFAR10_CLASSES and not recipe.transform.eval
@@ -193,7 +194,9 @@ def recipe_of(converted: ConvertedWeights, data_name: str) -> dict[str, Any]:
 
 def _augmentation(operations: list[dict[str, Any]], detects: bool) -> list[dict[str, Any]]:
     if detects:
-        return [{"random_place": {}}, {"flip_lr": {"prob": 0.5}}, {"hsv_distort": {}}]
+        sizes = [keys["size_px"] for operation in operations for keys in operation.values() if "size_px" in keys]
+        place = {"size_px": sizes[-1]} if sizes else {}
+        return [{"random_place": place}, {"flip_lr": {"prob": 0.5}}, {"hsv_distort": {}}]
     crop = next((keys["size_px"] for op in operations for name, keys in op.items() if name == "center_crop"), None)
     if crop is not None:
         return [{"random_resized_crop": {"size_px": crop}}, {"flip_lr": {"prob": 0.5}}]
@@ -247,6 +250,7 @@ def convert_to(
     num_tensors = writers.num_tensors_read_back(data, program, converted)
     if num_tensors is None:
         raise ToleranceError(f"{out}: not written: read back, the tensors differ")
+    cfg = _write_cfg(opened, out) if program == "darknet" else None
     with written_whole(out) as temporary:
         temporary.write_bytes(data)
     report.add("source", f"{opened.name}: {converted.source}", source=opened.name, format=converted.source)
@@ -256,7 +260,19 @@ def convert_to(
     report.add("note", "such a file holds neither class names nor preprocessing")
     report.plain["notes"] = [text for heading, text in report.lines if heading == "note"]
     report.add("written", f"{out}  ({len(data):,} bytes)", out=str(out), bytes=len(data), sha256=file_sha256(out))
+    if cfg is not None:
+        report.add("", f"{cfg}", cfg=str(cfg))
     return report
+
+
+def _write_cfg(opened: WeightSource, out: Path) -> Path:
+    """Write the `.cfg` beside a weight file for Darknet. Raises UsageError where another lies there."""
+    path, data = out.with_suffix(".cfg"), writers.cfg_bytes(opened.converted, opened.info and opened.info.input_hw)
+    if path.exists() and not (path.is_file() and path.read_bytes() == data):
+        raise UsageError(f"{path}: another file than the .cfg of {out.name}, which is written beside it")
+    with written_whole(path) as temporary:
+        temporary.write_bytes(data)
+    return path
 
 
 def convert_configuration(path: Path, out: Path) -> ConversionReport:

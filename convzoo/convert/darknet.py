@@ -45,26 +45,36 @@ class Original(NamedTuple):
     postprocess: Mapping[str, Any] = {}
 
 
-def _crop(size_px: int) -> dict[str, Any]:
-    resize = {"size_px": 256, "mode": "short_side", "antialias": True}
+VALID = {"score_threshold": 0.005, "iou_threshold": 0.45, "multi_label": True}  # of `detector valid`
+
+
+def crop(size_px: int) -> dict[str, Any]:
+    """Return how Darknet's classifiers get their pictures, as measured on ImageNet: short side 256 for what fits in."""
+    resize = {"size_px": 256 if 224 <= size_px <= 256 else size_px, "mode": "short_side", "antialias": True}
     return presets.crop_transform(resize, size_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 ORIGINALS = {
-    "tinydarknet": Original(1000, darknet_wnids, _crop(224)),
-    "darknet53": Original(1000, darknet_wnids, _crop(256)),
+    "tinydarknet": Original(1000, darknet_wnids, crop(224)),
+    "darknet53": Original(1000, darknet_wnids, crop(256)),
     "yolov3": Original(
         80,
         presets.coco_names,
         presets.transform([{"letterbox": {"size_px": 416, "align_corners": True}}]),
         "detect",
-        {"score_threshold": 0.005, "iou_threshold": 0.45, "multi_label": True},  # `detector valid`
+        VALID,
     ),
 }
 MAX_CLASSES = 22_000  # ImageNet-22k's 21,842 fit
 BACKBONE_LAYERS = 52  # darknet53.conv.74: 74 layers of the cfg, 52 of them convolutions
 IMAGENET_ORDER = "class names: ImageNet's WordNet ids in Darknet's order, as if trained on ImageNet"
 NORM_KEYS = ("bias", "weight", "running_mean", "running_var")  # of a batch norm, in file order
+
+
+def input_px(name: str) -> int:
+    """Return the side of the pictures that one of Darknet's own networks was trained for."""
+    (keys,) = ORIGINALS[name].transform["eval"][-1].values()
+    return keys["size_px"]
 
 
 class Header(NamedTuple):
@@ -94,7 +104,7 @@ def read(source: Path | bytes | memoryview, expected: ExpectedWeights = ANY) -> 
     data = file_bytes(source)
     header = read_header(data, where)
     model, num_layers = _recognise(where, header.num_bytes, len(data) - header.num_bytes, expected)
-    layers = _layers(model["name"], model["num_classes"])
+    layers = layers_of(model["name"], model["num_classes"])
     floats = torch.from_numpy(data[header.num_bytes :].view("<f4"))
     unfilled = {name.rpartition(".")[0] for layer in layers[num_layers:] for name in layer}
     tensors = dict(_tensors(floats, layers[:num_layers]))
@@ -136,10 +146,11 @@ def write(
     name = model["name"]
     _require_darknet(name)
     num_classes = resolve_model_spec(model)["num_classes"]
-    require_same_numerics(model, {"name": name, "num_classes": num_classes}, "Darknet's")
+    anchors = {"anchors_px": model["anchors_px"]} if model.get("anchors_px") else {}  # which go into the .cfg
+    require_same_numerics(model, {"name": name, "num_classes": num_classes, **anchors}, "Darknet's")
     checked, _, _ = assemble("the network to write", model, state_dict, {})
     parts = [struct.pack("<iiiq" if _long_seen(*version[:2]) else "<iiii", *version, seen)]
-    for layer in _layers(name, num_classes):
+    for layer in layers_of(name, num_classes):
         parts += [checked[key].detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes() for key in layer]
     return b"".join(parts)
 
@@ -169,7 +180,8 @@ def _long_seen(major: int, minor: int) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def _layers(name: str, num_classes: int) -> list[Layer]:
+def layers_of(name: str, num_classes: int) -> list[Layer]:
+    """Return the convolutions and fully connected layers of one of our networks in the order of a weight file."""
     network = meta_network({"name": name, "num_classes": num_classes})
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     layers = []
@@ -214,7 +226,7 @@ def _recognise(where: str, header_bytes: int, num_bytes: int, expected: Expected
         raise UsageError(f"a network has at least one class, not {num_classes}")
     ends = {}  # where each network's layers end, in bytes after the header
     for name in ORIGINALS:
-        layers = _layers(name, _num_classes(name, expected))
+        layers = layers_of(name, _num_classes(name, expected))
         ends[name] = [4 * floats for floats in itertools.accumulate(map(_num_floats, layers))]
         if ends[name][-1] == num_bytes and model_name not in (None, name):
             raise ConvzooError(f"{where}: holds {name}, not {model_name}")
@@ -242,7 +254,7 @@ def _misfit(
     for other, layer_ends in ends.items():
         classes = _num_classes(other, expected)
         # One more class makes the file longer by a fixed step, which tells other classes from damage.
-        step = 4 * sum(map(_num_floats, _layers(other, classes + 1))) - layer_ends[-1]
+        step = 4 * sum(map(_num_floats, layers_of(other, classes + 1))) - layer_ends[-1]
         more, rest = divmod(num_bytes - layer_ends[-1], step)
         classes += more
         if num_bytes in layer_ends:

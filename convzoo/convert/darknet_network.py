@@ -62,7 +62,7 @@ def load_weights(cfg_text: str, weights: bytes | memoryview | np.ndarray, where:
         ConvzooError: no weight file, or one with fewer or more floats than the network takes.
     """
     data = weights if isinstance(weights, np.ndarray) else file_bytes(weights)
-    header = _read_header(data, where)
+    header = weights_header(data, where)
     network = _meta_network(cfg_text)
     num_floats, odd_bytes = divmod(len(data) - header.num_bytes, 4)
     if odd_bytes:
@@ -116,8 +116,12 @@ def _meta_network(cfg_text: str) -> Network:
     return network
 
 
-def _read_header(data: np.ndarray, where: str) -> Header:
-    """Read the header, also of the oldest files, whose version is above 1000 and whose `seen` takes 4 bytes."""
+def weights_header(data: np.ndarray, where: str) -> Header:
+    """Read the header, also of the oldest files, whose version is above 1000 and whose `seen` takes 4 bytes.
+
+    Raises:
+        ConvzooError: anything but one.
+    """
     if len(data) >= 16 and not looks_like(data[:12].tobytes()):
         major, minor, revision, seen = struct.unpack("<iiii", data[:16].tobytes())
         if max(major, minor) > OLDEST:

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from convzoo.convert import darknet, mindspore, torch_zoos
+from convzoo.convert import darknet, darknet_pair, mindspore, torch_zoos
 from convzoo.convert.state_dict import ANY, ConvertedWeights, ExpectedWeights, network, require_file
-from convzoo.errors import ConvzooError
+from convzoo.errors import ConvzooError, UsageError
 
 __all__ = ["kind_of", "network", "read"]
 
@@ -20,15 +20,22 @@ def read(path: Path, expected: ExpectedWeights = ANY) -> ConvertedWeights:
     """Read a foreign weight file, whose format its content tells.
 
     Raises:
-        UsageError: no such file, or an unknown network.
+        UsageError: no such file, an unknown network, or a `.cfg` that is not read or not of such weights.
         ConvzooError: none of the formats, damaged, or not exactly the tensors of one of the networks.
     """
-    return READERS[kind_of(path)](path, expected)
+    if expected.cfg is None:
+        return READERS[kind_of(path)](path, expected)
+    kind = kind_of(path, with_cfg=True)
+    if kind != "darknet":
+        raise UsageError(f"{path}: {kind} weights; a .cfg describes Darknet's alone")
+    return darknet_pair.read(path, expected)
 
 
-def kind_of(path: Path) -> str:
+def kind_of(path: Path, with_cfg: bool = False) -> str:
     """Tell the format from the first bytes: darknet, mindspore, torch or safetensors.
 
+    Args:
+        with_cfg: there is a `.cfg` for it: a file of no known kind may be one of Darknet's first, of any version.
     Raises:
         UsageError: no such file.
         ConvzooError: none of them.
@@ -45,7 +52,7 @@ def kind_of(path: Path) -> str:
         return "safetensors"
     if mindspore.looks_like(head):
         return "mindspore"
-    if darknet.looks_like(head):
+    if darknet.looks_like(head) or with_cfg:
         return "darknet"
     raise ConvzooError(f"{path}: not a Darknet, MindSpore, PyTorch or safetensors weight file")
 

@@ -1,14 +1,15 @@
 """What a conversion says of itself: what it consumed, what it attached, what it compared."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from convzoo.convert.sources import WeightSource
-from convzoo.convert.state_dict import ConvertedWeights, meta_network, model_label, resolve_model_spec
+from convzoo.convert.state_dict import ConvertedWeights, meta_network, model_label
 from convzoo.convert.verify import Check
 from convzoo.model_file import ModelInfo
-from convzoo.models.yolov3 import ANCHORS_PX, STRIDES
+from convzoo.types import Head
 
 
 @dataclass
@@ -83,11 +84,11 @@ def _report_meaning(converted: ConvertedWeights, info: ModelInfo, report: Conver
 
 
 def _anchors(model: dict[str, Any]) -> list[str]:
-    """Return a text for each head of a detector, the finest first."""
-    heads = resolve_model_spec(model)["anchors_px"] or ANCHORS_PX
+    """Return a text for each head of a detector, in the order of its outputs."""
+    heads: Sequence[Head] = meta_network(model).heads  # pyright: ignore[reportAssignmentType]
     return [
-        f"{' '.join(f'{width:g}x{height:g}' for width, height in anchors)} px at stride {stride}"
-        for stride, anchors in zip(STRIDES, heads, strict=True)
+        f"{' '.join(f'{width:g}x{height:g}' for width, height in head.anchors_px)} px at stride {head.stride}"
+        for head in heads
     ]
 
 

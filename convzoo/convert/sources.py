@@ -18,7 +18,7 @@ import torch
 from convzoo.config.registry import nearest
 from convzoo.convert import darknet, presets, published, torch_zoos
 from convzoo.convert.readers import kind_of, read
-from convzoo.convert.state_dict import ANY, ConvertedWeights, ExpectedWeights, Origin, model_label, one_line
+from convzoo.convert.state_dict import ANY, CfgFile, ConvertedWeights, ExpectedWeights, Origin, model_label, one_line
 from convzoo.errors import ConvzooError, MissingPackageError, UsageError
 from convzoo.files import file_sha256
 from convzoo.model_file import ModelInfo, load_model, tensors_sha256
@@ -105,6 +105,7 @@ def _open_own(path: Path, expected: ExpectedWeights) -> WeightSource:
         transform=info.recipe["transform"],
         class_names=info.class_names,
         header=info.provenance.get("header") or {},
+        cfg=CfgFile(**info.provenance["cfg"]) if "cfg" in info.provenance else None,
     )
     return WeightSource(path.name, path, file_sha256(path), converted, info.licence, info)
 

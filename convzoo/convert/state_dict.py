@@ -4,6 +4,7 @@ A reader recognises the network, names the model section that rebuilds it, and h
 names together with a name map. `assemble` then takes exactly the tensors that the network has, shape by shape.
 """
 
+import hashlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -41,11 +42,15 @@ class ExpectedWeights:
         model_name: refuse any other network; a partial Darknet file needs it.
         num_classes: refuse any other number of classes; a Darknet file of a network trained on other classes needs it.
         classes: a file of class names, one a line in the order of the outputs.
+        cfg: the `.cfg` file that describes the network of a Darknet weight file.
+        resize: "letterbox" or "stretch": how its pictures get the network's size, where the files tell otherwise.
     """
 
     model_name: str | None = None
     num_classes: int | None = None
     classes: Path | None = None
+    cfg: Path | None = None
+    resize: str | None = None
 
     def require(self, where: str, model: Mapping[str, Any]) -> None:
         """Compare with the model section of what a file holds.
@@ -83,6 +88,19 @@ class Row(NamedTuple):
     dtype: str
 
 
+class CfgFile(NamedTuple):
+    """A Darknet `.cfg` as it came with weights: its name, its text, and the SHA-256 of its bytes."""
+
+    name: str
+    text: str
+    sha256: str
+
+    def encoded(self) -> bytes:
+        """Return the file's bytes; comments may be in another encoding than UTF-8."""
+        data = self.text.encode()
+        return data if hashlib.sha256(data).hexdigest() == self.sha256 else self.text.encode("latin-1")
+
+
 @dataclass
 class ConvertedWeights:
     """Foreign weights as a network of ours.
@@ -101,6 +119,7 @@ class ConvertedWeights:
         missing: names of the network's tensors that the file does not hold; empty but for a backbone on its own.
         dropped: names in the file that are not weights, such as optimiser slots.
         notes: what a reader should know, a line each.
+        cfg: the `.cfg` that came with the weights.
     """
 
     origin: Origin
@@ -116,6 +135,7 @@ class ConvertedWeights:
     missing: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    cfg: CfgFile | None = None
 
 
 def resolve_model_spec(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,8 +280,9 @@ def _float32(where: str, name: str, tensor: Tensor) -> Tensor:
 
 def model_label(model: Mapping[str, Any]) -> str:
     """Name a network for messages, such as `vgg16 (batch_norm True, 10 classes)`."""
-    full, defaults = resolve_model_spec(model), resolve_model_spec({"name": model["name"]})
-    changed = {key: value for key, value in full.items() if key not in TRAINING_KEYS and value != defaults[key]}
+    full, defaults = resolve_model_spec(model), registry.builder("model", model["name"]).__kwdefaults__ or {}
+    unseen = {*TRAINING_KEYS, "name", "cfg"}  # a .cfg is a text of pages
+    changed = {key: value for key, value in full.items() if key not in unseen and value != defaults.get(key)}
     classes = f"{changed.pop('num_classes', full['num_classes'])} classes"
     return f"{model['name']} ({', '.join([*(f'{key} {value}' for key, value in changed.items()), classes])})"
 

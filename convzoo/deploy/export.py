@@ -243,12 +243,13 @@ def resized(opened: TorchModel, size: tuple[int, int]) -> TorchModel:
     if not sized or sized[-1][1]["size_px"] in (list(size), size[0] if size[0] == size[1] else None):
         return opened
     name, keys = sized[-1]
-    if name != "letterbox" and size[0] != size[1]:
+    makes_any = name == "letterbox" or keys.get("mode") == "stretch"
+    if not makes_any and size[0] != size[1]:
         raise UsageError(f"--size {size[0]},{size[1]}: {name}, the recipe's last step, makes squares")
-    if name != "letterbox":
+    if not makes_any:
         for _, others in sized[:-1]:
             others["size_px"] = round(others["size_px"] * size[0] / keys["size_px"])
-    keys["size_px"] = list(size) if name == "letterbox" else size[0]
+    keys["size_px"] = list(size) if makes_any else size[0]
     info = dataclasses.replace(opened.info, metrics={})  # measured at another size
     return dataclasses.replace(opened, recipe=recipes.from_plain(plain, opened.recipe.name), info=info)
 

@@ -28,8 +28,8 @@ OPTIONS = {
     "quantize": "--calibration --calibration-images --data --eval-images --format --help --json --max-drop --out "
     "--soc-version",
     "bench": "--batch --calibration --data --formats --help --json --max-drop --out --rounds --seconds",
-    "convert": "--check --classes --data --data-name --download --help --json --model --num-classes --out --to "
-    "--verbose",
+    "convert": "--cfg --check --classes --data --data-name --download --help --json --model --num-classes --out "
+    "--resize --to --verbose",
     "list": "--help --json --weights",
     "doctor": "--help --json",
     "data check": "--data --help --json",

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 from convzoo.boxes import Placement
 from convzoo.config.registry import register
 from convzoo.data.transforms.pipeline import interpolated, moved
+from convzoo.errors import UsageError
 from convzoo.logs import log
 from convzoo.types import Boxes, Sample
 
@@ -46,15 +47,22 @@ def resize(
     sample: Sample,
     rng: np.random.Generator,
     *,
-    size_px: int,
+    size_px: int | tuple[int, int],
     mode: Literal["short_side", "stretch"] = "short_side",
     interpolation: Literal["bilinear", "bicubic", "by_scale"] = "bilinear",
     antialias: bool = True,
 ) -> Sample:
-    """Resize the short side to size_px and keep the aspect ratio, or stretch to size_px x size_px; boxes move along."""
+    """Resize the short side to size_px and keep the aspect ratio, or stretch to size_px, a side or (height, width).
+
+    Boxes move along. Raises UsageError for a short side that is given as two.
+    """
     side, (height, width) = sample.size_px or size_px, sample.image.shape[-2:]
-    short = min(height, width)
-    size = [side, side] if mode == "stretch" else [int(side * height / short), int(side * width / short)]
+    if mode == "stretch":
+        size = [side, side] if isinstance(side, int) else list(side)
+    elif isinstance(side, int):
+        size = [int(side * height / min(height, width)), int(side * width / min(height, width))]
+    else:
+        raise UsageError(f"resize: mode short_side takes one size_px, not {side[0]}x{side[1]}; stretch takes two")
     image = interpolated(sample.image, size, interpolation, antialias)
     return moved(sample, image, Placement(size[1] / width, size[0] / height, 0, 0))
 
