@@ -14,16 +14,17 @@ from collections.abc import Callable
 import torch
 
 from convzoo.boxes import ltwh_to_xyxy
-from convzoo.models.yolov3 import ANCHORS_PX, STRIDES
+from convzoo.models import yolov3
+from convzoo.tasks.heads import decode_heads
 from convzoo.tasks.postprocess import postprocess
-from convzoo.tasks.yolo import assign_targets, decode, ignore_masks, yolo_loss
+from convzoo.tasks.yolo import assign_targets, ignore_masks, yolo_loss
 
-ANCHORS = torch.tensor(ANCHORS_PX, dtype=torch.float32)
+HEADS = yolov3.heads()
 PLACEMENT, ORIGINAL_HW = torch.tensor([[416 / 640, 416 / 640, 0, 69]]), torch.tensor([[427, 640]])
 
 
 def random_heads(images: int, generator: torch.Generator) -> list[torch.Tensor]:
-    return [torch.randn(images, 255, 416 // s, 416 // s, generator=generator) for s in STRIDES]
+    return [torch.randn(images, 255, 416 // s, 416 // s, generator=generator) for s in yolov3.STRIDES]
 
 
 def detector(threshold: float, candidates: int, **options) -> tuple[Callable[[], object], int, int]:
@@ -36,12 +37,12 @@ def detector(threshold: float, candidates: int, **options) -> tuple[Callable[[],
         for head in shifted:
             head[:, :, 4] += shift
         maps = [head.flatten(1, 2) for head in shifted]
-        count = int((decode(maps, ANCHORS, STRIDES)[1].amax(2) > threshold).sum())
+        count = int((decode_heads(maps, HEADS)[1].amax(2) > threshold).sum())
         low, high = (shift, high) if count < candidates else (low, shift)
 
     def run() -> object:
         with torch.no_grad():
-            decoded = decode(maps, ANCHORS, STRIDES)
+            decoded = decode_heads(maps, HEADS)
         return postprocess(*decoded, PLACEMENT, ORIGINAL_HW, score_threshold=threshold, iou_threshold=0.45, **options)
 
     return run, count, len(run()[0].scores)
@@ -53,11 +54,10 @@ def trainer(images: int, boxes_each: int) -> Callable[[], object]:
     boxes = ltwh_to_xyxy(torch.rand(images * boxes_each, 4, generator=generator) * 200 + 4)
     labels = torch.randint(80, (len(boxes),), generator=generator)
     index = torch.arange(images).repeat_interleave(boxes_each)
-    levels = {"anchors_px": ANCHORS, "strides": STRIDES}
 
     def run() -> object:
-        targets = assign_targets(boxes, labels, index, image_size=(416, 416), num_classes=80, **levels)
-        loss = yolo_loss(heads, targets, ignore_masks(heads, boxes, index, **levels))["loss"]
+        targets = assign_targets(boxes, labels, index, image_size=(416, 416), num_classes=80, heads=HEADS)
+        loss = yolo_loss(heads, targets, ignore_masks(heads, boxes, index, heads=HEADS))["loss"]
         return torch.autograd.grad(loss, heads)
 
     return run

@@ -256,6 +256,10 @@ class Task(Protocol):
 
     def collate(self, samples: list[Sample]) -> Batch: ...
 
+    def check_learnable(self) -> None:
+        """Raise UsageError where no loss is for the network's outputs."""
+        ...
+
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
         """Return scalars: "loss" is minimised, the others are logged."""
         ...

@@ -20,7 +20,7 @@ from convzoo.config import recipe as recipes
 from convzoo.config import registry
 from convzoo.data.sampler import epoch_order
 from convzoo.inference import evaluate
-from convzoo.models.yolov3 import STRIDES
+from convzoo.models.yolov3 import heads
 from convzoo.tasks.yolo import assign_targets, ignore_masks, yolo_loss
 from convzoo.types import Batch, BoxTargets
 from helpers import QUICK, rows, weights
@@ -147,9 +147,9 @@ def plain_loss(recipe: recipes.Recipe, data: evaluate.Any, outputs, indices: lis
     xyxy = torch.from_numpy(np.concatenate([boxes.xyxy for boxes in truth])).float()
     labels = torch.from_numpy(np.concatenate([boxes.labels for boxes in truth]))
     index = torch.cat([torch.full((len(boxes),), i) for i, boxes in enumerate(truth)])
-    where = {"anchors_px": torch.tensor(recipe.model["anchors_px"], dtype=torch.float32), "strides": STRIDES}
-    targets = assign_targets(xyxy, labels, index, image_size=(size_px, size_px), num_classes=10, **where)
-    masks = ignore_masks(outputs, xyxy, index, iou_threshold=recipe.loss.get("ignore_threshold", 0.7), **where)
+    meant, threshold = heads(recipe.model["anchors_px"]), recipe.loss.get("ignore_threshold", 0.7)
+    targets = assign_targets(xyxy, labels, index, image_size=(size_px, size_px), num_classes=10, heads=meant)
+    masks = ignore_masks(outputs, xyxy, index, iou_threshold=threshold, heads=meant)
     return yolo_loss(outputs, targets, masks)["loss"]
 
 

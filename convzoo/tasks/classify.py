@@ -143,6 +143,9 @@ class Classify:
     def collate(self, samples: list[Sample]) -> Batch:
         return base_batch(samples, torch.tensor([sample.target for sample in samples]))
 
+    def check_learnable(self) -> None:
+        """See `types.Task`: logits always are."""
+
     def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return mean loss and share of right answers of logits [B, K]; half precision is computed in float32."""
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))

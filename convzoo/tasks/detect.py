@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -48,6 +49,9 @@ class BoxTask:
             torch.cat([torch.zeros(0, dtype=torch.int64), *index]),
         )
         return base_batch(samples, targets)
+
+    def check_learnable(self) -> None:
+        """See `types.Task`."""
 
     def loss(self, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
         raise NotImplementedError
@@ -107,17 +111,26 @@ class Detect(BoxTask):
         ignore_threshold: float = 0.7,
         **options: Any,
     ):
-        super().__init__(class_names, max(head.stride for head in heads), options)
+        super().__init__(class_names, math.lcm(*(head.stride for head in heads)), options)
         self.heads = tuple(heads)
-        self.strides = [head.stride for head in heads]
-        self.anchors_px = torch.tensor([head.anchors_px for head in heads])
         self.label_smoothing = label_smoothing
         self.ignore_threshold = ignore_threshold
 
+    def check_learnable(self) -> None:
+        """Raise UsageError where a head's numbers are not those that the loss is for."""
+        kinds = {head.kind for head in self.heads} - {"yolo"}
+        if kinds:
+            heads = "[region]" if "region" in kinds else "[yolo] with new_coords"
+            raise UsageError(f"model: its heads are {heads}; only those of [yolo] without new_coords can be trained")
+
     def loss(self, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
-        """Return the loss of raw head maps and its parts, means over the batch's pictures."""
+        """Return the loss of raw head maps and its parts, means over the batch's pictures.
+
+        Raises:
+            UsageError: as `check_learnable`.
+        """
+        self.check_learnable()
         boxes_xyxy, labels, image_index = batch.targets
-        where: dict[str, Any] = {"anchors_px": self.anchors_px.to(boxes_xyxy), "strides": self.strides}
         height, width = batch.images.shape[-2:]
         targets = assign_targets(
             boxes_xyxy,
@@ -125,22 +138,25 @@ class Detect(BoxTask):
             image_index,
             image_size=(height, width),
             num_classes=len(self.class_names),
+            heads=self.heads,
             label_smoothing=self.label_smoothing,
-            **where,
         )
-        ignored = ignore_masks(outputs, boxes_xyxy, image_index, iou_threshold=self.ignore_threshold, **where)
+        options: dict[str, Any] = {"heads": self.heads, "iou_threshold": self.ignore_threshold}
+        ignored = ignore_masks(outputs, boxes_xyxy, image_index, **options)
         return yolo_loss(outputs, targets, ignored)
 
     def decode(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         return decode_heads(outputs, self.heads)
 
     def raw_shapes(self, size_hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-        """Return a map for each head, [anchors * (5 + K), H / stride, W / stride]."""
-        per_anchor = 5 + len(self.class_names)
-        return {
-            f"head{stride}": (len(anchors_px) * per_anchor, size_hw[0] // stride, size_hw[1] // stride)
-            for stride, anchors_px, *_ in self.heads
-        }
+        """Return a map for each head, [anchors * (5 + K), H / stride, W / stride], head32_2 the second of stride 32."""
+        shapes = {}
+        for i, head in enumerate(self.heads):
+            number = 1 + sum(earlier.stride == head.stride for earlier in self.heads[:i])
+            channels = len(head.anchors_px) * (5 + len(self.class_names))
+            shape = channels, size_hw[0] // head.stride, size_hw[1] // head.stride
+            shapes[f"head{head.stride}" + (f"_{number}" if number > 1 else "")] = shape
+        return shapes
 
 
 def _selected(

@@ -35,14 +35,14 @@ def decode_heads(maps: Sequence[Tensor], heads: Sequence[Head]) -> tuple[Tensor,
         ValueError: a map's channels are not A*(5+K) for one K, or there are not as many maps as heads.
     """
     boxes, scores = [], []
-    for map_BACHW, head in zip(_split(maps, heads), heads, strict=True):
-        boxes.append(cxcywh_to_xyxy(_boxes(map_BACHW, head)).flatten(1, 3))
+    for map_BACHW, head in zip(split_maps(maps, heads), heads, strict=True):
+        boxes.append(cxcywh_to_xyxy(boxes_cxcywh(map_BACHW, head)).flatten(1, 3))
         scores += _scores(map_BACHW, head).flatten(3).unbind(1)
     return torch.cat(boxes, 1), torch.cat(scores, 2).transpose(1, 2)  # joined as they lie in memory: quicker
 
 
-def _split(maps: Sequence[Tensor], heads: Sequence[Head]) -> list[Tensor]:
-    """View each map [B, A*C, H, W] as [B, A, C, H, W], in float32 at least."""
+def split_maps(maps: Sequence[Tensor], heads: Sequence[Head]) -> list[Tensor]:
+    """View each map [B, A*C, H, W] as [B, A, C, H, W], in float32 at least. Raises ValueError as `decode_heads`."""
     if len(maps) != len(heads):
         raise ValueError(f"{len(maps)} maps of {len(heads)} heads")
     channels = [divmod(map_.shape[1], len(head.anchors_px)) for map_, head in zip(maps, heads, strict=True)]
@@ -53,7 +53,7 @@ def _split(maps: Sequence[Tensor], heads: Sequence[Head]) -> list[Tensor]:
     return [map_.unflatten(1, (len(head.anchors_px), -1)) for map_, head in zip(promoted, heads, strict=True)]
 
 
-def _boxes(map_BACHW: Tensor, head: Head) -> Tensor:
+def boxes_cxcywh(map_BACHW: Tensor, head: Head) -> Tensor:
     """Return boxes_cxcywh [B, A, H, W, 4] in input pixels."""
     options = {"device": map_BACHW.device, "dtype": map_BACHW.dtype}
     rows, columns = (torch.arange(n, **options) for n in map_BACHW.shape[3:])

@@ -1,18 +1,18 @@
-"""YOLOv3's numbers: from raw head maps to boxes, from true boxes to targets, and the loss between the two.
+"""YOLOv3's loss: from true boxes to what raw head maps should say, and how far they are from it.
 
 Redmon and Farhadi 2018, "YOLOv3: An Incremental Improvement", arXiv:1804.02767, section 2, and, where the paper is
 silent, Darknet's yolo_layer. Pure functions: a step is
 
-    targets = assign_targets(boxes_xyxy, labels, image_index, ...)
-    ignored = ignore_masks(heads, boxes_xyxy, image_index, ...)
-    terms = yolo_loss(heads, targets, ignored)
+    targets = assign_targets(boxes_xyxy, labels, image_index, heads=heads, ...)
+    ignored = ignore_masks(maps, boxes_xyxy, image_index, heads=heads, ...)
+    terms = yolo_loss(maps, targets, ignored)
 
-Boxes, sizes and anchors are in pixels of the network's input, which need not be square. Heads, anchors and strides go
-finest first; the predictions of all levels are numbered level by level, then anchor, row, column.
+Boxes, sizes and anchors are in pixels of the network's input, which need not be square. Heads may come in any order,
+with any number of anchors, and may share some; they are of kind "yolo".
 """
 
-# B images, L levels, A anchors a level, H W cells, K classes, C = 5 + K channels, N predictions, M true boxes,
-# P predictions that answer for a box.
+# B images, L heads, A anchors of a head, O of all, H W cells, K classes, C = 5 + K channels, N predictions, M true
+# boxes, P predictions that answer for a box.
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -22,8 +22,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convzoo.boxes import centred_iou, cxcywh_to_xyxy, pairwise_iou, xyxy_to_cxcywh
+from convzoo.tasks.heads import CLASSES, OBJECTNESS, boxes_cxcywh, split_maps
+from convzoo.types import Head
 
-T_XY, T_WH, OBJECTNESS, CLASSES = slice(0, 2), slice(2, 4), 4, slice(5, None)
+T_XY, T_WH = slice(0, 2), slice(2, 4)
 
 
 class LevelTargets(NamedTuple):
@@ -31,7 +33,7 @@ class LevelTargets(NamedTuple):
 
     Attributes:
         image, anchor, row, column: [P] int64 each, where they are.
-        offsets_xy: [P, 2] in 0..1, the box's centre within the cell: what sigmoid(t_xy) should be.
+        offsets_xy: [P, 2] in 0..1, what sigmoid(t_xy) should be: without scale_x_y the box's centre within the cell.
         log_wh: [P, 2] log(box size / anchor size): what t_wh should be.
         weights: [P] of the four coordinates' terms, 2 - the box's share of the input's area: small boxes count more.
         class_probs: [P, K] in 0..1.
@@ -47,107 +49,88 @@ class LevelTargets(NamedTuple):
     class_probs: Tensor
 
 
-def decode(heads: Sequence[Tensor], anchors_px: Tensor, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Turn raw YOLOv3 head maps into boxes and class scores.
-
-    b_xy = (sigmoid(t_xy) + cell) * stride,  b_wh = anchor * exp(t_wh)    (Redmon & Farhadi 2018, section 2.1)
-
-    Args:
-        heads: finest first, each [B, A*(5+K), H/s, W/s], raw logits; half precision is computed in float32.
-        anchors_px: [levels, A, 2], (width, height) in network-input pixels.
-        strides: input pixels per cell, e.g. (8, 16, 32).
-    Returns:
-        boxes_xyxy [B, N, 4] in input pixels, not clipped, and scores [B, N, K] in 0..1, objectness times class;
-        N counts level by level, then anchor, row, column.
-    Raises:
-        ValueError: a head's channels are not A*(5+K), or there are not as many heads as anchor rows and strides.
-    """
-    boxes, scores = [], []
-    for head_BACHW, anchors_A2, stride in _levels(heads, anchors_px, strides):
-        boxes.append(cxcywh_to_xyxy(_decode_boxes(head_BACHW, anchors_A2, stride)).flatten(1, 3))
-        scores_BAKHW = head_BACHW[:, :, CLASSES].sigmoid() * head_BACHW[:, :, OBJECTNESS, None].sigmoid()
-        scores += scores_BAKHW.flatten(3).unbind(1)
-    return torch.cat(boxes, 1), torch.cat(scores, 2).transpose(1, 2)  # joined as they lie in memory: quicker
-
-
 def assign_targets(
     boxes_xyxy: Tensor,
     labels: Tensor,
     image_index: Tensor,
     *,
     image_size: tuple[int, int],
-    anchors_px: Tensor,
-    strides: Sequence[int],
+    heads: Sequence[Head],
     num_classes: int,
     label_smoothing: float = 0.0,
 ) -> list[LevelTargets]:
-    """Find for each true box the one prediction that answers for it (section 2.1), and what that should say.
+    """Find for each true box the predictions that answer for it (section 2.1), and what those should say.
 
-    A box goes to the anchor, of all levels, that it overlaps most when both lie on one centre, there to the cell that
-    holds its centre. A prediction answers for one box: where several want the same, the one that the anchor fits best
-    keeps it (of equals the first), the others take their next best anchor. So no box is lost, whatever the order,
-    unless more share a cell than there are anchors. (Darknet and the MindSpore zoo let the last overwrite the others.)
-    Centres are not rounded; one on or beyond an edge belongs to the last cell. A box without area is left out.
+    A box goes to the anchor, of all heads, that it overlaps most when both lie on one centre, there to the cell that
+    holds its centre; where several heads hold that anchor, each of them learns it. A prediction answers for one box:
+    where several want the same, the one that the anchor fits best keeps it (of equals the first), the others take
+    their next best. So no box is lost, whatever the order, unless more share a cell than there are anchors. (Darknet
+    and the MindSpore zoo let the last overwrite the others.) Centres are not rounded; one on or beyond an edge belongs
+    to the last cell. A box without area is left out.
+
+    Where scale_x_y s stretches a centre about the cell's middle, x = s sigmoid(t) - (s - 1) / 2, the target is what
+    the sigmoid must be: (x + (s - 1) / 2) / s, in 0..1 for all s >= 1 and clamped for others. So the loss stays a
+    cross-entropy, whose gradient sigmoid(t) - target vanishes where the box is right and nowhere else, and with s = 1
+    it is YOLOv3's. (Darknet's own gradient for s > 1 belongs to a loss of the boxes' overlap.)
 
     Args:
         boxes_xyxy: [M, 4] of all images of the batch, in input pixels.
         labels: [M] int64 in 0..K-1.
         image_index: [M] int64 in 0..B-1, the image of each box.
         image_size: (height, width) of the input in pixels, multiples of every stride.
-        anchors_px: [L, A, 2], (width, height).
         label_smoothing: e in 0..1: the true class should be 1 - e, each other one e / (K - 1).
     Returns:
-        One LevelTargets a level, finest first.
+        One LevelTargets a head, in their order.
     Raises:
         ValueError: boxes that are not finite, labels outside 0..K-1, or a size that a stride does not divide.
     """
-    _check_truth(boxes_xyxy, labels, image_size, strides, num_classes)
+    _check_truth(boxes_xyxy, labels, image_size, [head.stride for head in heads], num_classes)
     boxes_M4 = xyxy_to_cxcywh(boxes_xyxy)
     filled = (boxes_M4[:, 2:] > 0).all(1)
     boxes_M4, labels, image_index = boxes_M4[filled], labels[filled], image_index[filled]
-    anchors_LA2 = anchors_px.to(boxes_M4)
-    cells_LM2 = torch.stack([_cells(boxes_M4, stride, image_size) for stride in strides])
-    fits_MO = centred_iou(boxes_M4[:, 2:], anchors_LA2.flatten(0, 1))
-    chosen = _choose(fits_MO, _prediction_ids(image_index, cells_LM2, image_size, anchors_LA2.shape[1]))
+    anchors_O2 = boxes_M4.new_tensor([anchor for head in heads for anchor in head.anchors_px])
+    cells = [_cells(boxes_M4, head.stride, image_size) for head in heads]
+    fits_MO = centred_iou(boxes_M4[:, 2:], anchors_O2)
+    box, option = _shared(fits_MO, _prediction_ids(image_index, cells, image_size, heads), anchors_O2)
     class_probs = _smoothed(F.one_hot(labels, num_classes).to(boxes_M4), label_smoothing)
     weights = 2 - (boxes_M4[:, 2] / image_size[1]) * (boxes_M4[:, 3] / image_size[0])
-    targets = []
-    for level, (anchors_A2, stride) in enumerate(zip(anchors_LA2, strides, strict=True)):
-        mine = chosen // len(anchors_A2) == level
-        anchor, cell = chosen[mine] % len(anchors_A2), cells_LM2[level, mine]
-        offsets = (boxes_M4[mine, :2] / stride - cell).clamp(0, 1)
-        log_wh = (boxes_M4[mine, 2:] / anchors_A2[anchor]).log()
+    targets, first = [], 0
+    for head, cells_M2 in zip(heads, cells, strict=True):
+        end = first + len(head.anchors_px)
+        here = (option >= first) & (option < end)
+        mine, anchor, cell = box[here], option[here] - first, cells_M2[box[here]]
+        log_wh = (boxes_M4[mine, 2:] / anchors_O2[option[here]]).log()
         where = (image_index[mine], anchor, cell[:, 1], cell[:, 0])
+        offsets = _offsets(boxes_M4[mine, :2], cell, head)
         targets.append(LevelTargets(*where, offsets, log_wh, weights[mine], class_probs[mine]))
+        first = end
     return targets
 
 
 @torch.no_grad()
 def ignore_masks(
-    heads: Sequence[Tensor],
+    maps: Sequence[Tensor],
     boxes_xyxy: Tensor,
     image_index: Tensor,
     *,
-    anchors_px: Tensor,
-    strides: Sequence[int],
+    heads: Sequence[Head],
     iou_threshold: float = 0.7,
 ) -> list[Tensor]:
     """Mark the predictions that overlap any true box of their image too well to be called background.
 
     Args:
-        heads: finest first, each [B, A*(5+K), H/s, W/s], raw logits.
+        maps: one a head, each [B, A*(5+K), H/s, W/s], raw.
         boxes_xyxy: [M, 4] of all images of the batch, in input pixels.
         image_index: [M] int64 in 0..B-1.
         iou_threshold: a prediction is marked where its best IoU is above it; Darknet has 0.7, the paper 0.5.
     Returns:
-        One bool mask [B, A, H, W] a level, True where the objectness is not penalised.
+        One bool mask [B, A, H, W] a head, True where the objectness is not penalised.
     Raises:
-        ValueError: as `decode`.
+        ValueError: as `heads.decode_heads`.
     """
-    levels = _levels(heads, anchors_px, strides)
-    shapes = [(head.shape[1], *head.shape[3:]) for head, _, _ in levels]
-    decoded = [_decode_boxes(head, anchors, stride).flatten(1, 3) for head, anchors, stride in levels]
-    boxes_BN4 = cxcywh_to_xyxy(torch.cat(decoded, 1))
+    decoded = [boxes_cxcywh(map_, head) for map_, head in zip(split_maps(maps, heads), heads, strict=True)]
+    shapes = [boxes.shape[1:4] for boxes in decoded]
+    boxes_BN4 = cxcywh_to_xyxy(torch.cat([boxes.flatten(1, 3) for boxes in decoded], 1))
     ignored = boxes_BN4.new_zeros(boxes_BN4.shape[:2], dtype=torch.bool)
     truth = boxes_xyxy.to(boxes_BN4)
     for image in image_index.unique().tolist():
@@ -157,7 +140,7 @@ def ignore_masks(
     return [part.unflatten(1, shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
-def yolo_loss(heads: Sequence[Tensor], targets: Sequence[LevelTargets], ignored: Sequence[Tensor]) -> dict[str, Tensor]:
+def yolo_loss(maps: Sequence[Tensor], targets: Sequence[LevelTargets], ignored: Sequence[Tensor]) -> dict[str, Tensor]:
     """Return the loss of raw head maps and its four terms, summed over predictions and divided by the images.
 
     Cross-entropy on the logits for the centre, the objectness of every prediction that is not ignored, and each class
@@ -165,16 +148,16 @@ def yolo_loss(heads: Sequence[Tensor], targets: Sequence[LevelTargets], ignored:
     A prediction that answers for a box is never ignored; one that does not learns nothing but its objectness.
 
     Args:
-        heads: finest first, each [B, A*(5+K), H, W], raw logits; half precision is computed in float32.
-        targets: one a level, of `assign_targets` or another rule.
-        ignored: one bool [B, A, H, W] a level, of `ignore_masks` or another rule.
+        maps: one a head, each [B, A*(5+K), H, W], raw logits; half precision is computed in float32.
+        targets: one a head, of `assign_targets` or another rule.
+        ignored: one bool [B, A, H, W] a head, of `ignore_masks` or another rule.
     Returns:
         "loss", the sum of "loss_xy", "loss_wh", "loss_objectness" and "loss_class"; scalars.
     Raises:
-        ValueError: a head's channels are not A*(5+K) for the targets' K.
+        ValueError: a map's channels are not A*(5+K) for the targets' K.
     """
-    terms = torch.stack([_level_terms(*level) for level in zip(heads, targets, ignored, strict=True)]).sum(0)
-    xy, wh, objectness, class_ = terms / len(heads[0])
+    terms = torch.stack([_level_terms(*level) for level in zip(maps, targets, ignored, strict=True)]).sum(0)
+    xy, wh, objectness, class_ = terms / len(maps[0])
     return {
         "loss": xy + wh + objectness + class_,
         "loss_xy": xy,
@@ -184,48 +167,23 @@ def yolo_loss(heads: Sequence[Tensor], targets: Sequence[LevelTargets], ignored:
     }
 
 
-def _level_terms(head: Tensor, target: LevelTargets, ignored_BAHW: Tensor) -> Tensor:
-    """Return one level's sums [4] over all images: xy, wh, objectness, class."""
-    head_BACHW = _split(head, ignored_BAHW.shape[1], target.class_probs.shape[1])
+def _level_terms(map_: Tensor, target: LevelTargets, ignored_BAHW: Tensor) -> Tensor:
+    """Return one head's sums [4] over all images: xy, wh, objectness, class."""
+    num_anchors, num_classes = ignored_BAHW.shape[1], target.class_probs.shape[1]
+    if map_.shape[1] != num_anchors * (5 + num_classes):
+        raise ValueError(f"a map has {map_.shape[1]} channels, not {num_anchors}*(5+K), K = {num_classes}")
+    map_BACHW = map_.to(torch.promote_types(map_.dtype, torch.float32)).unflatten(1, (num_anchors, -1))
     bce = F.binary_cross_entropy_with_logits
     where = (target.image, target.anchor, target.row, target.column)
-    logits_PC = head_BACHW[where[0], where[1], :, where[2], where[3]]
+    logits_PC = map_BACHW[where[0], where[1], :, where[2], where[3]]
     xy = bce(logits_PC[:, T_XY], target.offsets_xy, target.weights[:, None], reduction="sum")
     wh = 0.5 * (target.weights[:, None] * (logits_PC[:, T_WH] - target.log_wh).square()).sum()
     answers = torch.zeros_like(ignored_BAHW)
     answers[where] = True
-    counted = (answers | ~ignored_BAHW).to(head_BACHW.dtype)
-    truth = answers.to(head_BACHW.dtype)
-    objectness = bce(head_BACHW[:, :, OBJECTNESS], truth, counted, reduction="sum")
+    counted = (answers | ~ignored_BAHW).to(map_BACHW.dtype)
+    truth = answers.to(map_BACHW.dtype)
+    objectness = bce(map_BACHW[:, :, OBJECTNESS], truth, counted, reduction="sum")
     return torch.stack([xy, wh, objectness, bce(logits_PC[:, CLASSES], target.class_probs, reduction="sum")])
-
-
-def _levels(heads: Sequence[Tensor], anchors_px: Tensor, strides: Sequence[int]) -> list[tuple[Tensor, Tensor, int]]:
-    """Return for each level its map [B, A, C, H, W], anchors [A, 2] and stride."""
-    if not len(heads) == len(anchors_px) == len(strides):
-        raise ValueError(f"{len(heads)} heads, {len(anchors_px)} rows of anchors and {len(strides)} strides")
-    split = [_split(head, anchors_px.shape[1]) for head in heads]
-    if len({head.shape[2] for head in split}) > 1:
-        raise ValueError(f"heads differ in channels: {', '.join(str(head.shape[1]) for head in heads)}")
-    return [(head, row.to(head), stride) for head, row, stride in zip(split, anchors_px, strides, strict=True)]
-
-
-def _split(head: Tensor, num_anchors: int, num_classes: int | None = None) -> Tensor:
-    """View [B, A*C, H, W] as [B, A, C, H, W], in float32 at least."""
-    channels, left_over = divmod(head.shape[1], num_anchors)
-    if left_over or channels < 6 or (num_classes is not None and channels != 5 + num_classes):
-        classes = "K >= 1" if num_classes is None else f"K = {num_classes}"
-        raise ValueError(f"a head has {head.shape[1]} channels, not {num_anchors}*(5+K), {classes}")
-    return head.to(torch.promote_types(head.dtype, torch.float32)).unflatten(1, (num_anchors, channels))
-
-
-def _decode_boxes(head_BACHW: Tensor, anchors_A2: Tensor, stride: int) -> Tensor:
-    """Return boxes_cxcywh [B, A, H, W, 4] in input pixels."""
-    rows, columns = (torch.arange(n, device=head_BACHW.device, dtype=head_BACHW.dtype) for n in head_BACHW.shape[3:])
-    t_x, t_y, t_w, t_h = head_BACHW[:, :, :4].unbind(2)  # each [B, A, H, W]
-    anchors_w, anchors_h = anchors_A2[:, :, None, None].unbind(1)  # each [A, 1, 1]
-    x, y = (t_x.sigmoid() + columns) * stride, (t_y.sigmoid() + rows[:, None]) * stride
-    return torch.stack([x, y, t_w.exp() * anchors_w, t_h.exp() * anchors_h], -1)
 
 
 def _cells(boxes_cxcywh: Tensor, stride: int, image_size: tuple[int, int]) -> Tensor:
@@ -234,16 +192,45 @@ def _cells(boxes_cxcywh: Tensor, stride: int, image_size: tuple[int, int]) -> Te
     return torch.minimum((boxes_cxcywh[:, :2] / stride).floor().long().clamp(min=0), last)
 
 
-def _prediction_ids(image_index: Tensor, cells_LM2: Tensor, image_size: tuple[int, int], num_anchors: int) -> Tensor:
-    """Return a number [M, L*A] for the prediction behind each anchor that a box may take; equal ones are the same."""
-    cells_LM = cells_LM2[..., 1] * image_size[1] + cells_LM2[..., 0] + image_index * image_size[0] * image_size[1]
-    cells_MO = cells_LM.T.repeat_interleave(num_anchors, 1)
+def _offsets(centres_P2: Tensor, cells_P2: Tensor, head: Head) -> Tensor:
+    """Return what sigmoid(t_xy) should be [P, 2] for centres in input pixels."""
+    offsets = (centres_P2 / head.stride - cells_P2).clamp(0, 1)
+    return ((offsets + (head.scale_x_y - 1) / 2) / head.scale_x_y).clamp(0, 1)
+
+
+def _prediction_ids(
+    image_index: Tensor, cells: Sequence[Tensor], image_size: tuple[int, int], heads: Sequence[Head]
+) -> Tensor:
+    """Return a number [M, O] for the prediction behind each anchor that a box may take; equal ones are the same."""
+    image_M = image_index * image_size[0] * image_size[1]
+    columns = [
+        (cells_M2[:, 1] * image_size[1] + cells_M2[:, 0] + image_M)[:, None].expand(-1, len(head.anchors_px))
+        for cells_M2, head in zip(cells, heads, strict=True)
+    ]
+    cells_MO = torch.cat(columns, 1)
     return cells_MO * cells_MO.shape[1] + torch.arange(cells_MO.shape[1], device=cells_MO.device)
 
 
 def _smoothed(one_hot: Tensor, label_smoothing: float) -> Tensor:
     """Return the class targets [M, K]."""
     return one_hot * (1 - label_smoothing) + (1 - one_hot) * (label_smoothing / max(1, one_hot.shape[1] - 1))
+
+
+def _shared(fits_MO: Tensor, predictions_MO: Tensor, anchors_O2: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (box, option) [P] each: what each box is given, and what of the same anchor is free in other heads."""
+    chosen = _choose(fits_MO, predictions_MO)
+    box = (chosen >= 0).nonzero()[:, 0]
+    option = chosen[box]
+    is_same = (anchors_O2[:, None] == anchors_O2).all(2).fill_diagonal_(False)
+    if not is_same.any():
+        return box, option
+    row, other = is_same[option].nonzero(as_tuple=True)
+    wanting = box[row]
+    free = ~torch.isin(predictions_MO[wanting, other], predictions_MO[box, option])
+    wanting, other = wanting[free], other[free]
+    order = fits_MO[wanting, other].argsort(descending=True, stable=True)
+    order = order[_is_first(predictions_MO[wanting, other][order])]
+    return torch.cat([box, wanting[order]]), torch.cat([option, other[order]])
 
 
 def _choose(fits: Tensor, predictions: Tensor) -> Tensor:
@@ -254,17 +241,21 @@ def _choose(fits: Tensor, predictions: Tensor) -> Tensor:
         predictions: [M, O] int64, the prediction behind each option; no two boxes may get the same.
     """
     fits = fits.clone()
-    places = torch.arange(len(fits), device=fits.device)
     while len(fits):
         best, chosen = fits.max(1)
         order = best.argsort(descending=True, stable=True)
-        _, group = predictions[order, chosen[order]].unique(return_inverse=True)
-        first = torch.full_like(places, len(fits)).scatter_reduce(0, group, places, "amin")
-        lost = order[(first[group] != places) & (best[order] >= 0)]
+        lost = order[~_is_first(predictions[order, chosen[order]]) & (best[order] >= 0)]
         if not len(lost):
             return torch.where(best >= 0, chosen, -1)
         fits[lost, chosen[lost]] = -1
     return predictions.new_zeros(0)
+
+
+def _is_first(values: Tensor) -> Tensor:
+    """Return a mask [P], True where a value occurs for the first time."""
+    _, group = values.unique(return_inverse=True)
+    places = torch.arange(len(values), device=values.device)
+    return torch.full_like(places, len(values)).scatter_reduce(0, group, places, "amin")[group] == places
 
 
 def _check_truth(

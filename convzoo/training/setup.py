@@ -127,6 +127,7 @@ class TrainState:
             mapping = label_map(val_set.class_names, self.class_names, source)
             self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"), mapping)
         self.task = build_task(recipe, self.class_names)
+        self.task.check_learnable()
         counted = "images" if self.task.predicts == "classes" else "objects"
         per_class = torch.bincount(torch.as_tensor(train_set.labels), minlength=num_classes)
         self.data_account = {

@@ -20,7 +20,6 @@ from convzoo.errors import DataError, UsageError, report
 from convzoo.inference import evaluate, torch_model
 from convzoo.model_file import load_model, save_model
 from convzoo.models.yolov3 import STRIDES
-from convzoo.tasks.yolo import decode
 from convzoo.types import Key
 from helpers import confusion, one_line
 
@@ -134,7 +133,7 @@ def test_head_maps_in_either_order(scenes, tmp_path, order):
 
 def test_decoded_boxes(scenes, tmp_path):
     opened, inputs, wanted = scenes
-    boxes = decode(answers(opened.model, inputs), opened.task().anchors_px, STRIDES)
+    boxes = opened.task().decode(answers(opened.model, inputs))
     outputs = compute(inputs, tmp_path / "o", boxes)
     found = raw_outputs.score_raw_outputs(as_exported(opened, stage="decoded"), outputs)
     assert found.result == pytest.approx(wanted.result, abs=1e-6)

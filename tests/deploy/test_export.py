@@ -33,10 +33,8 @@ from convzoo.inference import evaluate, torch_model
 from convzoo.inference.torch_model import open_model
 from convzoo.model_file import ModelInfo, save_model
 from convzoo.models import darknet, densenet
-from convzoo.models.yolov3 import STRIDES
 from convzoo.tasks.detect import Detect
 from convzoo.tasks.postprocess import postprocess
-from convzoo.tasks.yolo import decode
 from convzoo.types import Key, Prediction
 from helpers import REPO, confusion, one_line, skip_without_openvino
 
@@ -197,7 +195,7 @@ def test_decoded_boxes_in_every_format(exported, format):
     images = noise(3, 64, 64)
     task = opened.task()
     assert isinstance(task, Detect)
-    wanted = decode(opened.runner()(images), task.anchors_px, STRIDES)
+    wanted = task.decode(opened.runner()(images))
     for a, b in zip(open_any(file, CPU).runner()(images), wanted, strict=True):
         assert off(a, b) < 1e-4
 

@@ -183,15 +183,13 @@ def boxes_of(prediction: Prediction) -> np.ndarray:
 
 def heads_of(task, batch, strides=(8, 16, 32)):
     """Raw maps that say exactly what the targets are."""
-    from convzoo.models.yolov3 import STRIDES
     from convzoo.tasks.yolo import assign_targets
 
     height, width = batch.images.shape[-2:]
     targets = assign_targets(
         *batch.targets,
         image_size=(height, width),
-        anchors_px=task.anchors_px,
-        strides=STRIDES,
+        heads=task.heads,
         num_classes=len(task.class_names),
     )
     heads = []
@@ -228,9 +226,6 @@ def test_what_the_targets_say_is_what_is_detected():
 
 
 def test_postprocess_takes_raw_decoded_and_selected_outputs():
-    from convzoo.models.yolov3 import STRIDES
-    from convzoo.tasks.yolo import decode
-
     scenes = digit_scenes(None, "val")
     task = Detect(scenes.class_names, yolov3.heads())
     placed = [scenes.load(i) for i in range(3)]
@@ -239,7 +234,7 @@ def test_postprocess_takes_raw_decoded_and_selected_outputs():
     batch = task.collate(placed)
     heads = heads_of(task, batch)
     raw = task.postprocess(heads, batch)
-    decoded = task.postprocess(decode(heads, task.anchors_px, STRIDES), batch)
+    decoded = task.postprocess(task.decode(heads), batch)
     for a, b in zip(raw, decoded, strict=True):
         assert np.array_equal(boxes_of(a), boxes_of(b)) and np.array_equal(a.labels, b.labels)
     most = max(len(one.labels) for one in raw)

@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from convzoo.boxes import cxcywh_to_xyxy, letterbox_placement, stretch_placement, to_input, xyxy_to_cxcywh, xyxy_to_ltwh
 from convzoo.convert import readers
 from convzoo.errors import ConvzooError
-from convzoo.models.yolov3 import ANCHORS_PX, STRIDES
+from convzoo.models import yolov3
+from convzoo.tasks.heads import decode_heads
 from convzoo.tasks.postprocess import Detections, postprocess
-from convzoo.tasks.yolo import decode
 
-ANCHORS = torch.tensor(ANCHORS_PX, dtype=torch.float32)
 DOG = {
     "score_threshold": 0.5,
     "iou_threshold": 0.45,
@@ -179,7 +178,7 @@ def test_detections_equal_darknets_from_its_activated_maps(shared):
         head[:, activated] = head[:, activated].logit()
         heads.append(head.flatten(0, 1)[None])
     placement = torch.tensor([letterbox_placement((576, 768), (416, 416))], dtype=torch.float64)
-    found = postprocess(*decode(heads, ANCHORS, STRIDES), placement, torch.tensor([[576, 768]]), **DOG)
+    found = postprocess(*decode_heads(heads, yolov3.heads()), placement, torch.tensor([[576, 768]]), **DOG)
     # The maps were made with the CPU's batch norm, as was the first of the two lists.
     for name, tolerance in (("detections_dog_cpubn.json", 1e-6), ("detections_dog.json", 1e-3)):
         theirs = darknets(folder / name)
@@ -196,7 +195,7 @@ def test_detections_of_the_whole_network_equal_darknets(shared, tmp_path):
     sizes = [(576, 768), (416, 416)]
     placements = torch.tensor([letterbox_placement(size, (416, 416)) for size in sizes])
     with torch.no_grad():
-        decoded = decode(model(torch.from_numpy(np.stack(inputs))), ANCHORS, STRIDES)
+        decoded = decode_heads(model(torch.from_numpy(np.stack(inputs))), yolov3.heads())
     found = postprocess(*decoded, placements, torch.tensor(sizes), **DOG)
     for detections, size, name, count in zip(found, sizes, ("dog", "seeded"), (590, 1928), strict=True):
         theirs = darknets(folder / f"yolov3-416/detections_{name}.json")

@@ -1,4 +1,4 @@
-"""YOLOv3's decoding, targets and loss."""
+"""YOLOv3's decoding, targets and loss, and what other heads change."""
 
 import json
 import math
@@ -9,14 +9,16 @@ import torch
 from torch.nn import functional as F
 
 from convzoo.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
+from convzoo.models import yolov3
 from convzoo.models.yolov3 import ANCHORS_PX, STRIDES
-from convzoo.tasks.yolo import LevelTargets, assign_targets, decode, ignore_masks, yolo_loss
+from convzoo.tasks.heads import decode_heads
+from convzoo.tasks.yolo import LevelTargets, assign_targets, ignore_masks, yolo_loss
+from convzoo.types import Head
 
 ANCHORS = torch.tensor(ANCHORS_PX, dtype=torch.float32)
 # A small case, not square: 2 levels of 2 anchors, 3 classes, an input of 32x48.
-SMALL_ANCHORS = torch.tensor([[[8.0, 4], [4, 8]], [[24, 12], [12, 24]]])
-SMALL = {"anchors_px": SMALL_ANCHORS, "strides": (8, 16)}
-ASSIGN = {**SMALL, "image_size": (32, 48), "num_classes": 3}
+SMALL = (Head(8, ((8, 4), (4, 8))), Head(16, ((24, 12), (12, 24))))
+ASSIGN = {"heads": SMALL, "image_size": (32, 48), "num_classes": 3}
 
 
 def small_heads(images: int = 2, seed: int = 0, **options) -> list[torch.Tensor]:
@@ -43,12 +45,12 @@ def nothing_ignored(heads: list[torch.Tensor]) -> list[torch.Tensor]:
 
 def test_decode_equals_the_formulas_one_by_one():
     heads = small_heads()
-    boxes_xyxy, scores = decode(heads, **SMALL)
+    boxes_xyxy, scores = decode_heads(heads, SMALL)
     assert boxes_xyxy.shape == (2, 2 * 24 + 2 * 6, 4) and scores.shape == (2, 60, 3)
     sigmoid = lambda t: 1 / (1 + math.exp(-t))
     for image in range(2):
         n = 0
-        for head, anchors, stride in zip(heads, SMALL_ANCHORS.tolist(), (8, 16), strict=True):
+        for head, (stride, anchors, *_) in zip(heads, SMALL, strict=True):
             for a, (anchor_w, anchor_h) in enumerate(anchors):
                 for row in range(head.shape[2]):
                     for column in range(head.shape[3]):
@@ -64,24 +66,25 @@ def test_decode_equals_the_formulas_one_by_one():
 
 def test_decode_computes_half_precision_in_float32():
     heads = [head.bfloat16() for head in small_heads()]
-    for ours, wanted in zip(decode(heads, **SMALL), decode([head.float() for head in heads], **SMALL), strict=True):
+    widened = decode_heads([head.float() for head in heads], SMALL)
+    for ours, wanted in zip(decode_heads(heads, SMALL), widened, strict=True):
         assert ours.dtype == torch.float32 and torch.equal(ours, wanted)
-    assert decode(small_heads(dtype=torch.float64), **SMALL)[0].dtype == torch.float64
+    assert decode_heads(small_heads(dtype=torch.float64), SMALL)[0].dtype == torch.float64
 
 
 @pytest.mark.parametrize(
     "channels, message",
     [
-        ((15, 15), r"15 channels, not 2\*\(5\+K\)"),
+        ((15, 15), "not 15 for 2, 15 for 2"),
         ((10, 10), "K >= 1"),
-        ((16, 14), "16, 14"),
-        ((16,), "1 heads, 2 rows"),
+        ((16, 14), "16 for 2, 14 for 2"),
+        ((16,), "1 maps of 2 heads"),
     ],
 )
 def test_decode_refuses_heads_that_do_not_fit(channels, message):
     heads = [torch.zeros(1, n, 4, 6) for n in channels]
     with pytest.raises(ValueError, match=message):
-        decode(heads, **SMALL)
+        decode_heads(heads, SMALL)
 
 
 def test_decode_equals_the_mindspore_program(shared):
@@ -89,7 +92,7 @@ def test_decode_equals_the_mindspore_program(shared):
     for output, level in ((0, 2), (1, 1)):
         raw = torch.from_numpy(np.load(folder / f"output_raw_{output}.npy"))
         detect = torch.from_numpy(np.load(folder / f"output_detect_{output}.npy")).permute(0, 3, 1, 2, 4).flatten(1, 3)
-        boxes_xyxy, scores = decode([raw], ANCHORS[[level]], STRIDES[level : level + 1])
+        boxes_xyxy, scores = decode_heads([raw], yolov3.heads()[level : level + 1])
         torch.testing.assert_close(xyxy_to_cxcywh(boxes_xyxy) / 416, detect[..., :4], rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(scores, detect[..., 4:5] * detect[..., 5:], rtol=1e-5, atol=1e-6)
 
@@ -115,7 +118,7 @@ def test_targets_decode_to_the_boxes_they_came_from():
         values = torch.cat([target.offsets_xy.logit(), target.log_wh], 1)
         head.unflatten(1, (2, 8))[target.image, target.anchor, :4, target.row, target.column] = values
         head.unflatten(1, (2, 8))[target.image, target.anchor, 4, target.row, target.column] = 9.0
-    boxes_xyxy, scores = decode(heads, **SMALL)
+    boxes_xyxy, scores = decode_heads(heads, SMALL)
     torch.testing.assert_close(
         xyxy_to_cxcywh(boxes_xyxy[images, scores.amax(2).argmax(1)]), cxcywh, rtol=1e-4, atol=1e-3
     )
@@ -152,7 +155,7 @@ def test_no_boxes():
     heads = [head.requires_grad_() for head in small_heads()]
     targets = assign([])
     assert [len(part) for target in targets for part in target] == [0] * 16
-    ignored = ignore_masks(heads, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), **SMALL)
+    ignored = ignore_masks(heads, torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), heads=SMALL)
     assert not any(mask.any() for mask in ignored) and ignored[0].shape == (2, 2, 4, 6)
     terms = yolo_loss(heads, targets, ignored)
     wanted = sum(F.softplus(head.unflatten(1, (2, 8))[:, :, 4]).sum() for head in heads)
@@ -189,10 +192,10 @@ def test_ignored_are_overlaps_with_any_box_of_the_same_image():
     heads = [torch.zeros(2, 16, 4, 6), torch.zeros(2, 16, 2, 3)]
     # Zero logits: each prediction is its anchor in the middle of its cell.
     boxes = cxcywh_to_xyxy(torch.tensor([[12.0, 20, 8, 4], [24, 8, 12 * 1.25, 24], [20, 20, 8, 5.8]]))
-    ignored = ignore_masks(heads, boxes, torch.tensor([0, 0, 1]), **SMALL)
+    ignored = ignore_masks(heads, boxes, torch.tensor([0, 0, 1]), heads=SMALL)
     assert ignored[0].nonzero().tolist() == [[0, 0, 2, 1]]
     assert ignored[1].nonzero().tolist() == [[0, 1, 0, 1]]  # 1 / 1.25 = 0.8
-    lower = ignore_masks(heads, boxes, torch.tensor([0, 0, 1]), **SMALL, iou_threshold=0.6)
+    lower = ignore_masks(heads, boxes, torch.tensor([0, 0, 1]), heads=SMALL, iou_threshold=0.6)
     assert lower[0].nonzero().tolist() == [[0, 0, 2, 1], [1, 0, 2, 2]]  # 4 / 5.8 = 0.69
 
 
@@ -254,7 +257,7 @@ def load_levels(shared) -> list[dict[str, torch.Tensor]]:
 
 def test_loss_equals_the_mindspore_program_given_its_targets_and_mask(shared):
     wanted = json.loads((shared / "fixtures/mindspore/yolov3_loss/loss.json").read_text())
-    heads, targets, ignored = [], [], []
+    maps, targets, ignored = [], [], []
     for level, arrays in enumerate(load_levels(shared)):
         y_true = arrays["y_true"]
         image, row, column, anchor = (y_true[..., 4] > 0).nonzero(as_tuple=True)
@@ -262,17 +265,16 @@ def test_loss_equals_the_mindspore_program_given_its_targets_and_mask(shared):
         offsets = truth[:, :2] * (416 // STRIDES[level]) - torch.stack([column, row], 1)
         log_wh, weights = (truth[:, 2:4] * 416 / ANCHORS[level, anchor]).log(), 2 - truth[:, 2] * truth[:, 3]
         targets.append(LevelTargets(image, anchor, row, column, offsets, log_wh, weights, truth[:, 5:]))
-        heads.append(arrays["raw"])
+        maps.append(arrays["raw"])
         listed = arrays["gt"][..., 2] > 0  # the mask of a scale knows the boxes of that scale alone
         boxes = cxcywh_to_xyxy(arrays["gt"][listed] * 416)
-        options = {"anchors_px": ANCHORS[[level]], "strides": STRIDES[level : level + 1]}
-        ignored += ignore_masks(heads[-1:], boxes, listed.nonzero()[:, 0], **options)
-        terms = yolo_loss(heads[-1:], targets[-1:], ignored[-1:])
+        ignored += ignore_masks(maps[-1:], boxes, listed.nonzero()[:, 0], heads=yolov3.heads()[level : level + 1])
+        terms = yolo_loss(maps[-1:], targets[-1:], ignored[-1:])
         ours = [float(terms[name]) for name in ("loss", "loss_xy", "loss_wh", "loss_objectness", "loss_class")]
         assert ours == pytest.approx(
             [wanted["sml"[level]][name] for name in ("loss", "xy", "wh", "conf", "cls")], rel=1e-6
         )
-    assert float(yolo_loss(heads, targets, ignored)["loss"]) == pytest.approx(wanted["total"], rel=1e-6)
+    assert float(yolo_loss(maps, targets, ignored)["loss"]) == pytest.approx(wanted["total"], rel=1e-6)
 
 
 def test_assignment_equals_the_mindspore_program_for_floored_centres(shared):
@@ -281,7 +283,7 @@ def test_assignment_equals_the_mindspore_program_for_floored_centres(shared):
     image, rows = listed.nonzero()[:, 0], boxes[listed]
     floored = xyxy_to_cxcywh(rows[:, :4])
     floored[:, :2] = floored[:, :2].floor()
-    options = {"image_size": (416, 416), "anchors_px": ANCHORS, "strides": STRIDES, "num_classes": 80}
+    options = {"image_size": (416, 416), "heads": yolov3.heads(), "num_classes": 80}
     targets = assign_targets(cxcywh_to_xyxy(floored), rows[:, 4].long(), image, **options)
     on_the_line = 0
     for target, arrays, stride in zip(targets, load_levels(shared), STRIDES, strict=True):
@@ -300,3 +302,84 @@ def test_assignment_equals_the_mindspore_program_for_floored_centres(shared):
             sizes = target.log_wh[i].exp() * ANCHORS[STRIDES.index(stride), a]
             torch.testing.assert_close(sizes, theirs[2:4] * 416, rtol=1e-5, atol=1e-5)
     assert on_the_line == 2
+
+
+# The fine head of the small case holds the coarse one's first anchor, and that one has three, as in yolov3-tiny.
+SHARING = (Head(16, ((24, 12), (12, 24), (30, 30))), Head(8, ((4, 8), (24, 12))))
+
+
+def test_every_head_that_holds_the_anchor_learns_the_box_in_any_order():
+    box = [20, 14, 23, 13]
+    for heads in (SHARING, SHARING[::-1]):
+        targets = dict(zip(heads, assign([box], labels=[1], heads=heads), strict=True))
+        coarse, fine = (targets[head] for head in SHARING)
+        assert places([coarse, fine]) == [{(0, 0, 0, 1)}, {(0, 1, 1, 2)}]
+        assert coarse.class_probs.tolist() == fine.class_probs.tolist() == [[0, 1, 0]]
+        torch.testing.assert_close(coarse.offsets_xy, torch.tensor([[4 / 16, 14 / 16]]))
+        torch.testing.assert_close(fine.offsets_xy, torch.tensor([[4 / 8, 6 / 8]]))
+        assert torch.equal(coarse.log_wh, fine.log_wh) and torch.equal(coarse.weights, fine.weights)
+    # An anchor that no head holds is no candidate: 8x4 is learned by what is nearest of the rest.
+    assert [len(target.image) for target in assign([[20, 14, 8, 4]], heads=SHARING)] == [0, 1]
+
+
+@pytest.mark.parametrize("heads", [SHARING, SHARING[::-1]])
+def test_boxes_that_share_an_anchor_lose_nothing_to_each_other_but_a_second_place(heads):
+    # One coarse cell, two fine ones: the better fit has the coarse prediction, both have a fine one.
+    pair = [[20, 4, 24, 12], [28, 12, 22, 12]]
+    for boxes, better in ((pair, 0), (pair[::-1], 1)):
+        coarse, fine = sorted(assign(boxes, labels=[0, 1], heads=heads), key=lambda target: len(target.image))
+        assert coarse.class_probs.argmax(1).tolist() == [better] and coarse.anchor.tolist() == [0]
+        assert sorted(fine.class_probs.argmax(1).tolist()) == [0, 1] and fine.anchor.tolist() == [1, 1]
+    # One cell in both: a place each, none for a second head.
+    targets = assign([[20, 4, 24, 12], [21, 5, 22, 12]], labels=[0, 1], heads=heads)
+    assert sorted(label for t in targets for label in t.class_probs.argmax(1).tolist()) == [0, 1]
+    generator = torch.Generator().manual_seed(1)
+    crowd = torch.rand(12, 4, generator=generator) * torch.tensor([48.0, 32, 25, 25]) + torch.tensor([0.0, 0, 3, 3])
+    images = [0, 1] * 6
+    targets = assign(crowd.tolist(), images=images, heads=heads)
+    assert all(len(set_) == len(target.image) for set_, target in zip(places(targets), targets, strict=True))
+    assert len({round(float(weight), 5) for target in targets for weight in target.weights}) == 12  # none is lost
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.05, 1.2, 2.0])
+def test_a_stretched_centre_is_learned_where_it_decodes_to_the_box(scale):
+    heads = tuple(head._replace(scale_x_y=scale) for head in SMALL)
+    boxes = [[13, 21, 8, 5], [40, 17, 10, 20], [16, 24, 9, 5], [24, 16, 8, 4]]  # the last two on borders of cells
+    targets = assign(boxes, images=[0, 1, 2, 3], heads=heads)
+    plain = assign(boxes, images=[0, 1, 2, 3])
+    for target, other in zip(targets, plain, strict=True):
+        torch.testing.assert_close(scale * target.offsets_xy - (scale - 1) / 2, other.offsets_xy)
+        assert scale > 1 or torch.equal(target.offsets_xy, other.offsets_xy)
+    maps = [map_.double().requires_grad_() for map_ in small_heads(images=4)]
+    ignored = nothing_ignored(maps)
+    optimizer = torch.optim.LBFGS(maps, max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = yolo_loss(maps, targets, ignored)["loss"]
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    boxes_xyxy, scores = decode_heads(maps, heads)
+    best = scores.amax(2).argmax(1)
+    learned = xyxy_to_cxcywh(boxes_xyxy[torch.arange(4), best])
+    inner = slice(None) if scale > 1 else slice(0, 2)  # a plain sigmoid reaches a border only far out
+    torch.testing.assert_close(learned[inner].float(), torch.tensor(boxes)[inner].float(), rtol=0, atol=0.02)
+
+
+def test_gradients_of_the_loss_through_shared_anchors_and_stretched_centres_are_its_differences():
+    heads = (SHARING[0]._replace(scale_x_y=1.1), SHARING[1]._replace(scale_x_y=1.05))
+    generator = torch.Generator().manual_seed(2)
+    maps = [
+        torch.randn(1, len(head.anchors_px) * 8, 32 // head.stride, 48 // head.stride, generator=generator).double()
+        for head in heads
+    ]
+    boxes = cxcywh_to_xyxy(torch.tensor([[20.0, 14, 23, 13], [40, 8, 5, 9]]).double())
+    index = torch.zeros(2, dtype=torch.int64)
+    targets = assign_targets(boxes, index + 1, index, **{**ASSIGN, "heads": heads})
+    assert [len(target.image) for target in targets] == [1, 2]
+    ignored = ignore_masks(maps, boxes, index, heads=heads, iou_threshold=0.3)
+    assert [tuple(mask.shape) for mask in ignored] == [(1, 3, 2, 3), (1, 2, 4, 6)]
+    maps = [map_.requires_grad_() for map_ in maps]
+    assert torch.autograd.gradcheck(lambda *maps: yolo_loss(maps, targets, ignored)["loss"], maps)
