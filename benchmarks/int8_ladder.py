@@ -99,7 +99,7 @@ def validation(session: Comparison) -> Callable[[Any, Iterable[Batch]], tuple[fl
         metric, items = session.task.new_metric(), []
         for batch in batches:
             outputs = [torch.tensor(output) for output in network(pixels(session, batch)).values()]
-            [prediction] = session.task.postprocess(outputs[0] if len(outputs) == 1 else outputs, batch)
+            [prediction] = session.task.postprocess(outputs, batch)
             metric.update([prediction], batch)
             is_top1 = session.task.best_metric == "top1"
             items.append(hit(prediction, batch) if is_top1 else [output.numpy() for output in outputs])

@@ -143,14 +143,14 @@ class RecordedOutputs:
     def __call__(self, images: np.ndarray | Tensor) -> tuple[Any, ...]:
         return (images,)
 
-    def postprocess(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
+    def postprocess(self, outputs: Sequence[Tensor], batch: Batch) -> list[Prediction]:
         """Read the outputs of the pictures [B, 3, H, W], which the runner passed on, and postprocess those."""
-        size = outputs.shape[2], outputs.shape[3]
+        size = outputs[0].shape[2], outputs[0].shape[3]
         by_name = self.inner.output_shapes(size, getattr(self.info, "stage", "raw"))
         shapes = [(1, *shape) for shape in by_name.values()]
         pictures = [self._read(path, shapes) for path in batch.paths]
         recorded = [torch.from_numpy(np.concatenate(column)) for column in zip(*pictures, strict=True)]
-        return self.inner.postprocess(recorded[0] if len(recorded) == 1 else tuple(recorded), batch)
+        return self.inner.postprocess(tuple(recorded), batch)
 
     def _read(self, path: str, shapes: list[tuple[int, ...]]) -> list[np.ndarray]:
         """Return one picture's outputs. Head maps may come coarsest first, as the documents have them."""

@@ -1,6 +1,7 @@
 """Classification: one label a picture, softmax cross-entropy, top-1 and top-5."""
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -159,9 +160,9 @@ class Classify:
     def output_shapes(self, size_hw: tuple[int, int], stage: str = "raw") -> dict[str, tuple[int, ...]]:
         return {"logits": (len(self.class_names),)}
 
-    def postprocess(self, outputs: Tensor, batch: Batch) -> list[Prediction]:
+    def postprocess(self, outputs: Sequence[Tensor], batch: Batch) -> list[Prediction]:
         """Return the best five classes of each picture, or all of fewer, with softmax probabilities."""
-        logits = outputs.float().cpu()
+        logits = outputs[0].float().cpu()
         scores, labels = logits.softmax(1).topk(min(TOP_K, logits.shape[1]), dim=1)
         return [
             Prediction(i, label, score)

@@ -46,7 +46,7 @@ class BlackPictures:
 
 def counted(task, logits, batch):
     metric = task.new_metric()
-    metric.update(task.postprocess(logits, batch), batch)
+    metric.update(task.postprocess((logits,), batch), batch)
     return metric
 
 
