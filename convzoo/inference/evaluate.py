@@ -71,7 +71,7 @@ def evaluate(
         batch = checked(batch, on_bad_sample)
         unreadable += [bad.reason for bad in batch.bad]
         outputs = runner(batch.images)
-        metric.update(task.postprocess(outputs[0] if task.predicts == "classes" else outputs, batch), batch)
+        metric.update(task.postprocess(outputs[0] if len(outputs) == 1 else outputs, batch), batch)
         if stop():
             break
     shares = distributed.gather_objects((metric, unreadable))

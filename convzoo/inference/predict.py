@@ -108,7 +108,7 @@ def _answers(
         return
     batch = task.collate([pipeline(sample, Key(0, sample.index)) for _, sample in samples])
     outputs, class_titles = runner(batch.images), titles(class_names)
-    predictions: list[Prediction] = task.postprocess(outputs[0] if task.predicts == "classes" else outputs, batch)
+    predictions: list[Prediction] = task.postprocess(outputs[0] if len(outputs) == 1 else outputs, batch)
     for (path, sample), prediction in zip(samples, predictions, strict=True):
         labels, scores, boxes = prediction.labels, prediction.scores, prediction.boxes_xyxy
         if boxes is not None and min_score is not None:
