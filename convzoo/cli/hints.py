@@ -10,7 +10,10 @@ HINTS = {
     "on_bad_sample": "--on-bad-sample skip leaves such pictures out",
     "resume": "--resume continues it",
 }
-OTHER_VERBS = {"classes": "convzoo convert --classes FILE names them"}
+OTHER_VERBS = {
+    "classes": "convzoo convert --classes FILE names them",
+    "cfg": "convzoo convert FILE --cfg CFG reads it",
+}
 
 
 def hint(options: Sequence[str], argv: Sequence[str], app: typer.Typer) -> str:

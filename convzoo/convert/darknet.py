@@ -66,7 +66,9 @@ ORIGINALS = {
     ),
 }
 MAX_CLASSES = 22_000  # ImageNet-22k's 21,842 fit
+LONG_HEADER = 20  # bytes, from version 0.2 on
 BACKBONE_LAYERS = 52  # darknet53.conv.74: 74 layers of the cfg, 52 of them convolutions
+COCO_ANCHORS = "anchors: COCO's are assumed; a .cfg beside the weights would tell"
 IMAGENET_ORDER = "class names: ImageNet's WordNet ids in Darknet's order, as if trained on ImageNet"
 NORM_KEYS = ("bias", "weight", "running_mean", "running_var")  # of a batch norm, in file order
 
@@ -128,8 +130,13 @@ def read(source: Path | bytes | memoryview, expected: ExpectedWeights = ANY) -> 
         table=table,
         header={**header._asdict(), "bytes_used": len(data), "bytes_left": 0},
         missing=missing,
-        notes=[IMAGENET_ORDER] if names == list(darknet_wnids()) else [],
+        notes=_notes(model, names),
     )
+
+
+def _notes(model: Mapping[str, Any], names: list[str] | None) -> list[str]:
+    anchors = [COCO_ANCHORS] if model["name"] == "yolov3" else []
+    return anchors + ([IMAGENET_ORDER] if names == list(darknet_wnids()) else [])
 
 
 def write(
@@ -263,4 +270,7 @@ def _misfit(
         if rest == 0 and 0 < classes < MAX_CLASSES:
             message = f"{where}: {text}; it is damaged, or {other} with {classes} classes: then say how many"
             return AmbiguousWeights(message, ExpectedWeights(num_classes=classes))
-    return ConvzooError(f"{where}: {'truncated' if num_bytes < ends[name][-1] else 'over-long'}: {text}")
+    is_near = abs(num_bytes - ends[name][-1]) < ends[name][-1] / 100
+    if is_near or expected.model_name or num_bytes < min(layer_ends[-1] for layer_ends in ends.values()):
+        return ConvzooError(f"{where}: {'truncated' if num_bytes < ends[name][-1] else 'over-long'}: {text}")
+    return ConvzooError(f"{where}: fits no network that is known without its .cfg: {text}", ("cfg",))

@@ -1,4 +1,4 @@
-"""A Darknet weight file together with the `.cfg` that describes its network: any network of Darknet's.
+"""A Darknet weight file together with the `.cfg` that describes its network, and what is known without one.
 
 One of ours becomes that network, any other becomes `darknet`, which keeps the text. The preprocessing is that of the
 program that wrote the weights, as far as the two files tell.
@@ -6,15 +6,16 @@ Facts: github.com/pjreddie/darknet, github.com/AlexeyAB/darknet and github.com/h
 """
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from convzoo.convert import presets
-from convzoo.convert.darknet import IMAGENET_ORDER, VALID, Header, crop, layers_of
+from convzoo.convert import darknet, presets, published
+from convzoo.convert.darknet import IMAGENET_ORDER, LONG_HEADER, VALID, Header, crop, layers_of, read_header
 from convzoo.convert.darknet_network import load_weights, weights_header
-from convzoo.convert.darknet_own import own_model
+from convzoo.convert.darknet_own import cfg_text, own_model
 from convzoo.convert.state_dict import (
     ANY,
     CfgFile,
@@ -30,8 +31,15 @@ from convzoo.errors import ConvzooError, UsageError
 from convzoo.models.darknet_cfg import MAX_CHARACTERS
 from convzoo.models.darknet_layers import DarknetCfg, read_cfg
 from convzoo.models.darknet_network import Network
+from convzoo.types import Head
 
 STRETCHING = 5  # the revision that AlexeyAB's and hank-ai's programs write, which stretch; pjreddie's writes 0
+# The published yolov3-tiny.weights, trained with other anchors at its fine head than its published .cfg has:
+# pjreddie/darknet issue 851. On 128 pictures of COCO AP 21.36 with those of its training, 14.15 with the others.
+YOLOV3_TINY = 35_434_956, "dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c"
+TINY_ANCHORS = ((10, 14), (23, 27), (37, 58), (81, 82), (135, 169), (344, 319))
+TRAINED_ROWS, PUBLISHED_ROW = (TINY_ANCHORS[1:4], TINY_ANCHORS[3:]), TINY_ANCHORS[:3]
+MASKS = "these weights were trained with masks 1,2,3 at the fine head"
 COCO_NAMES = "class names: COCO's, as if trained on COCO, which has 80 classes too"
 
 
@@ -61,7 +69,39 @@ def read(source: Path | bytes | memoryview, expected: ExpectedWeights) -> Conver
         ConvzooError: no weight file, or that of another network.
     """
     assert expected.cfg is not None
-    return read_as(read_cfg_file(expected.cfg), source, expected)
+    converted = read_as(read_cfg_file(expected.cfg), source, expected)
+    heads: tuple[Head, ...] = getattr(meta_network(converted.model), "heads", ())
+    if _is_yolov3_tiny(source) and PUBLISHED_ROW in [head.anchors_px for head in heads]:
+        converted.notes.append(f"anchors: {MASKS}, the .cfg says 0,1,2: AP is a third lower with them")
+    return converted
+
+
+def read_alone(source: Path | bytes | memoryview, expected: ExpectedWeights = ANY) -> ConvertedWeights:
+    """Read a weight file without its `.cfg`: of one of our networks, or a published one.
+
+    Raises:
+        UsageError: no such file, or its size says whose `.cfg` it needs.
+        ConvzooError: not such a file, or its size fits no network that is known.
+    """
+    if _is_yolov3_tiny(source):
+        text = cfg_text("yolov3_tiny", 80, TRAINED_ROWS, (416, 416))
+        converted = read_as(CfgFile("yolov3-tiny.cfg", text, ""), source, expected)
+        note = f"anchors: {MASKS} (pjreddie/darknet issue 851); their published .cfg says 0,1,2"
+        return replace(converted, cfg=None, notes=[*converted.notes, note])
+    data, where = file_bytes(source), str(source) if isinstance(source, Path) else "Darknet weights"
+    header = read_header(data, where)
+    name = published.DARKNET_CFGS.get(len(data) - header.num_bytes + LONG_HEADER)
+    if name is not None and expected.model_name is None:
+        raise UsageError(
+            f"{where}: {len(data)} bytes, as {name} takes, without which it is not known what they mean", ("cfg",)
+        )
+    return darknet.read(source, expected)
+
+
+def _is_yolov3_tiny(source: Path | bytes | memoryview) -> bool:
+    data = file_bytes(source)
+    num_bytes, sha256 = YOLOV3_TINY
+    return len(data) == num_bytes and hashlib.sha256(data.data).hexdigest() == sha256
 
 
 def read_as(cfg_file: CfgFile, source: Path | bytes | memoryview, expected: ExpectedWeights = ANY) -> ConvertedWeights:

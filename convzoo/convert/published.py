@@ -95,6 +95,13 @@ TABLE = (
         "letterboxed on grey to 416x416, values 0..1, no mean",
         Accuracy({"AP": 0.310, "AP50": 0.553}, "COCO test-dev at 416"),
     ),
+    _darknet(
+        "yolov3-tiny.weights",
+        "yolov3_tiny",
+        "letterboxed on grey to 416x416, values 0..1, no mean",
+        Accuracy({"AP50": 0.331}, "COCO test-dev at 416"),
+        sha256="dccea06f59b781ec1234ddf8d1e94b9519a97f4245748a7d4db75d5b7080a42c",
+    ),
     _torchvision("VGG16_Weights", "vgg16", "vgg16-397923af.pth", _top(0.71592, 0.90382)),
     _torchvision("VGG16_BN_Weights", "vgg16", "vgg16_bn-6c64b313.pth", _top(0.73360, 0.91516)),
     _torchvision("DenseNet121_Weights", "densenet121", "densenet121-a639ec97.pth", _top(0.74434, 0.91972)),
@@ -122,6 +129,30 @@ TABLE = (
         _top(0.80536, 0.95434, "ImageNet val at 288, crop 1.0"),
     ),
 )
+
+
+# The `.cfg` files of Darknet's programs by the bytes of their weights, but those of our networks.
+DARKNET_CFGS = {
+    19_233_100: "enet-coco.cfg",
+    19_560_180: "efficientnet_b0.cfg",
+    24_251_276: "yolov4-tiny.cfg",
+    24_967_560: "yolov7-tiny.cfg",
+    35_434_956: "yolov3-tiny.cfg",
+    63_471_560: "yolov2-tiny-voc.cfg",
+    68_825_780: "densenet201.cfg",
+    83_427_124: "darknet19.cfg",
+    89_251_508: "resnext50.cfg",
+    91_303_604: "resnet50.cfg",
+    202_704_264: "yolov2-voc.cfg",
+    211_944_840: "yolov4-csp-swish.cfg",
+    228_123_400: "csresnext50-panet-spp.cfg",
+    246_714_648: "yolov3-voc.cfg",
+    249_513_396: "alexnet.cfg",
+    252_209_544: "yolov3-spp.cfg",
+    257_717_640: "yolov4.cfg",
+    283_669_892: "yolov4-p5.cfg",
+    553_430_196: "vgg-16.cfg",
+}
 
 
 def names(library: str | None = None) -> list[str]:

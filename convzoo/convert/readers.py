@@ -9,7 +9,7 @@ from convzoo.errors import ConvzooError, UsageError
 __all__ = ["kind_of", "network", "read"]
 
 READERS = {
-    "darknet": darknet.read,
+    "darknet": darknet_pair.read_alone,
     "mindspore": mindspore.read,
     "torch": torch_zoos.read,
     "safetensors": torch_zoos.read,

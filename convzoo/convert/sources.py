@@ -16,7 +16,7 @@ import safetensors
 import torch
 
 from convzoo.config.registry import nearest
-from convzoo.convert import darknet, presets, published, torch_zoos
+from convzoo.convert import presets, published, torch_zoos
 from convzoo.convert.readers import kind_of, read
 from convzoo.convert.state_dict import ANY, CfgFile, ConvertedWeights, ExpectedWeights, Origin, model_label, one_line
 from convzoo.errors import ConvzooError, MissingPackageError, UsageError
@@ -206,5 +206,5 @@ def _from_darknet(name: str, expected: ExpectedWeights) -> WeightSource:
             raise _unreachable(source, error) from None
     if kind_of(path) != "darknet":
         raise ConvzooError(f"{path}: not a Darknet weight file; remove it and try again")
-    converted = darknet.read(path, expected)
+    converted = read(path, expected)
     return _from_file(source, path, converted)
