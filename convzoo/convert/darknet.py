@@ -61,6 +61,7 @@ ORIGINALS = {
         {"score_threshold": 0.005, "iou_threshold": 0.45, "multi_label": True},  # `detector valid`
     ),
 }
+ORIGINALS["yolov3_tiny"] = ORIGINALS["yolov3"]
 MAX_CLASSES = 22_000  # ImageNet-22k's 21,842 fit
 BACKBONE_LAYERS = 52  # darknet53.conv.74: 74 layers of the cfg, 52 of them convolutions
 IMAGENET_ORDER = "class names: ImageNet's WordNet ids in Darknet's order, as if trained on ImageNet"
