@@ -62,6 +62,17 @@ def test_the_dogs_boxes_are_darknets(dog, shared, name, anchors_px, count):
     torch.testing.assert_close(rows, theirs, rtol=0, atol=1e-4)
 
 
+def test_average_precision_of_the_published_weights_is_darknets(run, shared, tmp_path):
+    """Darknet itself, with the masks as trained: AP 21.36, AP50 43.15 (as published: 14.15, 27.41)."""
+    model = tmp_path / "yolov3-tiny.safetensors"
+    assert run("convert", shared / "data/weights/yolov3-tiny.weights", "--out", model)[0] == 0
+    code, out, err = run("eval", model, "--data", shared / "data/coco-mini", "--workers", 0, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["images"] == 128
+    assert abs(result["AP"] - 0.2136) <= 0.003 and abs(result["AP50"] - 0.4315) <= 0.003
+
+
 def test_it_is_the_network_of_its_cfg(shared):
     """A weight file of it fits the .cfg, and both compute the same: the order of modules is that of the layers."""
     text = (shared / "fixtures/darknet/cfg/yolov3-tiny.cfg").read_text()
