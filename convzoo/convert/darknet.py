@@ -65,6 +65,7 @@ ORIGINALS = {
         VALID,
     ),
 }
+ORIGINALS["yolov3_tiny"] = ORIGINALS["yolov3"]
 MAX_CLASSES = 22_000  # ImageNet-22k's 21,842 fit
 LONG_HEADER = 20  # bytes, from version 0.2 on
 BACKBONE_LAYERS = 52  # darknet53.conv.74: 74 layers of the cfg, 52 of them convolutions

@@ -93,9 +93,12 @@ class YoloV3(nn.Module):
         return head8, head16, head32
 
 
-def _check_anchors(anchors_px: list[list[tuple[float, float]]]) -> None:
-    if [len(scale) for scale in anchors_px] != [3, 3, 3] or min(min(pair) for row in anchors_px for pair in row) <= 0:
-        raise UsageError("model.anchors_px: three rows, finest first, of three [width, height] in pixels above 0")
+def check_anchors(anchors_px: list[list[tuple[float, float]]], num_scales: int) -> None:
+    """Raise UsageError for other than three positive anchors for each scale."""
+    is_complete = [len(scale) for scale in anchors_px] == [3] * num_scales
+    if not is_complete or min(min(pair) for row in anchors_px for pair in row) <= 0:
+        rows = {2: "two", 3: "three"}[num_scales]
+        raise UsageError(f"model.anchors_px: {rows} rows, finest first, of three [width, height] in pixels above 0")
 
 
 @register("model")
@@ -122,7 +125,7 @@ def yolov3(
         UsageError: a width that leaves broken channels, or other than three times three positive anchors.
     """
     if anchors_px is not None:
-        _check_anchors(anchors_px)
+        check_anchors(anchors_px, len(STRIDES))
     if width <= 0 or width * 32 % 1:
         raise UsageError(f"model.width: must be a multiple of 1/32, so that all channels are whole, not {width}")
 

@@ -68,11 +68,6 @@ def assign_targets(
     and the MindSpore zoo let the last overwrite the others.) Centres are not rounded; one on or beyond an edge belongs
     to the last cell. A box without area is left out.
 
-    Where scale_x_y s stretches a centre about the cell's middle, x = s sigmoid(t) - (s - 1) / 2, the target is what
-    the sigmoid must be: (x + (s - 1) / 2) / s, in 0..1 for all s >= 1 and clamped for others. So the loss stays a
-    cross-entropy, whose gradient sigmoid(t) - target vanishes where the box is right and nowhere else, and with s = 1
-    it is YOLOv3's. (Darknet's own gradient for s > 1 belongs to a loss of the boxes' overlap.)
-
     Args:
         boxes_xyxy: [M, 4] of all images of the batch, in input pixels.
         labels: [M] int64 in 0..K-1.
@@ -96,14 +91,13 @@ def assign_targets(
     weights = 2 - (boxes_M4[:, 2] / image_size[1]) * (boxes_M4[:, 3] / image_size[0])
     targets, first = [], 0
     for head, cells_M2 in zip(heads, cells, strict=True):
-        end = first + len(head.anchors_px)
-        here = (option >= first) & (option < end)
+        here = (option >= first) & (option < first + len(head.anchors_px))
         mine, anchor, cell = box[here], option[here] - first, cells_M2[box[here]]
         log_wh = (boxes_M4[mine, 2:] / anchors_O2[option[here]]).log()
         where = (image_index[mine], anchor, cell[:, 1], cell[:, 0])
         offsets = _offsets(boxes_M4[mine, :2], cell, head)
         targets.append(LevelTargets(*where, offsets, log_wh, weights[mine], class_probs[mine]))
-        first = end
+        first += len(head.anchors_px)
     return targets
 
 
@@ -193,7 +187,13 @@ def _cells(boxes_cxcywh: Tensor, stride: int, image_size: tuple[int, int]) -> Te
 
 
 def _offsets(centres_P2: Tensor, cells_P2: Tensor, head: Head) -> Tensor:
-    """Return what sigmoid(t_xy) should be [P, 2] for centres in input pixels."""
+    """Return what sigmoid(t_xy) should be [P, 2] for centres in input pixels.
+
+    Where scale_x_y s stretches a centre about the cell's middle, x = s sigmoid(t) - (s - 1) / 2, that is
+    (x + (s - 1) / 2) / s, in 0..1 for all s >= 1 and clamped for others. So the loss stays a cross-entropy, whose
+    gradient sigmoid(t) - target vanishes where the box is right and nowhere else, and with s = 1 it is YOLOv3's.
+    (Darknet's networks with s > 1 learn the boxes' overlap instead.)
+    """
     offsets = (centres_P2 / head.stride - cells_P2).clamp(0, 1)
     return ((offsets + (head.scale_x_y - 1) / 2) / head.scale_x_y).clamp(0, 1)
 

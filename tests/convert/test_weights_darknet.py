@@ -226,7 +226,7 @@ def test_wrong_network_and_wrong_options(tmp_path):
         darknet.read(DATA, ExpectedWeights("yolov3"))
     with pytest.raises(ConvzooError, match="tinydarknet with 1000 classes: then say how many"):
         darknet.read(DATA, ExpectedWeights(num_classes=10))
-    with pytest.raises(UsageError, match="for tinydarknet, darknet53, yolov3, not vgg16"):
+    with pytest.raises(UsageError, match="for tinydarknet, darknet53, yolov3, yolov3_tiny, not vgg16"):
         darknet.read(DATA, ExpectedWeights("vgg16"))
     with pytest.raises(UsageError, match="at least one class"):
         darknet.read(DATA, ExpectedWeights(num_classes=0))

@@ -18,6 +18,7 @@ COUNTS = [
     ("tinydarknet", {"last": "norm_leaky"}, 1_043_104),
     ("darknet53", {}, 41_609_928),
     ("yolov3", {}, 61_949_149),
+    ("yolov3_tiny", {}, 8_852_366),
 ]
 CFG = """[net]
 width=64
@@ -39,6 +40,7 @@ activation=linear
 SMALL = {
     "vgg16": {"head": "small", "batch_norm": True, "dropout": 0.0},
     "yolov3": {"width": 0.125},
+    "yolov3_tiny": {"width": 0.125},
     "darknet": {"cfg": CFG},
 }
 
@@ -62,6 +64,8 @@ def test_every_model_computes_and_trains(name):
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     if name == "yolov3":
         assert [tuple(o.shape) for o in outputs] == [(4, 36, 8, 8), (4, 36, 4, 4), (4, 36, 2, 2)]
+    elif name == "yolov3_tiny":
+        assert [tuple(o.shape) for o in outputs] == [(4, 36, 4, 4), (4, 36, 2, 2)]
     else:
         assert outputs[0].shape == (4, 7)
     torch.stack([output.square().mean() for output in outputs]).sum().backward()
