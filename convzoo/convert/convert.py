@@ -299,7 +299,7 @@ def convert_configuration(path: Path, out: Path, resize: str | None = None) -> C
         build.check_recipe(recipe)
     report = ConversionReport()
     name = recipe.model["name"]
-    what = f"Darknet's .cfg of {name}" if is_cfg else f"configuration of {name} of the MindSpore zoo"
+    what = f"a Darknet .cfg of {name}" if is_cfg else f"a configuration of the MindSpore zoo's {name}"
     report.add("source", f"{path}: {what}", source=str(path))
     for key, why in zoo.dropped.items():
         report.add("left out", f"{key:30} {why}")
@@ -307,10 +307,7 @@ def convert_configuration(path: Path, out: Path, resize: str | None = None) -> C
         report.add("note", note)
     sha256 = file_sha256(path)
     report.plain.update(recipe=recipe.plain(), dropped=zoo.dropped, notes=zoo.notes, source_sha256=sha256)
-    header = [
-        f"Converted by convzoo {__version__} from {path.name}, {'' if is_cfg else 'a '}{what} "
-        f"(SHA-256 {sha256[:12]}...)."
-    ]
+    header = [f"Converted by convzoo {__version__} from {path.name}, {what} (SHA-256 {sha256[:12]}...)."]
     header += [f"Note: {note}." for note in zoo.notes]
     header += [f"Left out: {key} ({why})" for key, why in zoo.dropped.items()]
     weights = " --weights FILE" if recipe.train.freeze else ""  # what is frozen must come from somewhere
