@@ -14,7 +14,8 @@ from convzoo.errors import ConvzooError, UsageError
 Source = Annotated[
     str,
     typer.Argument(
-        metavar="SRC", help="Weight file, folder of them, LIBRARY:NAME, or MindSpore zoo YAML or config.py."
+        metavar="SRC",
+        help="Weight file, folder of them, LIBRARY:NAME, Darknet .cfg, or MindSpore zoo configuration.",
     ),
 ]
 CheckData = Annotated[
@@ -41,7 +42,7 @@ def convert(
     cfg: Cfg = None,
     resize: Annotated[
         Resize | None,
-        typer.Option("--resize", help="With --cfg: how pictures get its size.", show_default="as the files tell"),
+        typer.Option("--resize", help="How pictures get the size that a .cfg has.", show_default="as the files tell"),
     ] = None,
     to: Annotated[To | None, typer.Option("--to", help="Write a file of that program.", show_default=False)] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with where the weights come from first.")] = False,
@@ -57,15 +58,14 @@ def convert(
     """Turn weights of Darknet, MindSpore, torchvision or timm into a model file, or a model file into one of theirs.
 
     SRC is a Darknet .weights, a MindSpore .ckpt, a .pth, .pt or .safetensors, recognised by content; or timm:NAME,
-    torchvision:NAME or darknet:FILE (`convzoo list --weights`); or a MindSpore zoo configuration, which becomes a
-    recipe; or, with --to, a model file; or a folder of such weights. Any other Darknet .weights needs its --cfg.
+    torchvision:NAME or darknet:FILE (`convzoo list --weights`); or a MindSpore zoo configuration or a Darknet .cfg,
+    which becomes a recipe; or, with --to, a model file; or a folder of such weights. Darknet .weights of a network that
+    is none of these need their --cfg.
     """
     from convzoo.convert.state_dict import ExpectedWeights
 
     if data and not check:
         raise UsageError("--data has no meaning without --check")
-    if resize and not cfg:
-        raise UsageError("--resize has no meaning without --cfg")
     expected = ExpectedWeights(model, num_classes, classes, cfg, resize)
     options: dict[str, Any] = {"check": check, "data": data, "data_name": data_name, "download": download}
     if not Path(source).is_dir():
@@ -107,8 +107,7 @@ def _folder(source: str, out: Path, to: str | None, expected: Any, options: dict
 def _converted(source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any]) -> Any:
     """Do what this source and these options mean, and refuse the options that do not belong to it."""
     from convzoo.convert.convert import convert as run_conversion
-    from convzoo.convert.convert import convert_configuration, convert_to
-    from convzoo.convert.mindspore_keys import is_text
+    from convzoo.convert.convert import convert_configuration, convert_to, is_configuration
     from convzoo.convert.state_dict import AmbiguousWeights
 
     require_download(source, options["download"])
@@ -116,9 +115,11 @@ def _converted(source: str, out: Path, to: str | None, expected: Any, options: d
     network = {f"--{name.replace('_', '-')}": options[name] for name in ("check", "data", "data_name")}
     network["--classes"] = expected.classes
     try:
-        if is_text(Path(source)):
+        if is_configuration(Path(source)):
             _refuse("for a configuration", {"--to": to, **weights, **network})
-            return convert_configuration(Path(source), out)
+            return convert_configuration(Path(source), out, expected.resize)
+        if expected.resize and not expected.cfg:
+            raise UsageError("--resize has no meaning without --cfg")
         if to:
             _refuse("with --to", network)
             return convert_to(to, source, out, expected, options["download"])

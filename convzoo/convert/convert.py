@@ -13,7 +13,8 @@ import torch
 from convzoo import build
 from convzoo.config import recipe as recipes
 from convzoo.config import registry
-from convzoo.convert import mindspore_recipe, presets, writers
+from convzoo.convert import darknet_recipe, mindspore_recipe, presets, writers
+from convzoo.convert.mindspore_keys import is_text
 from convzoo.convert.report import ConversionReport, report_checks, report_weights
 from convzoo.convert.sources import ANY, WEIGHT_SUFFIXES, ExpectedWeights, WeightSource, is_own, is_remote, open_source
 from convzoo.convert.state_dict import ConvertedWeights, network, resolve_model_spec
@@ -275,27 +276,38 @@ def _write_cfg(opened: WeightSource, out: Path) -> Path:
     return path
 
 
-def convert_configuration(path: Path, out: Path) -> ConversionReport:
-    """Write a configuration of the MindSpore zoo as the recipe `out`. Raises UsageError, ConvzooError."""
+def is_configuration(path: Path) -> bool:
+    """Tell whether a file is a Darknet `.cfg` or a configuration of the MindSpore zoo, rather than weights."""
+    return darknet_recipe.is_cfg(path) or is_text(path)
+
+
+def convert_configuration(path: Path, out: Path, resize: str | None = None) -> ConversionReport:
+    """Write a Darknet `.cfg` or a configuration of the MindSpore zoo as the recipe `out`.
+
+    Args:
+        resize: how a `.cfg`'s pictures get their size, "letterbox" or "stretch".
+    Raises:
+        UsageError, ConvzooError.
+    """
     _check_out(out, str(path))
     if out.suffix not in RECIPE_SUFFIXES:
         raise UsageError(f"{out}: {path} is a configuration, which becomes a recipe: name it FILE.yaml")
-    zoo = mindspore_recipe.convert(path)
+    is_cfg = darknet_recipe.is_cfg(path)
+    zoo = darknet_recipe.convert(path, resize) if is_cfg else mindspore_recipe.convert(path)
     recipe = recipes.from_plain(zoo.sections, out.name.removesuffix(out.suffix))
     if recipe.task in registry.names("task"):
         build.check_recipe(recipe)
     report = ConversionReport()
-    report.add("source", f"{path}: configuration of {recipe.model['name']} of the MindSpore zoo", source=str(path))
+    name = recipe.model["name"]
+    what = f"a Darknet .cfg of {name}" if is_cfg else f"a configuration of the MindSpore zoo's {name}"
+    report.add("source", f"{path}: {what}", source=str(path))
     for key, why in zoo.dropped.items():
         report.add("left out", f"{key:30} {why}")
     for note in zoo.notes:
         report.add("note", note)
     sha256 = file_sha256(path)
     report.plain.update(recipe=recipe.plain(), dropped=zoo.dropped, notes=zoo.notes, source_sha256=sha256)
-    header = [
-        f"Converted by convzoo {__version__} from {path.name}, "
-        f"a configuration of the MindSpore zoo's {recipe.model['name']} (SHA-256 {sha256[:12]}...)."
-    ]
+    header = [f"Converted by convzoo {__version__} from {path.name}, {what} (SHA-256 {sha256[:12]}...)."]
     header += [f"Note: {note}." for note in zoo.notes]
     header += [f"Left out: {key} ({why})" for key, why in zoo.dropped.items()]
     weights = " --weights FILE" if recipe.train.freeze else ""  # what is frozen must come from somewhere

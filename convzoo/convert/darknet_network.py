@@ -51,12 +51,15 @@ def darknet_layers(network: Network) -> list[LayerTensors]:
     return layers
 
 
-def load_weights(cfg_text: str, weights: bytes | memoryview | np.ndarray, where: str) -> StateDict:
+def load_weights(
+    cfg_text: str, weights: bytes | memoryview | np.ndarray, where: str, partial: bool = False
+) -> StateDict:
     """Read the weights of the network that a `.cfg` describes.
 
     Args:
         weights: the whole file; the tensors may be views of an array.
         where: the weight file's name, for messages.
+        partial: the file may end with a layer before the last, as a backbone's does; of the others nothing is returned.
     Raises:
         UsageError: the `.cfg` is none that is read.
         ConvzooError: no weight file, or one with fewer or more floats than the network takes.
@@ -72,6 +75,8 @@ def load_weights(cfg_text: str, weights: bytes | memoryview | np.ndarray, where:
     state = {name: torch.tensor(0) for name in network.state_dict() if name.endswith("num_batches_tracked")}
     at = 0
     for section, shapes in (layers := darknet_layers(network)):
+        if partial and 0 < at == num_floats:
+            break
         for name, shape in shapes.items():
             end = at + math.prod(shape)
             if end > num_floats:
@@ -85,6 +90,17 @@ def load_weights(cfg_text: str, weights: bytes | memoryview | np.ndarray, where:
     if at < num_floats:
         raise ConvzooError(f"{where}: too long for its .cfg: {num_floats - at} of {num_floats} floats are left")
     return state
+
+
+def class_tensors(network: Network) -> list[str]:
+    """Return the names of the tensors whose shape follows the number of classes: of the last layers with weights."""
+    weighted = {layer.section.number: list(layer.shapes) for layer in darknet_layers(network)}
+    names: dict[str, None] = {}
+    for number in network.ends:
+        while number >= 0 and number not in weighted:
+            number = network.cfg.layers[number].sources[0]
+        names |= dict.fromkeys(weighted.get(number, []))
+    return list(names)
 
 
 def dump_weights(state: Network | Mapping[str, Tensor], cfg_text: str, header: Header) -> bytes:

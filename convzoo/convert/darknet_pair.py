@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from convzoo.convert import darknet, presets, published
-from convzoo.convert.darknet import IMAGENET_ORDER, LONG_HEADER, VALID, Header, crop, layers_of, read_header
+from convzoo.convert.darknet import IMAGENET_ORDER, LONG_HEADER, VALID, crop, layers_of, read_header
 from convzoo.convert.darknet_network import load_weights, weights_header
 from convzoo.convert.darknet_own import cfg_text, own_model
 from convzoo.convert.state_dict import (
@@ -128,7 +128,7 @@ def read_as(cfg_file: CfgFile, source: Path | bytes | memoryview, expected: Expe
     state_dict, table, _ = assemble(where, model, state, {})
     known, note = _class_names(described)
     names = expected.class_names(model, known)
-    transform, why = _preprocessing(cfg, header, bool(described.heads), expected.resize)
+    transform, why = preprocessing(cfg, header.revision, bool(described.heads), expected.resize)
     return ConvertedWeights(
         origin="darknet",
         source=f"Darknet weights, version {'.'.join(map(str, header[:3]))}, {header.seen} images seen, "
@@ -137,7 +137,7 @@ def read_as(cfg_file: CfgFile, source: Path | bytes | memoryview, expected: Expe
         state_dict=state_dict,
         task="detect" if described.heads else "classify",
         transform=transform,
-        postprocess=_postprocess(described),
+        postprocess=suppression(described),
         class_names=names,
         table=table,
         header={**header._asdict(), "bytes_used": len(data), "bytes_left": 0},
@@ -162,8 +162,15 @@ def _class_names(network: Network) -> tuple[list[str] | None, str | None]:
     return None, None
 
 
-def _preprocessing(cfg: DarknetCfg, header: Header, detects: bool, resize: str | None) -> tuple[dict[str, Any], str]:
-    """Return the `transform` section, and a note on where it comes from."""
+def preprocessing(
+    cfg: DarknetCfg, revision: int | None, detects: bool, resize: str | None
+) -> tuple[dict[str, Any], str]:
+    """Return the `transform` section, and a note on where it comes from.
+
+    Args:
+        revision: of the weight file's header, which tells the program; None without one.
+        resize: "letterbox" or "stretch", against what the files tell.
+    """
     height, width = cfg.height, cfg.width
     size = width if width == height else [height, width]
     if not detects and resize is None and width == height:
@@ -172,17 +179,19 @@ def _preprocessing(cfg: DarknetCfg, header: Header, detects: bool, resize: str |
         why = "as asked for"
     elif cfg.letter_box:
         resize, why = "letterbox", "letterboxed, as the .cfg says letter_box=1"
-    elif header.revision == STRETCHING:
+    elif revision == STRETCHING:
         resize, why = "stretch", f"stretched, as by the programs that write revision {STRETCHING}"
+    elif revision is None:
+        resize, why = "letterbox", "letterboxed, as by pjreddie's program; AlexeyAB's and its successors stretch"
     else:
-        resize, why = "letterbox", f"letterboxed, as by the programs that write revision {header.revision}"
+        resize, why = "letterbox", f"letterboxed, as by the programs that write revision {revision}"
     why = f"preprocessing: {why}"
     if resize == "letterbox":
         return presets.transform([{"letterbox": {"size_px": size, "align_corners": True}}]), why
     return presets.transform([{"resize": {"size_px": size, "mode": "stretch", "antialias": False}}]), why
 
 
-def _postprocess(network: Network) -> dict[str, Any]:
+def suppression(network: Network) -> dict[str, Any]:
     """Return the `postprocess` section: of `detector valid`, with the suppression that the last head names."""
     if not network.heads:
         return {}
