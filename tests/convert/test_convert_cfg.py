@@ -150,12 +150,8 @@ def test_a_converted_classifier_gives_the_originals_logits(slim, name):
     (ours,) = model.runner()(images)
     assert (ours[0] - logits).abs().max() <= 2e-4 * logits.abs().max()
     assert model.recipe.task == "classify" and len(model.class_names) == len(logits)
-<<<<<<< HEAD
     (answer,) = model.task().postprocess((ours,), filling(images))
     assert answer.labels[0] == int(logits.argmax())
-=======
-    assert int(ours.argmax()) == int(logits.argmax())
->>>>>>> part-cfg
 
 
 @pytest.mark.parametrize(
