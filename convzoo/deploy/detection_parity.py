@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
+from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from torch import Tensor
+from torchvision.ops import batched_nms
 
 from convzoo.boxes import clip_boxes
 from convzoo.tasks.postprocess import similarity
@@ -55,14 +56,37 @@ def matched(
     apart = apart.maximum((mine.scores[:, None] - score).abs() / tolerance)
     apart[labels[:, None] != label] = torch.inf
     # One candidate each: two that were cut to the same box, with scores as good as equal, are still two.
-    pairs = maximum_bipartite_matching(csr_array((apart <= 1).numpy()), perm_type="column")
-    which = torch.from_numpy(pairs).long()
-    if (which < 0).any():
+    which = _pairs(apart, _survivors(boxes, score, label, options["iou_threshold"]))
+    if which is None:
         return None
     mine = Matched(mine.boxes_xyxy, mine.scores, shown[which], score[which])
     error_px = float((mine.boxes_xyxy - mine.reference_boxes_xyxy).abs().max()) if len(which) else 0.0
+    error_px = error_px + tolerance * (boxes - shown).abs().amax(1, keepdim=True)  # beyond the picture it is not seen
     candidates = _Candidates(box, label, score, boxes, (shown[:, 2:] > shown[:, :2]).all(1))
     return mine if _is_what_suppression_leaves(which, candidates, size, error_px, options, tolerance) else None
+
+
+def _pairs(apart_DC: Tensor, preferred: Tensor) -> Tensor | None:
+    """Return the candidate [D] of each detection, the nearest within 1, or None where not all have one of their own.
+
+    Of candidates that are as near, because they were cut to the same box, those of the mask `preferred` [C] come first.
+    """
+    count, candidates = apart_DC.shape
+    if not count or count > candidates:
+        return None if count else torch.zeros(0, dtype=torch.int64)
+    weights = torch.where(apart_DC <= 1, apart_DC.double() + 2e-6 - 1e-6 * preferred, 0.0)  # 0 is no pair
+    try:
+        return torch.from_numpy(min_weight_full_bipartite_matching(csr_array(weights.numpy()))[1]).long()
+    except ValueError:  # its way to say that there is none
+        return None
+
+
+def _survivors(boxes_xyxy: Tensor, score: Tensor, label: Tensor, iou_threshold: float) -> Tensor:
+    """Return a mask of what suppression by overlap leaves of the reference's candidates."""
+    mask = torch.zeros_like(score, dtype=torch.bool)
+    if len(score):
+        mask[batched_nms((boxes_xyxy - boxes_xyxy.amin()).double(), score.double(), label, iou_threshold)] = True
+    return mask
 
 
 class _Candidates(NamedTuple):
@@ -79,7 +103,7 @@ def _is_what_suppression_leaves(
     which: Tensor,
     all_: _Candidates,
     size: tuple[int, int],
-    error_px: float,
+    error_px: Tensor,
     options: dict[str, Any],
     tolerance: float,
 ) -> bool:
@@ -88,7 +112,7 @@ def _is_what_suppression_leaves(
     kind, beta = options["nms_kind"], options["nms_beta"]
     overlap = similarity(boxes[:, None], boxes[which], size, kind, beta)
     overlap[all_.label[:, None] != all_.label[which]] = -torch.inf
-    # How far an overlap can be off, when corners are as far off as the worst that was found.
+    # How far an overlap can be off, when corners are as far off as the worst that was found, error_px [C, 1].
     side = (boxes[:, 2:] - boxes[:, :2]).amin(1).clamp(min=1e-6)
     reach = error_px / torch.minimum(side[:, None], side[which])
     slack = 1e-6 + 8 * reach

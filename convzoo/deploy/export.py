@@ -138,7 +138,7 @@ def export(opened: TorchModel, options: ExportOptions) -> ExportResult:
     info = export_info(opened, options, getattr(module, "OPSET", None))
     _check_size(info)
     real = pictures(opened, options.data, info.size)
-    info = _with_tolerance(opened, info, real, options.tolerance)
+    info = _with_tolerance(opened, info, real, options)
     with written_whole(target) as temporary, _folder_beside(target) as folder:
         draft = folder / target.name
         others = _write(module, opened, info, draft)
@@ -274,12 +274,24 @@ def _write(module: ModuleType, opened: TorchModel, info: ExportInfo, draft: Path
         raise ConvzooError(f"{opened.path}: cannot be written as {draft.suffix}: {first_line(error)}") from error
 
 
-def _with_tolerance(opened: TorchModel, info: ExportInfo, real: torch.Tensor, floor: float) -> ExportInfo:
-    """Add what the file may differ by. Raises ToleranceError where the model's outputs are not finite."""
-    rounding = float32_rounding(opened, info, real, floor)
+def _with_tolerance(opened: TorchModel, info: ExportInfo, real: torch.Tensor, options: ExportOptions) -> ExportInfo:
+    """Add what the file may differ by.
+
+    Raises:
+        UsageError: pictures of another size than the network's only one.
+        ToleranceError: outputs that are not finite.
+    """
+    try:
+        rounding = float32_rounding(opened, info, real, options.tolerance)
+    except RuntimeError as error:
+        if options.size is None:
+            raise
+        size = "x".join(map(str, info.size))
+        raise UsageError(f"{size} pixels: this network does not take them ({first_line(error)})") from error
     if not math.isfinite(rounding):
         raise ToleranceError(f"{opened.path}: its outputs are not finite, so no file can be compared (inf or NaN)")
-    return info.model_copy(update={"tolerance": max(floor, ROUNDING_FACTOR * rounding), "rounding": rounding})
+    tolerance = max(options.tolerance, ROUNDING_FACTOR * rounding)
+    return info.model_copy(update={"tolerance": tolerance, "rounding": rounding})
 
 
 def _checked(opened: TorchModel, draft: Path, real: torch.Tensor) -> tuple[ExportedModel, Parity]:

@@ -44,8 +44,9 @@ class Deployed(nn.Module):
         if self.info.input == "uint8_nhwc":
             images = normalize(images.permute(0, 3, 1, 2), self.mean, self.std)
         outputs = self.network(images)
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if self.info.stage == "raw":
-            return outputs if isinstance(outputs, tuple) else (outputs,)
+            return outputs
         boxes_xyxy, scores = self.task.decode(outputs)
         if self.info.stage == "decoded":
             return boxes_xyxy, scores

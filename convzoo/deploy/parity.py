@@ -22,6 +22,7 @@ from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import DataError
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.torch_model import TorchModel, TorchRunner
+from convzoo.tasks.postprocess import FAR_PX
 from convzoo.types import Key, Sample, Task
 
 EMBEDDED = {"classes": "digits", "boxes": "digit_scenes"}
@@ -129,7 +130,17 @@ def _before_suppression(task: Task, stage: str, outputs: Any, size: tuple[int, i
     if stage == "raw":
         return outputs
     boxes_xyxy, scores = task.decode(outputs)
-    return (boxes_xyxy if stage == "decoded" else clip_boxes(boxes_xyxy, size)), scores
+    return (_cut(boxes_xyxy, size) if stage == "decoded" else clip_boxes(boxes_xyxy, size)), scores
+
+
+def _cut(boxes_xyxy: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return boxes cut a picture's width and height around the picture: one that overflowed would outweigh all others.
+
+    Args:
+        size: (height, width) of the picture.
+    """
+    side_px = boxes_xyxy.new_tensor([size[1], size[0]] * 2)
+    return boxes_xyxy.clamp(-side_px, 2 * side_px)
 
 
 def compare(opened: LoadedModel, runner: ExportRunner, real: Tensor, tolerance: float) -> Parity:
@@ -168,7 +179,7 @@ class _Classes:
 class _Boxes:
     """Outputs of a detector: the reference's head maps are taken to the stage of what was found.
 
-    After suppression it is what was found in both that is compared by number.
+    Decoded boxes are compared as `_cut` leaves them; after suppression, by number, what was found in both.
     """
 
     def __init__(self, task: Task, stage: str, tolerance: float):
@@ -176,6 +187,7 @@ class _Boxes:
 
     def __call__(self, outputs: Outputs, expected: Outputs, images: Tensor) -> tuple[Outputs, Outputs, list[bool]]:
         boxes_xyxy, scores = self.task.decode(expected)
+        boxes_xyxy = boxes_xyxy.clamp(-FAR_PX, FAR_PX)  # as suppression does
         size = (images.shape[2], images.shape[3])
         # As if each picture filled the input: where it lies in it is beside the point here.
         batch = self.task.collate([Sample(image, 0, i, "", size) for i, image in enumerate(images)])
@@ -186,7 +198,7 @@ class _Boxes:
         ]
         agreed = [pair is not None for pair in both]
         if self.stage == "decoded":
-            expected = boxes_xyxy, scores
+            outputs, expected = (_cut(outputs[0], size), outputs[1]), (_cut(boxes_xyxy, size), scores)
         elif self.stage == "nms":
             columns = [torch.cat(column) for column in zip(*(pair for pair in both if pair is not None), strict=True)]
             outputs, expected = tuple(columns[:2]), tuple(columns[2:])

@@ -1,6 +1,7 @@
 """Detection: boxes with classes, YOLOv3's loss, COCO's measures."""
 
 import functools
+import inspect
 import json
 import math
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ from convzoo.types import Batch, Boxes, BoxTargets, Head, Prediction, Sample
 class BoxTask:
     """What detectors have in common, whatever their outputs: everything but `decode`, `raw_shapes` and `loss`.
 
-    Crowds and boxes without area are not learned. `options` are `postprocess.postprocess`'s keywords.
+    Crowds and boxes without area are not learned. `options` are `postprocess.postprocess`'s keywords, those that are
+    not given with its defaults.
     """
 
     best_metric: str = "AP"
@@ -35,7 +37,8 @@ class BoxTask:
     def __init__(self, class_names: list[str], size_step: int, options: dict[str, Any]):
         self.class_names = class_names
         self.size_step = size_step
-        self.options = options
+        keywords = inspect.signature(postprocess).parameters.values()
+        self.options = {key.name: key.default for key in keywords if key.kind is key.KEYWORD_ONLY} | options
 
     def collate(self, samples: list[Sample]) -> Batch:
         """Stack the pictures; their boxes become one list with the index of their picture. Predicting needs none."""

@@ -1,0 +1,184 @@
+"""Networks of Darknet in other runtimes: every slim one at every stage that it has, INT8, and what is refused."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from convzoo.config import recipe as recipes
+from convzoo.config import registry
+from convzoo.convert.darknet_network import load_weights
+from convzoo.deploy.export import ExportOptions, export
+from convzoo.deploy.exported import open_exported
+from convzoo.deploy.quantize import schemes
+from convzoo.deploy.quantize.calibration import find_calibration
+from convzoo.errors import UsageError
+from convzoo.inference.torch_model import TorchModel, open_model
+from convzoo.model_file import ModelInfo, save_model
+from convzoo.models.darknet_network import Network
+from helpers import SHARED, skip_without_openvino
+
+ZOO = SHARED / "fixtures/darknet/zoo"
+DETECTORS = {
+    "yolov2-tiny-voc": ["head32"],
+    "yolov2-voc": ["head32"],
+    "yolov3-tiny": ["head32", "head16"],
+    "yolov3-spp": ["head32", "head16", "head8"],
+    "yolov4-tiny": ["head32", "head16"],
+    "yolov4": ["head8", "head16", "head32"],
+    "yolov4-csp-swish": ["head8", "head16", "head32"],
+    "yolov4-p5": ["head8", "head16", "head32"],
+    "yolov7-tiny": ["head8", "head16", "head32"],
+    "enet-coco": ["head32", "head16"],
+    "csresnext50-panet-spp": ["head32", "head16", "head8"],
+    "parts-attention": ["head8", "head16"],
+}
+CLASSIFIERS = ["darknet19", "resnet50", "resnext50", "densenet201", "efficientnet_b0", "alexnet", "parts-crop"]
+# Its rounding, 2e-3, moves boxes that end a thousand pictures outside by more than there is a bound for; what is left
+# of a chain of such boxes is either answer's.
+UNBOUNDED = {"csresnext50-panet-spp"}
+OTHER_SUPPRESSION = {"yolov4-tiny", "yolov4", "yolov4-csp-swish", "yolov4-p5", "yolov7-tiny", "parts-attention"}
+# Two maps of one stride, the second with fewer anchors; 96 wide, 64 high.
+TWINS = """[net]
+width=96
+height=64
+channels=3
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=4
+pad=1
+activation=leaky
+[convolutional]
+filters=18
+size=1
+activation=linear
+[yolo]
+mask=0,1
+anchors=10,14, 23,27, 37,58
+classes=4
+num=3
+[route]
+layers=0
+[convolutional]
+filters=9
+size=1
+activation=linear
+[yolo]
+mask=2
+anchors=10,14, 23,27, 37,58
+classes=4
+num=3
+"""
+
+
+def write_model(path: Path, text: str, weights: bytes | None = None) -> Path:
+    """Write the model file of a `.cfg`, with weights or random ones, and a recipe that keeps its size of pictures."""
+    network: Any = registry.bind("model", {"name": "darknet", "cfg": text})()
+    assert isinstance(network, Network)
+    state = load_weights(text, weights, path.stem) if weights else network.state_dict()
+    model = {"name": "darknet", "cfg": text, "num_classes": network.num_classes}
+    plain: dict[str, Any] = {"task": "classify", "data": {"name": "digits"}, "transform": {}, "model": model}
+    if network.heads:
+        limits = {"score_threshold": 0.3, "iou_threshold": 0.45, "max_detections": 1000}
+        kind = {"nms_kind": network.nms_kind, "nms_beta": network.nms_beta} if network.nms_kind != "default" else {}
+        plain |= {"task": "detect", "data": {"name": "digit_scenes"}, "postprocess": {**limits, **kind}}
+        plain["transform"] = {"eval": [{"letterbox": {"size_px": list(network.input_hw)}}]}
+    recipe = recipes.from_plain({**plain, "optim": {"lr": 0.1}, "train": {"epochs": 1, "batch_size": 1}}, path.stem)
+    names = [str(i) for i in range(network.num_classes or 0)]
+    save_model(path, state, ModelInfo(recipe=recipe.plain(), class_names=names, input_hw=network.input_hw))
+    return path
+
+
+@pytest.fixture(scope="module")
+def slim(tmp_path_factory):
+    """Return an open slim network by its name; its exports go beside it."""
+    folder = tmp_path_factory.mktemp("slim")
+
+    @functools.cache
+    def opened(name: str) -> TorchModel:
+        if not (ZOO / name).is_dir():
+            pytest.skip(f"reference data not found at {ZOO / name} (set CONVZOO_SHARED)")
+        text, weights = (ZOO / name / "slim.cfg").read_text(), (ZOO / name / "slim.weights").read_bytes()
+        return open_model(write_model(folder / f"{name}.safetensors", text, weights))
+
+    return opened
+
+
+def check(opened: TorchModel, format: str, stage: Any, outputs: list[str]) -> None:
+    skip_without_openvino(format)
+    report = export(opened, ExportOptions(format, stage=stage))
+    info = report.info
+    assert list(report.parity.outputs) == outputs and info.size == opened.info.input_hw
+    assert info.tolerance and info.rounding and report.parity.largest <= info.tolerance
+    assert info.tolerance == max(1e-4, 4 * info.rounding)
+    assert report.parity.predictions == 16
+
+
+FAST = [("yolov3-tiny", "raw", "onnx"), ("yolov3-tiny", "nms", "onnx"), ("yolov3-tiny", "decoded", "openvino")]
+SLOW = [
+    pytest.param(name, stage, format, marks=pytest.mark.slow)
+    for name in DETECTORS
+    for stage in ("raw", "decoded", "nms")
+    for format in ("onnx", "openvino")
+    if (name, stage, format) not in FAST and (stage != "nms" or name not in OTHER_SUPPRESSION | UNBOUNDED)
+]
+
+
+@pytest.mark.parametrize(("name", "stage", "format"), [*FAST, *SLOW])
+def test_detectors_at_every_stage(slim, name, stage, format):
+    outputs = {"raw": DETECTORS[name], "decoded": ["boxes_xyxy", "scores"], "nms": ["boxes_xyxy", "scores"]}
+    check(slim(name), format, stage, outputs[stage])
+
+
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name != "parts-crop")) for name in CLASSIFIERS]
+)
+def test_classifiers(slim, name, format):
+    check(slim(name), format, "raw", ["logits"])
+
+
+@pytest.mark.parametrize("name", sorted(OTHER_SUPPRESSION))
+def test_suppression_that_a_graph_cannot_do_is_refused(slim, name):
+    with pytest.raises(UsageError, match="nms_kind .*; use --stage decoded"):
+        export(slim(name), ExportOptions("onnx", stage="nms"))
+
+
+@pytest.mark.parametrize("name", ["parts-crop", "alexnet"])
+def test_a_network_of_one_size_is_not_exported_for_any(slim, name):
+    anything, other = ExportOptions("onnx", dynamic_size=True), ExportOptions("onnx", size=(32, 32))
+    for options, message in ((anything, "takes one size only"), (other, "32x32 pixels: this network does not take")):
+        with pytest.raises(UsageError, match=message) as refused:
+            export(slim(name), options)
+        assert len(str(refused.value).splitlines()) == 1
+
+
+def test_maps_of_one_stride_have_names_of_their_own(tmp_path):
+    report = export(open_model(write_model(tmp_path / "twins.safetensors", TWINS)), ExportOptions("onnx"))
+    assert report.info.output_shapes() == {"head4": (18, 16, 24), "head4_2": (9, 16, 24)}
+    assert list(report.parity.outputs) == ["head4", "head4_2"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["onnx", "openvino"])
+@pytest.mark.parametrize("name", ["yolov3-tiny", "yolov4-tiny", "darknet19"])
+def test_int8(slim, tmp_path, name, format):
+    """Smaller by more than half, and its outputs those of the float file but for a tenth (root mean square)."""
+    skip_without_openvino(format)
+    opened = slim(name)
+    before = open_exported(export(opened, ExportOptions(format, out=tmp_path)).path)
+    calibration = find_calibration(opened, None, None, 20, before.info.size)
+    scheme = schemes.SCHEMES[format][1]
+    network = schemes.quantised(before.path, format, scheme, calibration)
+    path = tmp_path / f"int8{before.path.suffix}"
+    schemes.write(network, format, before.info.model_copy(update={"seal": "sha256:" + 64 * "0"}), path)
+    sizes = [sum(len(file.read_bytes()) for file in tmp_path.glob(f"{stem}.*")) for stem in (name, "int8")]
+    assert sizes[1] < sizes[0] / 2
+    after, images = open_exported(path).runner(), torch.from_numpy(np.concatenate(list(calibration)))
+    for a, b in zip(after(images), before.runner()(images), strict=True):
+        assert 0 < (a - b).square().mean() < 0.01 * b.square().mean()
