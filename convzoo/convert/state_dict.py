@@ -283,6 +283,8 @@ def model_label(model: Mapping[str, Any]) -> str:
     full, defaults = resolve_model_spec(model), registry.builder("model", model["name"]).__kwdefaults__ or {}
     unseen = {*TRAINING_KEYS, "name", "cfg"}  # a .cfg is a text of pages
     changed = {key: value for key, value in full.items() if key not in unseen and value != defaults.get(key)}
+    if changed.pop("anchors_px", None):
+        changed["anchors"] = "of its own"
     classes = f"{changed.pop('num_classes', full['num_classes'])} classes"
     return f"{model['name']} ({', '.join([*(f'{key} {value}' for key, value in changed.items()), classes])})"
 

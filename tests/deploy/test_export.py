@@ -556,7 +556,6 @@ def test_a_missing_library(exported, monkeypatch, tmp_path):
         ([TINY, "--format", "onnx", "--stage", "nms"], "tinydarknet is a classifier"),
         ([TINY, "--format", "onnx", "--size", "many"], "such as 416,416"),
         ([TINY, "--format", "onnx", "--size", "33", "--dynamic-size"], "multiple of 32"),
-        ([TINY, "--format", "onnx", "--size", "32,64"], "makes squares"),
         ([TINY, "--format", "onnx", "--batch", "0"], "--batch"),
         ([TINY, "--format", "onnx", "--out", "/none/x.onnx"], "/none is no folder"),
         ([TINY, "--format", "onnx", "--out", "x.pt2"], "ends in .onnx"),
@@ -602,6 +601,10 @@ def test_the_size_is_the_recipes_unless_it_has_none(exported):
         {"resize": {"size_px": 128, "mode": "short_side"}},
         {"center_crop": {"size_px": 112}},
     ]
+    with pytest.raises(UsageError, match="center_crop, the recipe's last step, makes squares"):
+        export.resized(dataclasses.replace(opened, recipe=large), (112, 96))
+    stretched = dataclasses.replace(opened, recipe=recipes.load(TINY))  # whose last step stretches to any size
+    assert export.input_size(export.resized(stretched, (32, 64)), None) == (32, 64)
     cifar = dataclasses.replace(opened, recipe=recipes.load("densenet100-cifar10"))
     with pytest.raises(UsageError, match="give --size"):
         export.input_size(cifar, None)
