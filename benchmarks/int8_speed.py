@@ -31,9 +31,8 @@ def measure(recipe_name: str, format: str, pictures: Path, folder: Path) -> dict
     recipe = recipes.load(recipe_name)
     model = registry.bind("model", recipe.model)()
     path = folder / f"{recipe_name}.safetensors"
-    save_model(
-        path, model.state_dict(), ModelInfo(recipe.plain(), [str(i) for i in range(recipe.model["num_classes"])])
-    )
+    names = [str(i) for i in range(recipe.model["num_classes"])]
+    save_model(path, model.state_dict(), ModelInfo(recipe=recipe.plain(), class_names=names))
     # Random weights without the statistics that fit them: rounding errors grow beyond what trained networks have.
     opened = open_model(path)
     before = open_exported(export.export(opened, export.ExportOptions(format, tolerance=1.0)).path)

@@ -189,7 +189,7 @@ def _untrained(
     count = resolve_model_spec(recipe.model)["num_classes"]
     names = read_class_names(classes, count) if classes else [str(number) for number in range(count)]
     provenance = {"initial_weights": shipped, **({} if classes else {"class_names": "numbers"})}
-    info = ModelInfo(recipe.plain(), names, {}, provenance)
+    info = ModelInfo(recipe=recipe.plain(), class_names=names, provenance=provenance)
     model = model.eval().to(device, memory_format=torch.channels_last)
     return torch_model.TorchModel(model, recipe, info, Path(name), tensors_sha256(model.state_dict()))
 

@@ -4,55 +4,85 @@ A model file is one `.safetensors`; its metadata holds one JSON document (`Model
 and that document.
 """
 
-import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
+import pydantic
 import safetensors
 import torch
+from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from convzoo.config.registry import explain
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.files import written_whole
 from convzoo.version import __version__
 
 FORMAT = 1
 StateDict = dict[str, Tensor]
+SidePx = Annotated[int, Field(gt=0, le=1 << 16)]
 
 
-@dataclass
-class ModelInfo:
-    """What a model file says of itself.
+def _evaluation_transform(recipe: Any) -> dict[str, Any]:
+    """Return the operations, mean and std of a plain recipe; none of what is no recipe."""
+    transform = recipe.get("transform") if isinstance(recipe, dict) else None
+    return {key: transform.get(key) for key in ("eval", "mean", "std")} if isinstance(transform, dict) else {}
+
+
+class FileInfo(pydantic.BaseModel):
+    """What a model file and an exported file say of themselves alike; checked key by key when one is read.
 
     Attributes:
         recipe: the resolved recipe as plain values; with it the network is rebuilt.
+        preprocessing: its evaluation transform: operations, mean and std.
         class_names: in the order of the outputs.
         metrics: what was measured on these weights, with the number of images.
         provenance: where the weights come from: versions, data, command, or a converted file and its hash.
         licence: of the weights, where known.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    format: Literal[1] = FORMAT
+    convzoo: str = __version__
+    recipe: dict[str, Any]
+    preprocessing: dict[str, Any] = Field(default_factory=lambda data: _evaluation_transform(data["recipe"]))
+    class_names: list[str]
+    metrics: dict[str, Any] = {}
+    provenance: dict[str, Any] = {}
+    licence: str | None = None
+
+    @pydantic.field_validator("preprocessing")
+    @classmethod
+    def _is_the_recipes(cls, preprocessing: dict[str, Any], info: pydantic.ValidationInfo) -> dict[str, Any]:
+        if preprocessing != _evaluation_transform(info.data.get("recipe")):
+            raise ValueError("must be the recipe's transform")
+        return preprocessing
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> Self:
+        """Check plain values of JSON. Raises ConvzooError with the first key that is wrong."""
+        try:
+            return cls.model_validate_json(json.dumps(plain))
+        except pydantic.ValidationError as error:
+            first = error.errors()[0]
+            raise ConvzooError(f"its metadata: {'.'.join(map(str, first['loc']))}: {explain(first)}") from None
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)  # ASCII, on one line
+
+
+class ModelInfo(FileInfo):
+    """The metadata of a model file.
+
+    Attributes:
         input_hw: (height, width) of the pictures that the network was trained for; None in files of before it was kept.
     """
 
-    recipe: dict[str, Any]
-    class_names: list[str]
-    metrics: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
-    licence: str | None = None
-    format: int = FORMAT
-    convzoo: str = __version__
-    input_hw: tuple[int, int] | None = None
-
-    @property
-    def preprocessing(self) -> dict[str, Any]:
-        """The evaluation transform: operations, mean and std."""
-        return {key: self.recipe["transform"][key] for key in ("eval", "mean", "std")}
-
-    def to_json(self) -> str:
-        return json.dumps({**dataclasses.asdict(self), "preprocessing": self.preprocessing}, sort_keys=True)
+    input_hw: tuple[SidePx, SidePx] | None = None
 
 
 def save_model(path: Path, state_dict: StateDict, info: ModelInfo) -> str:
@@ -85,15 +115,20 @@ def load_model(path: Path) -> tuple[StateDict, ModelInfo, str]:
         raise ConvzooError(f"{path}: a safetensors file, but not one that convzoo wrote; `convzoo convert` reads it")
     if metadata.get("sha256") != _digest(tensors, metadata["convzoo"]):
         raise ConvzooError(f"{path}: damaged: its SHA-256 is not the one it was written with")
-    document = json.loads(metadata["convzoo"])
+    try:
+        document = json.loads(metadata["convzoo"])
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict):
+        raise ConvzooError(f"{path}: its metadata is not a JSON object")
     if document.get("format") != FORMAT:
         raise ConvzooError(
             f"{path}: model file format {document.get('format')}, this version reads {FORMAT}: update convzoo"
         )
-    document.pop("preprocessing")
-    if document.get("input_hw"):
-        document["input_hw"] = tuple(document["input_hw"])  # JSON has lists only
-    return tensors, ModelInfo(**document), metadata["sha256"]
+    try:
+        return tensors, ModelInfo.from_plain(document), metadata["sha256"]
+    except ConvzooError as error:
+        raise ConvzooError(f"{path}: {error}") from None
 
 
 def load_into(model: nn.Module, state_dict: StateDict, source: str) -> None:

@@ -175,7 +175,8 @@ def _model_info(opened: WeightSource, names: list[str], provenance: dict[str, An
         **provenance,
     }
     as_they_are = names == CIFAR10_CLASSES and not recipe.transform.eval
-    return ModelInfo(recipe.plain(), names, {}, provenance, opened.licence, input_hw=(32, 32) if as_they_are else None)
+    about: dict[str, Any] = {"recipe": recipe.plain(), "class_names": names, "provenance": provenance}
+    return ModelInfo(**about, licence=opened.licence, input_hw=(32, 32) if as_they_are else None)
 
 
 def recipe_of(converted: ConvertedWeights, data_name: str) -> dict[str, Any]:

@@ -178,10 +178,8 @@ def check_stage(opened: TorchModel, stage: str) -> None:
 
 def export_info(opened: TorchModel, options: ExportOptions, opset: int | None) -> ExportInfo:
     """Gather the metadata. Raises UsageError where the size of the pictures is not known."""
-    plain = opened.recipe.plain()
     return ExportInfo(
-        recipe=plain,
-        preprocessing={key: plain["transform"][key] for key in ("eval", "mean", "std")},
+        recipe=opened.recipe.plain(),
         class_names=opened.class_names,
         task=opened.recipe.task,
         input="uint8_nhwc" if options.preprocessing else "float_nchw",
@@ -239,7 +237,7 @@ def resized(opened: TorchModel, size: tuple[int, int]) -> TorchModel:
     operations = [(name, keys) for step in plain["transform"]["eval"] for name, keys in step.items()]
     sized = [(name, keys) for name, keys in operations if "size_px" in keys]
     if not sized and opened.info.input_hw not in (None, size):
-        return dataclasses.replace(opened, info=dataclasses.replace(opened.info, metrics={}, input_hw=size))
+        return dataclasses.replace(opened, info=opened.info.model_copy(update={"metrics": {}, "input_hw": size}))
     if not sized or sized[-1][1]["size_px"] in (list(size), size[0] if size[0] == size[1] else None):
         return opened
     name, keys = sized[-1]
@@ -250,7 +248,7 @@ def resized(opened: TorchModel, size: tuple[int, int]) -> TorchModel:
         for _, others in sized[:-1]:
             others["size_px"] = round(others["size_px"] * size[0] / keys["size_px"])
     keys["size_px"] = list(size) if makes_any else size[0]
-    info = dataclasses.replace(opened.info, metrics={})  # measured at another size
+    info = opened.info.model_copy(update={"metrics": {}})  # measured at another size
     return dataclasses.replace(opened, recipe=recipes.from_plain(plain, opened.recipe.name), info=info)
 
 

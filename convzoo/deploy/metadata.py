@@ -9,32 +9,28 @@ import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
-import pydantic
 from pydantic import Field
 
 from convzoo import build
 from convzoo.config import recipe as recipes
 from convzoo.config.recipe import Recipe
-from convzoo.config.registry import explain
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.model_file import FileInfo, SidePx
 from convzoo.types import Task
-from convzoo.version import __version__
 
 FORMAT = 1
 UNSEALED = "sha256:" + 64 * "0"
 MAX_DOCUMENT = 4 << 20  # characters; a recipe and a thousand class names take 30,000
 HALVINGS = 5  # of most networks; a size that they divide without remainders can be traced as any such size
 
-Positive = Annotated[int, Field(gt=0, le=1 << 16)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
-class ExportInfo(pydantic.BaseModel):
+class ExportInfo(FileInfo):
     """The metadata of an exported file.
 
     Attributes:
-        recipe, class_names, metrics, provenance, licence: the model file's.
-        preprocessing: the evaluation transform: operations, mean and std.
+        task: the recipe's.
         input, stage: see `types.Runner`.
         size: (height, width) of the pictures, for dynamic_size the usual one.
         batch: pictures in a batch, None for any number.
@@ -45,27 +41,17 @@ class ExportInfo(pydantic.BaseModel):
         seal: SHA-256 of the file's bytes with this very text set to zeros; what "any bit changed" means.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1] = FORMAT
-    convzoo: str = __version__
-    recipe: dict[str, Any]
-    preprocessing: dict[str, Any]
-    class_names: list[str]
     task: str
     input: Literal["float_nchw", "uint8_nhwc"] = "float_nchw"
     stage: Literal["raw", "decoded", "nms"] = "raw"
-    size: tuple[Positive, Positive]
+    size: tuple[SidePx, SidePx]
     dynamic_size: bool = False
-    batch: Positive | None = None
+    batch: SidePx | None = None
     opset: int | None = None
     source_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     tolerance: NotNegative | None = None
     rounding: NotNegative | None = None
-    versions: dict[str, str] = {}
-    metrics: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
-    licence: str | None = None
+    versions: dict[str, str] = Field(default_factory=dict)
     seal: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")] = UNSEALED
 
     @functools.cached_property
@@ -80,9 +66,6 @@ class ExportInfo(pydantic.BaseModel):
     def output_shapes(self, size_hw: tuple[int, int] | None = None) -> dict[str, tuple[int, ...]]:
         """Return name and shape of each output of one picture, of this file's size where no other is given."""
         return self.built_task.output_shapes(size_hw or self.size, self.stage)
-
-    def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True)  # ASCII, on one line
 
 
 def digest(parts: Iterable[bytes | memoryview]) -> str:
@@ -126,18 +109,12 @@ def parse_document(document: str) -> dict[str, Any]:
 
 def check_document(document: str) -> tuple[ExportInfo, Recipe]:
     """Check metadata key by key, the recipe in it too. Raises ConvzooError with the first thing that is wrong."""
+    info = ExportInfo.from_plain(parse_document(document))
     try:
-        info = ExportInfo.model_validate_json(json.dumps(parse_document(document)), strict=True)
         recipe = recipes.from_plain(info.recipe, "recipe")
         build.check_recipe(recipe)
-    except pydantic.ValidationError as error:
-        first = error.errors()[0]
-        raise ConvzooError(f"its metadata: {'.'.join(map(str, first['loc']))}: {explain(first)}") from None
     except UsageError as error:
         raise ConvzooError(f"its metadata: {error}") from None
-    plain = recipe.plain()
-    if info.preprocessing != {key: plain["transform"][key] for key in ("eval", "mean", "std")}:
-        raise ConvzooError("its metadata: preprocessing is not the recipe's transform")
     has_stages = build.build_task(recipe, info.class_names).predicts == "boxes"
     if info.task != recipe.task or (info.stage != "raw" and not has_stages) or not info.class_names:
         raise ConvzooError("its metadata: task, stage and class names do not go together")

@@ -188,7 +188,13 @@ class TrainState:
         eval_pipeline = build_pipeline(self.recipe, "eval")
         seen = Transformed(self.train_data.dataset, eval_pipeline) if self.val_data is None else self.val_data
         input_hw = size_seen(seen)
-        return ModelInfo(self.recipe.plain(), self.class_names, metrics, provenance, input_hw=input_hw)
+        return ModelInfo(
+            recipe=self.recipe.plain(),
+            class_names=self.class_names,
+            metrics=metrics,
+            provenance=provenance,
+            input_hw=input_hw,
+        )
 
     def snapshot(self) -> dict[str, Any]:
         return {

@@ -53,7 +53,9 @@ def ours(tmp_path_factory):
     """A model file of ours, of random weights."""
     path = tmp_path_factory.mktemp("ours") / "digits.safetensors"
     recipe = recipes.load("tinydarknet-digits")
-    save_model(path, random_state_dict(TINY), ModelInfo(recipe.plain(), [str(digit) for digit in range(10)]))
+    save_model(
+        path, random_state_dict(TINY), ModelInfo(recipe=recipe.plain(), class_names=[str(digit) for digit in range(10)])
+    )
     return path
 
 

@@ -58,7 +58,7 @@ def ours(tmp_path_factory) -> Path:
     recipe = recipes.load("tinydarknet-digits")
     torch.manual_seed(0)
     state_dict = registry.bind("model", recipe.model)().state_dict()
-    save_model(path, state_dict, ModelInfo(recipe.plain(), [str(digit) for digit in range(10)]))
+    save_model(path, state_dict, ModelInfo(recipe=recipe.plain(), class_names=[str(digit) for digit in range(10)]))
     return path
 
 

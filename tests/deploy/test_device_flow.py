@@ -72,7 +72,7 @@ def as_exported(opened, **fields) -> ExportedModel:
     """Return what an exported file of the model says of itself."""
     recipe = opened.recipe.plain()
     about = {"recipe": recipe, "class_names": opened.class_names, "task": opened.recipe.task, "size": (64, 64)}
-    info = ExportInfo(**about, preprocessing={}, source_sha256=64 * "0", **fields)
+    info = ExportInfo(**about, source_sha256=64 * "0", **fields)
     return ExportedModel(opened.path, "om", info, opened.recipe, None, RuntimeOptions())
 
 
@@ -213,8 +213,7 @@ def pictures(tmp_path_factory):
     ]
     model = write_model(folder, "tinydarknet-digits", overrides)
     tensors, info, _ = load_model(model)
-    info.class_names = ["one", "two"]
-    save_model(model, tensors, info)
+    save_model(model, tensors, info.model_copy(update={"class_names": ["one", "two"]}))
     return torch_model.open_model(model, CPU), folder
 
 

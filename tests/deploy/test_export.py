@@ -78,7 +78,7 @@ def write_model(folder: Path, recipe_name: str, full_size: bool = False) -> Path
         model.train()(torch.randn(8, 3, side_px, side_px))
     path = folder / f"{recipe_name}.safetensors"
     names = [str(i) for i in range(recipe.model["num_classes"])]
-    save_model(path, model.state_dict(), ModelInfo(recipe.plain(), names))
+    save_model(path, model.state_dict(), ModelInfo(recipe=recipe.plain(), class_names=names))
     return path
 
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -159,6 +160,12 @@ def test_metadata_that_is_wrong(files, format, tmp_path):
     marker = tmp_path / "executed"
     code = f"__import__('pathlib').Path({str(marker)!r}).touch()"
     recipe, transform = plain["recipe"], plain["recipe"]["transform"]
+
+    def transformed(key: str, value: Any) -> dict[str, Any]:
+        changed = {**transform, key: value}
+        preprocessing = {key: changed[key] for key in ("eval", "mean", "std")}
+        return {"recipe": {**recipe, "transform": changed}, "preprocessing": preprocessing}
+
     wrong = [
         *((text, "not a JSON object") for text in ("not JSON", "[]", "{" * 100_000, " " * MAX_DOCUMENT + "{}")),
         *(({"format": number}, f"of format {number}") for number in (2, None)),
@@ -173,9 +180,9 @@ def test_metadata_that_is_wrong(files, format, tmp_path):
         ({"recipe": {}}, "recipe"),
         ({"recipe": {**recipe, "model": {"name": code}}}, "unknown model"),
         ({"recipe": {**recipe, "data": {"name": "digits", "root": code}}}, "unknown key"),
-        ({"recipe": {**recipe, "transform": {**transform, "eval": [{code: {}}]}}}, "unknown transform"),
-        ({"recipe": {**recipe, "transform": {**transform, "mean": [code] * 3}}}, "mean"),
-        ({"preprocessing": {"mean": [9, 9, 9]}}, "preprocessing is not the recipe's"),
+        (transformed("eval", [{code: {}}]), "unknown transform"),
+        (transformed("mean", [code] * 3), "mean"),
+        ({"preprocessing": {"mean": [9, 9, 9]}}, "preprocessing: must be the recipe's transform"),
     ]
     for change, message in wrong:
         path.write_bytes(data)

@@ -71,7 +71,7 @@ def write_model(folder: Path, recipe_name: str, overrides: list[str] | None = No
         model.train()(torch.randn(8, 3, 64, 64))
     path = folder / f"{recipe_name}.safetensors"
     names = [str(i) for i in range(recipe.model["num_classes"])]
-    save_model(path, model.state_dict(), ModelInfo(recipe.plain(), names))
+    save_model(path, model.state_dict(), ModelInfo(recipe=recipe.plain(), class_names=names))
     return path
 
 

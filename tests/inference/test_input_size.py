@@ -1,6 +1,5 @@
 """A model knows the size of its training pictures, and others are stretched to it where its recipe keeps sizes."""
 
-import dataclasses
 import json
 import shutil
 
@@ -84,8 +83,8 @@ def test_files_written_before_still_open_and_keep_sizes(run, digits_run, photogr
         def to_json(self) -> str:
             return json.dumps(document, sort_keys=True)
 
-    save_model(tmp_path / "old.safetensors", state_dict, Before(info.recipe, info.class_names))
-    assert load_model(tmp_path / "old.safetensors")[1] == dataclasses.replace(info, input_hw=None)
+    save_model(tmp_path / "old.safetensors", state_dict, Before(recipe=info.recipe, class_names=info.class_names))
+    assert load_model(tmp_path / "old.safetensors")[1] == info.model_copy(update={"input_hw": None})
     assert len(answers(run, tmp_path / "old.safetensors", photographs / "a.png")[0]) == 1
     code, _, err = run("predict", tmp_path / "old.safetensors", photographs)
     assert code == 3 and one_line(err)

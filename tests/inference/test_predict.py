@@ -239,7 +239,9 @@ def detector(tmp_path_factory):
     torch.manual_seed(0)
     model = registry.bind("model", loaded.model, loaded.at("model"))()
     path = tmp_path_factory.mktemp("models") / "detector.safetensors"
-    save_model(path, model.state_dict(), ModelInfo(loaded.plain(), [str(digit) for digit in range(10)]))
+    save_model(
+        path, model.state_dict(), ModelInfo(recipe=loaded.plain(), class_names=[str(digit) for digit in range(10)])
+    )
     return path
 
 

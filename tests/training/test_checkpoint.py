@@ -1,5 +1,7 @@
 """Model files and training state: whole or not at all, verified when read."""
 
+import json
+import re
 import resource
 import shutil
 
@@ -14,7 +16,8 @@ from convzoo.model_file import ModelInfo, load_model, save_model
 from convzoo.training.checkpoints import RunCheckpoints, load_state, save_state
 from helpers import one_line
 
-INFO = ModelInfo(load_recipe("tinydarknet-digits").plain(), [str(i) for i in range(10)], {"top1": 0.5})
+RECIPE = load_recipe("tinydarknet-digits").plain()
+INFO = ModelInfo(recipe=RECIPE, class_names=[str(i) for i in range(10)], metrics={"top1": 0.5})
 WEIGHTS = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.tensor(7), "d": torch.randn(2, 2).bfloat16()}
 
 
@@ -157,3 +160,27 @@ def test_a_full_disk_leaves_what_was_saved(tmp_path, limit):
     assert {name: after[name] for name in before} == before
     assert not any(name.endswith(".tmp") for name in after)
     assert newest_note(checkpoints) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"class_names": "ab"}, "class_names: "),
+        ({"input_hw": [32, -1]}, "input_hw.1: "),
+        ({"extra": 1}, "extra: "),
+        ({"recipe": {}}, "preprocessing: must be the recipe's transform"),
+        ({"preprocessing": {"mean": [9, 9, 9]}}, "preprocessing: must be the recipe's transform"),
+        ({"format": 2}, "format 2, this version reads 1"),
+    ],
+)
+def test_metadata_that_is_wrong_is_one_line_with_its_key(tmp_path, change, message):
+    """Its checksum is right: what wrote it was not."""
+
+    class Wrong(ModelInfo):
+        def to_json(self) -> str:
+            return json.dumps(json.loads(super().to_json()) | change)
+
+    save_model(tmp_path / "x.safetensors", WEIGHTS, Wrong(recipe=RECIPE, class_names=["a"]))
+    with pytest.raises(ConvzooError, match=re.escape(message)) as refused:
+        load_model(tmp_path / "x.safetensors")
+    assert "x.safetensors" in str(refused.value) and len(str(refused.value).splitlines()) == 1

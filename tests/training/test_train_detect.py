@@ -158,7 +158,7 @@ def test_a_backbone_that_computes_something_else_is_said(capsys, tmp_path):
         name: torch.zeros(like.shape, dtype=like.dtype) for name, like in meta_network(timm).state_dict().items()
     }
     recipe = recipes.load("yolov3-digits").plain()
-    info = ModelInfo({**recipe, "task": "classify", "model": timm, "postprocess": {}}, ["one"])
+    info = ModelInfo(recipe={**recipe, "task": "classify", "model": timm, "postprocess": {}}, class_names=["one"])
     save_model(tmp_path / "timm.safetensors", darknet, info)
     logs.setup()
 
