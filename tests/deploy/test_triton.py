@@ -33,7 +33,7 @@ def graph_of(**values) -> onnx.GraphProto:
 
 
 def info(**fields) -> ExportInfo:
-    return ExportInfo.model_construct(**{"batch": None, "class_names": ["a", "b"], **fields})
+    return ExportInfo.model_construct(**{"preprocessing": {}, "batch": None, "class_names": ["a", "b"], **fields})
 
 
 @pytest.fixture(scope="module")
