@@ -17,6 +17,57 @@ from convzoo.training.checkpoints import load_state
 REPO = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("CONVZOO_SHARED", REPO.parent / "shared"))
 THREADS = int(os.environ.get("CONVZOO_TEST_THREADS", "1"))  # one: as fast for small networks, much faster beside others
+DARKNET = SHARED / "fixtures/darknet"
+# Of each slim Darknet network the largest difference of any layer between the original's float32 and a float64
+# computation, over the layer's largest value; ours is as large.
+DIFFERENCES = {
+    "yolov2-tiny-voc": 1.8e-06,
+    "yolov2-voc": 3.7e-06,
+    "yolov3-tiny": 3.0e-06,
+    "yolov3-spp": 2.8e-05,
+    "yolov4-tiny": 5.0e-06,
+    "yolov4": 2.9e-04,
+    "yolov4-csp-swish": 1.1e-05,
+    "yolov4-p5": 2.1e-04,
+    "yolov7-tiny": 5.1e-05,
+    "enet-coco": 5.4e-06,
+    "csresnext50-panet-spp": 2.1e-03,
+    "darknet19": 1.3e-05,
+    "resnet50": 2.6e-05,
+    "resnext50": 4.0e-05,
+    "densenet201": 4.0e-05,
+    "efficientnet_b0": 4.7e-06,
+    "alexnet": 1.0e-06,
+    "parts-crop": 2.7e-06,
+    "parts-attention": 9.2e-07,
+}
+CLASSIFIERS = ["darknet19", "resnet50", "resnext50", "densenet201", "efficientnet_b0", "alexnet", "parts-crop"]
+DETECTORS = [name for name in DIFFERENCES if name not in CLASSIFIERS]
+# A small detector of one head, as a Darknet .cfg.
+SMALL_CFG = """[net]
+width=64
+height=96
+channels=3
+
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=4
+pad=1
+activation=leaky
+
+[convolutional]
+filters=14
+size=1
+activation=linear
+
+[yolo]
+mask=0,1
+anchors=10,14, 23,27
+classes=2
+num=2
+"""
 # A run of seconds: 8x8 digits straight into the network.
 QUICK = [
     "transform.train=[]",

@@ -1,5 +1,6 @@
 """Detection: boxes with classes, YOLOv3's loss, COCO's measures."""
 
+import abc
 import functools
 import inspect
 import json
@@ -24,7 +25,7 @@ from convzoo.tasks.yolo import assign_targets, ignore_masks, yolo_loss
 from convzoo.types import Batch, Boxes, BoxTargets, Head, Prediction, Sample
 
 
-class BoxTask:
+class BoxTask(abc.ABC):
     """What detectors have in common, whatever their outputs: everything but `decode`, `raw_shapes` and `loss`.
 
     Crowds and boxes without area are not learned. `options` are `postprocess.postprocess`'s keywords, those that are
@@ -53,18 +54,19 @@ class BoxTask:
         )
         return base_batch(samples, targets)
 
-    def check_learnable(self) -> None:
+    def check_learnable(self) -> None:  # noqa: B027  # a task is learnable unless it says otherwise
         """See `types.Task`."""
 
-    def loss(self, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def loss(self, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]: ...
 
+    @abc.abstractmethod
     def decode(self, outputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return boxes_xyxy [B, N, 4] in input pixels, not clipped, and scores [B, N, K] in 0..1 of raw outputs."""
-        raise NotImplementedError
+        ...
 
-    def raw_shapes(self, size_hw: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-        raise NotImplementedError
+    @abc.abstractmethod
+    def raw_shapes(self, size_hw: tuple[int, int]) -> dict[str, tuple[int, ...]]: ...
 
     def output_shapes(self, size_hw: tuple[int, int], stage: str = "raw") -> dict[str, tuple[int, ...]]:
         """Return name and shape of each output of one picture; see `types.Task`."""
@@ -119,7 +121,7 @@ class Detect(BoxTask):
         self.label_smoothing = label_smoothing
         self.ignore_threshold = ignore_threshold
 
-    def check_learnable(self) -> None:
+    def check_learnable(self) -> None:  # noqa: B027  # a task is learnable unless it says otherwise
         """Raise UsageError where a head's numbers are not those that the loss is for."""
         kinds = {head.kind for head in self.heads} - {"yolo"}
         if kinds:

@@ -8,34 +8,10 @@ import pytest
 
 from convzoo.config import recipe as recipes
 from convzoo.model_file import load_model
-from helpers import SHARED, one_line
+from helpers import SHARED, SMALL_CFG, one_line
 
 CFG = SHARED / "fixtures/darknet/cfg"
 
-SMALL = """[net]
-width=64
-height=96
-channels=3
-
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=4
-pad=1
-activation=leaky
-
-[convolutional]
-filters=14
-size=1
-activation=linear
-
-[yolo]
-mask=0,1
-anchors=10,14, 23,27
-classes=2
-num=2
-"""
 TRAINING = """
 batch=32
 subdivisions=8
@@ -69,7 +45,9 @@ def recipe_of(run, tmp_path, text: str, *flags: object) -> tuple[recipes.Recipe,
 
 
 def test_a_cfg_becomes_a_recipe_of_its_training_settings(run, tmp_path):
-    text = SMALL.replace("channels=3\n", f"channels=3\n{TRAINING}") + "jitter=.2\nrandom=1\nignore_thresh=.6\nmax=90\n"
+    text = (
+        SMALL_CFG.replace("channels=3\n", f"channels=3\n{TRAINING}") + "jitter=.2\nrandom=1\nignore_thresh=.6\nmax=90\n"
+    )
     recipe, report = recipe_of(run, tmp_path, text)
     assert recipe.task == "detect" and recipe.model["cfg"] == text and recipe.model["num_classes"] == 2
     optim, schedule, train = recipe.optim, recipe.schedule, recipe.train
@@ -119,7 +97,7 @@ def test_a_schedule_that_falls_with_a_power(run, tmp_path):
     ],
 )
 def test_settings_without_an_equivalent_are_refused_with_their_line(run, tmp_path, old, new, message):
-    text = SMALL.replace("channels=3\n", f"channels=3\n{TRAINING}").replace(old, new)
+    text = SMALL_CFG.replace("channels=3\n", f"channels=3\n{TRAINING}").replace(old, new)
     (tmp_path / "my.cfg").write_text(text)
     code, _, err = run("convert", tmp_path / "my.cfg", "--out", tmp_path / "my.yaml")
     assert code == 2 and message in one_line(err) and not (tmp_path / "my.yaml").exists()

@@ -21,56 +21,15 @@ from convzoo.inference.torch_model import TorchModel, open_model
 from convzoo.model_file import load_model
 from convzoo.models.darknet_layers import read_cfg
 from convzoo.types import Batch
-from helpers import SHARED, one_line
+from helpers import CLASSIFIERS, DARKNET, DETECTORS, DIFFERENCES, SHARED, SMALL_CFG, one_line
 
-DARKNET = SHARED / "fixtures/darknet"
 ZOO = DARKNET / "zoo"
 TINY = SHARED / "data/weights/yolov3-tiny.weights"
 COCO = SHARED / "data/coco-mini"
-# The largest difference of any layer between the original's float32 and a float64 computation; ours is as large.
-DIFFERENCES = {
-    "yolov2-tiny-voc": 1.8e-06,
-    "yolov2-voc": 3.7e-06,
-    "yolov3-tiny": 3.0e-06,
-    "yolov3-spp": 2.8e-05,
-    "yolov4-tiny": 5.0e-06,
-    "yolov4": 2.9e-04,
-    "yolov4-csp-swish": 1.1e-05,
-    "yolov4-p5": 2.1e-04,
-    "yolov7-tiny": 5.1e-05,
-    "enet-coco": 5.4e-06,
-    "csresnext50-panet-spp": 2.1e-03,
-    "parts-attention": 9.2e-07,
-}
-CLASSIFIERS = ["darknet19", "resnet50", "resnext50", "densenet201", "efficientnet_b0", "alexnet", "parts-crop"]
 MASKS = "trained with masks 1,2,3 at the fine head"
 needs_zoo = pytest.mark.skipif(not ZOO.is_dir(), reason=f"no Darknet networks at {ZOO} (CONVZOO_SHARED)")
 needs_tiny = pytest.mark.skipif(not TINY.is_file(), reason=f"no {TINY} (CONVZOO_SHARED)")
 
-SMALL = """[net]
-width=64
-height=96
-channels=3
-
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=4
-pad=1
-activation=leaky
-
-[convolutional]
-filters=14
-size=1
-activation=linear
-
-[yolo]
-mask=0,1
-anchors=10,14, 23,27
-classes=2
-num=2
-"""
 NUM_FLOATS = 8 * (4 + 27) + 14 * (1 + 8)
 
 
@@ -84,7 +43,7 @@ def weight_bytes(num_floats: int = NUM_FLOATS, version: tuple[int, int, int] = (
 def pair(tmp_path) -> tuple[Path, Path]:
     """A small network's weights and `.cfg`."""
     (tmp_path / "my.weights").write_bytes(weight_bytes())
-    (tmp_path / "my.cfg").write_text(SMALL)
+    (tmp_path / "my.cfg").write_text(SMALL_CFG)
     return tmp_path / "my.weights", tmp_path / "my.cfg"
 
 
@@ -115,7 +74,7 @@ def filling(images: torch.Tensor) -> Batch:
 
 
 @needs_zoo
-@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_a_converted_detector_detects_what_the_original_detects(slim, name):
     model, images, limit = slim(name), picture(name), max(1e-3, 4 * DIFFERENCES[name])
     expected = json.loads((ZOO / name / "detections.json").read_text())
@@ -167,7 +126,7 @@ def test_a_converted_classifier_gives_the_originals_logits(slim, name):
 def test_how_pictures_get_the_size_is_taken_from_the_files_and_said(run, pair, tmp_path, revision, extra, flags, name):
     weights, cfg = pair
     weights.write_bytes(weight_bytes(version=(0, 2, revision)))
-    cfg.write_text(SMALL.replace("channels=3", f"channels=3\n{extra}"))
+    cfg.write_text(SMALL_CFG.replace("channels=3", f"channels=3\n{extra}"))
     out = tmp_path / "my.safetensors"
     code, text, _ = run("convert", weights, "--cfg", cfg, *flags, "--out", out)
     assert code == 0
@@ -205,22 +164,46 @@ def test_class_names_come_from_a_file_and_must_be_as_many_as_the_classes(run, pa
 @pytest.mark.parametrize(
     ("weights", "text", "flags", "code", "message"),
     [
-        (weight_bytes(NUM_FLOATS - 1), SMALL, [], 1, "too short for its .cfg: it ends in layer 1 [convolutional] of"),
-        (weight_bytes(100), SMALL, [], 1, "ends in layer 0 [convolutional] of line 6, 100 of 374 floats"),
-        (weight_bytes(NUM_FLOATS + 3), SMALL, [], 1, "too long for its .cfg: 3 of 377 floats are left"),
-        (weight_bytes()[:-2], SMALL, [], 1, "do not end with a whole float"),
-        (weight_bytes()[:10], SMALL, [], 1, "does not begin with a version"),
-        (weight_bytes(), SMALL.replace("filters=14", "filters=15"), [], 2, "my.cfg:19: layer 2 [yolo]: 15 channels"),
-        (weight_bytes(), SMALL.replace("height=96", "height=97"), [], 2, "must be multiples of the stride 4"),
-        (weight_bytes(), SMALL.replace("filters=8", "filters=1000000000"), [], 2, "my.cfg:8: layer 0 [convolutional]"),
-        (weight_bytes(), SMALL.replace("[yolo]", "[lstm]"), [], 2, "my.cfg:19: '[lstm]': no section that is supported"),
+        (
+            weight_bytes(NUM_FLOATS - 1),
+            SMALL_CFG,
+            [],
+            1,
+            "too short for its .cfg: it ends in layer 1 [convolutional] of",
+        ),
+        (weight_bytes(100), SMALL_CFG, [], 1, "ends in layer 0 [convolutional] of line 6, 100 of 374 floats"),
+        (weight_bytes(NUM_FLOATS + 3), SMALL_CFG, [], 1, "too long for its .cfg: 3 of 377 floats are left"),
+        (weight_bytes()[:-2], SMALL_CFG, [], 1, "do not end with a whole float"),
+        (weight_bytes()[:10], SMALL_CFG, [], 1, "does not begin with a version"),
+        (
+            weight_bytes(),
+            SMALL_CFG.replace("filters=14", "filters=15"),
+            [],
+            2,
+            "my.cfg:19: layer 2 [yolo]: 15 channels",
+        ),
+        (weight_bytes(), SMALL_CFG.replace("height=96", "height=97"), [], 2, "must be multiples of the stride 4"),
+        (
+            weight_bytes(),
+            SMALL_CFG.replace("filters=8", "filters=1000000000"),
+            [],
+            2,
+            "my.cfg:8: layer 0 [convolutional]",
+        ),
+        (
+            weight_bytes(),
+            SMALL_CFG.replace("[yolo]", "[lstm]"),
+            [],
+            2,
+            "my.cfg:19: '[lstm]': no section that is supported",
+        ),
         (weight_bytes(), "[core]\nbare = false\n", [], 2, "my.cfg:1: '[core]': a Darknet network begins with [net]"),
         (weight_bytes(), "[net]\n" + "[cost]\n" * 1_000_000, [], 2, "bytes; a network's description has at most"),
-        (weight_bytes(), SMALL[: SMALL.index("[yolo]")], [], 1, "my.cfg ends with neither heads nor [softmax]"),
-        (weight_bytes(), SMALL, ["--model", "yolov3"], 1, "holds darknet, not yolov3"),
-        (weight_bytes(), SMALL, ["--num-classes", "3"], 1, "darknet with 2 classes, not 3"),
-        (b"PK\x03\x04" + bytes(300), SMALL, [], 2, "torch weights; a .cfg describes Darknet's alone"),
-        (b"<html>", SMALL, [], 1, "an HTML page"),
+        (weight_bytes(), SMALL_CFG[: SMALL_CFG.index("[yolo]")], [], 1, "my.cfg ends with neither heads nor [softmax]"),
+        (weight_bytes(), SMALL_CFG, ["--model", "yolov3"], 1, "holds darknet, not yolov3"),
+        (weight_bytes(), SMALL_CFG, ["--num-classes", "3"], 1, "darknet with 2 classes, not 3"),
+        (b"PK\x03\x04" + bytes(300), SMALL_CFG, [], 2, "torch weights; a .cfg describes Darknet's alone"),
+        (b"<html>", SMALL_CFG, [], 1, "an HTML page"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(run, pair, tmp_path, weights, text, flags, code, message):
@@ -244,7 +227,7 @@ def test_flags_without_meaning_are_refused(run, pair, tmp_path):
 @pytest.mark.parametrize("comment", [b"", "# 网络\n".encode(), "# r\xe9seau\n".encode("latin-1")])
 def test_what_came_from_darknet_goes_back_byte_for_byte(run, pair, tmp_path, change, comment):
     weights, cfg = pair
-    cfg.write_bytes(comment + change(SMALL).encode())
+    cfg.write_bytes(comment + change(SMALL_CFG).encode())
     ours, back = tmp_path / "my.safetensors", tmp_path / "back.weights"
     assert run("convert", weights, "--cfg", cfg, "--check", "--out", ours)[0] == 0
     assert run("convert", ours, "--to", "darknet", "--out", back)[0] == 0

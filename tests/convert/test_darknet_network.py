@@ -18,31 +18,8 @@ from convzoo.models.darknet_layers import read_cfg
 from convzoo.models.darknet_network import darknet
 from convzoo.tasks.heads import decode_heads
 from convzoo.types import Head
-from helpers import SHARED
+from helpers import DARKNET, DIFFERENCES
 
-DARKNET = SHARED / "fixtures/darknet"
-# The largest difference between the original's float32 and a float64 computation, over the layer's largest value.
-DIFFERENCES = {
-    "yolov2-tiny-voc": 1.8e-06,
-    "yolov2-voc": 3.7e-06,
-    "yolov3-tiny": 3.0e-06,
-    "yolov3-spp": 2.8e-05,
-    "yolov4-tiny": 5.0e-06,
-    "yolov4": 2.9e-04,
-    "yolov4-csp-swish": 1.1e-05,
-    "yolov4-p5": 2.1e-04,
-    "yolov7-tiny": 5.1e-05,
-    "enet-coco": 5.4e-06,
-    "csresnext50-panet-spp": 2.1e-03,
-    "darknet19": 1.3e-05,
-    "resnet50": 2.6e-05,
-    "resnext50": 4.0e-05,
-    "densenet201": 4.0e-05,
-    "efficientnet_b0": 4.7e-06,
-    "alexnet": 1.0e-06,
-    "parts-crop": 2.7e-06,
-    "parts-attention": 9.2e-07,
-}
 BYTES = """
     alexnet 249,513,396, csresnext50-panet-spp 228,123,400, darknet19 83,427,124, darknet53 166,582,580, densenet201
     68,825,780, efficientnet_b0 19,560,180, enet-coco 19,233,100, resnet50 91,303,604, resnext50 89,251,508, tiny

@@ -12,24 +12,9 @@ from convzoo.convert.darknet_network import load_weights
 from convzoo.models.darknet_network import darknet
 from convzoo.tasks.heads import decode_heads
 from convzoo.tasks.postprocess import Detections, postprocess, similarity
-from helpers import SHARED
+from helpers import DETECTORS, DIFFERENCES, SHARED
 
 ZOO = SHARED / "fixtures/darknet/zoo"
-# The largest difference of any layer between the original's float32 and a float64 computation; ours is as large.
-DIFFERENCES = {
-    "yolov2-tiny-voc": 1.8e-06,
-    "yolov2-voc": 3.7e-06,
-    "yolov3-tiny": 3.0e-06,
-    "yolov3-spp": 2.8e-05,
-    "yolov4-tiny": 5.0e-06,
-    "yolov4": 2.9e-04,
-    "yolov4-csp-swish": 1.1e-05,
-    "yolov4-p5": 2.1e-04,
-    "yolov7-tiny": 5.1e-05,
-    "enet-coco": 5.4e-06,
-    "csresnext50-panet-spp": 2.1e-03,
-    "parts-attention": 9.2e-07,
-}
 KINDS = [("default", 0.6), ("greedynms", 0.9), ("diounms", 0.6), ("diounms", 1.5)]
 every_kind = pytest.mark.parametrize(("kind", "beta"), KINDS)
 
@@ -146,7 +131,7 @@ def unmatched(ours: np.ndarray, theirs: np.ndarray, limit: float) -> list[np.nda
     return left + missing
 
 
-@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.parametrize("name", DETECTORS)
 def test_detections_are_the_originals(name):
     case, limit = slim(name), max(1e-3, 4 * DIFFERENCES[name])
     network, threshold, overlap = case.network, case.lists["threshold"], case.lists["nms_iou"]
