@@ -121,7 +121,7 @@ class Detect(BoxTask):
         self.label_smoothing = label_smoothing
         self.ignore_threshold = ignore_threshold
 
-    def check_learnable(self) -> None:  # noqa: B027  # a task is learnable unless it says otherwise
+    def check_learnable(self) -> None:  # a task is learnable unless it says otherwise
         """Raise UsageError where a head's numbers are not those that the loss is for."""
         kinds = {head.kind for head in self.heads} - {"yolo"}
         if kinds:
