@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_mindir import CPU, SMALL_YOLO, noise, off, write_model
 
 from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy import export
@@ -29,6 +28,7 @@ from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, Us
 from convzoo.inference import evaluate, torch_model
 from convzoo.inference.torch_model import TorchModel, open_model
 from helpers import one_line
+from networks import CPU, SMALL_YOLO, noise, off, write_model
 
 ATC = """#!/bin/sh
 printf '%s\\n' "$@" > "$LOG"

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_mindir import CPU, SMALL_YOLO, write_model
 
 from convzoo import build
 from convzoo.data.transforms.pipeline import normalize
@@ -22,6 +21,7 @@ from convzoo.model_file import load_model, save_model
 from convzoo.models.yolov3 import STRIDES
 from convzoo.types import Key
 from helpers import confusion, one_line
+from networks import CPU, SMALL_YOLO, write_model
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ import convzoo
 from convzoo import build, cli, model_file
 from convzoo.boxes import Placement
 from convzoo.config import recipe as recipes
-from convzoo.config import registry
 from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy import export
 from convzoo.deploy import graph as graph_module
@@ -31,19 +30,19 @@ from convzoo.deploy.graph import Deployed
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message
 from convzoo.inference import evaluate, torch_model
 from convzoo.inference.torch_model import open_model
-from convzoo.model_file import ModelInfo, save_model
+from convzoo.model_file import save_model
 from convzoo.models import darknet, densenet
 from convzoo.tasks.detect import Detect
 from convzoo.tasks.postprocess import postprocess
 from convzoo.types import Key, Prediction
 from helpers import REPO, confusion, one_line, skip_without_openvino
+from networks import CPU, SMALL_YOLO, noise, off, write_model
 
 FORMATS = ("onnx", "pt2", "openvino")  # what runs here without anything else
 
-CPU = torch.device("cpu")
 TINY, YOLO = "tinydarknet-digits", "yolov3-digits"
 OVERRIDES = {
-    YOLO: ["model.width=0.125", "transform.eval=[{letterbox: {size_px: 64}}]", "postprocess={}"],
+    YOLO: SMALL_YOLO,
     "densenet121-imagenet": ["model.num_classes=7"],
     "darknet53-imagenet": ["model.num_classes=7"],
 }
@@ -55,31 +54,6 @@ FULL_SIZE = [
     "darknet53-imagenet",
     "yolov3-coco",
 ]
-
-
-def write_model(folder: Path, recipe_name: str, full_size: bool = False) -> Path:
-    """Write a model file of random weights, with batch norm statistics that fit them.
-
-    As in trained networks what a residual unit adds is small and logits are moderate: else rounding errors only grow.
-    """
-    torch.manual_seed(0)
-    recipe = recipes.load(recipe_name, [] if full_size else OVERRIDES.get(recipe_name, []))
-    side_px = 96 if recipe.task == "detect" else 64
-    model = registry.bind("model", recipe.model)()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
-            module.momentum = None
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if name.endswith(("conv2.norm", "head.out")):
-                module.weight *= 0.3
-        model.train()(torch.randn(8, 3, side_px, side_px))
-    path = folder / f"{recipe_name}.safetensors"
-    names = [str(i) for i in range(recipe.model["num_classes"])]
-    save_model(path, model.state_dict(), ModelInfo(recipe=recipe.plain(), class_names=names))
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +102,7 @@ def exported(tmp_path_factory):
 
     def run(recipe_name: str, format: str, **options):
         if recipe_name not in models:
-            models[recipe_name] = write_model(folder, recipe_name)
+            models[recipe_name] = write_model(folder, recipe_name, OVERRIDES.get(recipe_name))
         key = (recipe_name, format, *sorted(options.items()))
         skip_without_openvino(format)
         if key not in reports:
@@ -137,14 +111,6 @@ def exported(tmp_path_factory):
         return models[recipe_name], reports[key].path, reports[key]
 
     return run
-
-
-def noise(count: int, height: int, width: int, seed: int = 1) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (count, 3, height, width), dtype=np.uint8))
-
-
-def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
 
 
 def check_report(report: export.ExportResult, outputs: int, sizes: int = 1) -> None:
@@ -617,7 +583,7 @@ def test_the_size_is_the_recipes_unless_it_has_none(exported):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe_name", FULL_SIZE)
 def test_full_size_in_every_format(recipe_name, tmp_path):
-    model = write_model(tmp_path, recipe_name, full_size=True)
+    model = write_model(tmp_path, recipe_name)
     size = (32, 32) if "cifar" in recipe_name else None
     for format in FORMATS:
         for stage in ("raw", "decoded", "nms") if "yolo" in recipe_name else ("raw",):
@@ -636,7 +602,7 @@ def test_boxes_at_any_size(exported, format, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("format", FORMATS)
 def test_an_eighth_of_yolov3_in_full_size(tmp_path, format):
-    model = write_model(tmp_path, YOLO)
+    model = write_model(tmp_path, YOLO, SMALL_YOLO)
     for stage in ("raw", "decoded", "nms"):
         check_report(
             export.export(open_model(model), ExportOptions(format, stage=stage)), outputs=3 if stage == "raw" else 2

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from test_export import CPU, TINY, noise, write_model
+from test_export import TINY
 
 from convzoo.deploy import export
 from convzoo.deploy.exported import RuntimeOptions, open_any, open_exported
@@ -21,6 +21,7 @@ from convzoo.deploy.metadata import MAX_DOCUMENT, UNSEALED, sealed
 from convzoo.errors import ConvzooError, UsageError, exit_code_and_message
 from convzoo.inference.torch_model import open_model
 from helpers import one_line
+from networks import CPU, noise, write_model
 
 FORMATS = ("onnx", "pt2", "openvino")  # what runs here without anything else
 

@@ -15,8 +15,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from convzoo.config import recipe as recipes
-from convzoo.config import registry
 from convzoo.deploy import export
 from convzoo.deploy.export import ExportOptions
 from convzoo.deploy.exported import open_exported
@@ -25,11 +23,9 @@ from convzoo.deploy.formats.mindir_plan import Plan
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError, exit_code_and_message
 from convzoo.inference import torch_model
 from convzoo.inference.torch_model import open_model
-from convzoo.model_file import ModelInfo, save_model
 from helpers import one_line
+from networks import CPU, SMALL_YOLO, noise, off, write_model
 
-CPU = torch.device("cpu")
-SMALL_YOLO = ["model.width=0.125", "transform.eval=[{letterbox: {size_px: 64}}]", "postprocess={}"]
 # Recipe, overrides, options: every network as wide as it is, and the variants that need other operators.
 NETWORKS = [
     ("vgg16-imagenet", [], {"size": (64, 64)}),
@@ -55,32 +51,6 @@ def mindspore() -> str:
         return mindir.interpreter()
     except MissingPackageError as error:
         pytest.skip(str(error))
-
-
-def write_model(folder: Path, recipe_name: str, overrides: list[str] | None = None) -> Path:
-    """Write a model file of random weights, with batch norm statistics that fit them."""
-    torch.manual_seed(0)
-    recipe = recipes.load(recipe_name, overrides or [])
-    model = registry.bind("model", recipe.model)()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.3, 0.3)
-            module.momentum = None
-    with torch.no_grad():
-        model.train()(torch.randn(8, 3, 64, 64))
-    path = folder / f"{recipe_name}.safetensors"
-    names = [str(i) for i in range(recipe.model["num_classes"])]
-    save_model(path, model.state_dict(), ModelInfo(recipe=recipe.plain(), class_names=names))
-    return path
-
-
-def noise(count: int, *size: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(1).integers(0, 256, (count, 3, *size), dtype=np.uint8))
-
-
-def off(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).abs().max() / wanted.abs().max())
 
 
 def traced(module: nn.Module, *size: int) -> torch.export.ExportedProgram:

@@ -6,7 +6,6 @@ import re
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from test_mindir import CPU, noise, off, write_model
 
 from convzoo.deploy import export
 from convzoo.deploy.export import ExportOptions
@@ -16,6 +15,7 @@ from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import ToleranceError, UsageError, report
 from convzoo.inference.torch_model import open_model
 from helpers import one_line
+from networks import CPU, noise, off, write_model
 
 
 def parsed(text: str):
