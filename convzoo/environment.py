@@ -1,10 +1,12 @@
-"""What a number is judged by: versions, hardware, commit and command. PyTorch is imported only where it is asked."""
+"""What a number is judged by: versions, hardware, commit and command; and how the process keeps its memory.
 
-import importlib.metadata
+What takes long to import, PyTorch first, is imported where it is needed: the command line starts with this file.
+"""
+
+import ctypes
 import os
 import platform
 import shlex
-import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +20,36 @@ OPTIONAL = ("timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "mi
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic")
 
 
+# glibc's numbers for mallopt (malloc.h); its values are C ints.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+LARGEST_INT = 2**31 - 1
+MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
+
+
+def keep_memory() -> bool:
+    """Have glibc keep freed memory for the next tensor, instead of mapping and faulting it in again at every step.
+
+    Tensors of a step are large: each would be a mapping of its own, given back when it is freed, and the kernel would
+    fault in every page of the next one. Call it before large tensors are made, as the command line does. What the
+    environment sets for malloc stays.
+
+    Returns:
+        Whether it is so now: False on another system or C library, or where the environment decides.
+    """
+    if any(name in os.environ for name in MALLOC_SETTINGS) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return False
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    mallopt = ctypes.CDLL(None).mallopt
+    # Above 32 MiB glibc refuses a threshold; without mappings all comes from the heap as well.
+    mapped_late = mallopt(M_MMAP_THRESHOLD, LARGEST_INT) or mallopt(M_MMAP_MAX, 0)
+    return bool(mapped_late and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
+
+
 def environment(device: "torch.device") -> dict[str, Any]:
     """Return versions, hardware and commit, to judge a number by."""
+    from importlib import metadata
+
     import torch
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -27,7 +57,7 @@ def environment(device: "torch.device") -> dict[str, Any]:
         "convzoo": __version__,
         "commit": _git_commit(),
         "python": platform.python_version(),
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
@@ -39,11 +69,13 @@ def environment(device: "torch.device") -> dict[str, Any]:
 
 def optional_packages() -> dict[str, str | None]:
     """Return the versions of what the extras need, None where it is not installed."""
+    from importlib import metadata
+
     versions: dict[str, str | None] = {}
     for name in OPTIONAL:
         try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
             versions[name] = None
     return versions
 
@@ -54,6 +86,8 @@ def command_line(argv: list[str]) -> str:
 
 
 def _git_commit() -> str | None:
+    import subprocess
+
     folder = Path(__file__).parent
     try:
         done = subprocess.run(

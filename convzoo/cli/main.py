@@ -16,6 +16,7 @@ from convzoo.cli.info import doctor, list_
 from convzoo.cli.predict import predict
 from convzoo.cli.quantize import quantize
 from convzoo.cli.train import train
+from convzoo.environment import keep_memory
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.version import __version__
 
@@ -69,4 +70,5 @@ def main(argv: list[str] | None = None) -> int:
 
 def run() -> None:
     """Run the process's command line; the console script."""
+    keep_memory()  # before torch is imported; not forced on who imports the library
     sys.exit(main())
