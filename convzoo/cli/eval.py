@@ -11,6 +11,7 @@ from convzoo import logs
 from convzoo.cli.download import fetch
 from convzoo.cli.files import _each
 from convzoo.cli.options import (
+    CocoEval,
     Data,
     Device,
     Download,
@@ -23,6 +24,12 @@ from convzoo.cli.options import (
     Workers,
 )
 
+Report = Annotated[
+    Path | None, typer.Option("--out", help="Folder for tables, plots and the worst images.", show_default=False)
+]
+CocoEvaluator = Annotated[
+    CocoEval | None, typer.Option("--coco-eval", help="Who computes COCO's numbers.", show_default="hotcoco")
+]
 RawOutputs = Annotated[
     Path | None,
     typer.Option("--raw-outputs", help="Score outputs computed elsewhere: PICTURE_0.bin ...", show_default=False),
@@ -35,9 +42,7 @@ def eval_(
     ],
     overrides: Overrides = None,
     data: Data = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for tables, plots and the worst images.", show_default=False)
-    ] = None,
+    out: Report = None,
     device: Device = "auto",
     provider: Provider = None,
     raw_outputs: RawOutputs = None,
@@ -47,6 +52,7 @@ def eval_(
     workers: Workers = None,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.fp32,
     on_bad_sample: OnBadSample = OnBad.error,
+    coco_eval: CocoEvaluator = None,
     json_: Json = False,
     download: Download = False,
 ) -> None:
@@ -56,6 +62,7 @@ def eval_(
     from convzoo.deploy.raw_outputs import score_raw_outputs
     from convzoo.inference import evaluate
 
+    how = {"batch_size": batch_size, "precision": precision.value, "coco_evaluator": coco_eval and coco_eval.value}
     measure = functools.partial(score_raw_outputs, folder=raw_outputs) if raw_outputs else evaluate.evaluate_open
     files = model_files(model)
     joined = distributed.start(distributed.resolve_device(device))
@@ -65,7 +72,7 @@ def eval_(
         opened = open_any(file, distributed.resolve_device(device), provider, tuple(overrides or ()))
         fetch(download, opened.recipe.data, data)
         read: dict[str, Any] = {"data": data, "workers": workers, "on_bad_sample": on_bad_sample.value}
-        evaluation = measure(opened, **read, batch_size=batch_size, precision=precision.value)
+        evaluation = measure(opened, **read, **how)
         if distributed.rank() == 0:
             _show(file, evaluation, json_)
             if out:

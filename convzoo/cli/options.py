@@ -18,6 +18,11 @@ class OnBad(StrEnum):
     skip = "skip"
 
 
+class CocoEval(StrEnum):
+    hotcoco = "hotcoco"
+    pycocotools = "pycocotools"
+
+
 class To(StrEnum):
     darknet = "darknet"
     mindspore = "mindspore"

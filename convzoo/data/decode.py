@@ -4,8 +4,9 @@ import io
 import warnings
 
 import numpy as np
+import simplejpeg
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from convzoo.errors import DataError
@@ -13,6 +14,8 @@ from convzoo.errors import DataError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MAX_PIXELS = 100_000_000
+# Where cameras say how they were held: in the first segments of a JPEG, which have 64 KiB at most.
+EXIF, EXIF_WITHIN = b"Exif\0\0", 2 * 65536
 
 # The limit above is ours and is an error; Pillow's own warning at about the same size would only repeat it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -22,6 +25,7 @@ def decode_rgb(data: bytes, shown: str) -> Tensor:
     """Decode a picture to [3, H, W] uint8 RGB, rotated as its EXIF orientation says.
 
     Grey is repeated, CMYK and palettes are converted, 16-bit values keep their high byte, transparency is dropped.
+    Plain JPEGs are decoded by simplejpeg, half again as fast as Pillow and equal to it; everything else by Pillow.
 
     Args:
         shown: the path to name in messages.
@@ -30,19 +34,41 @@ def decode_rgb(data: bytes, shown: str) -> Tensor:
     """
     if not data:
         raise DataError(f"{shown}: empty file")
+    pixels = _plain_jpeg(data)
+    if pixels is None:
+        pixels = _by_pillow(data, shown)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _by_pillow(data: bytes, shown: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise DataError(f"{shown}: {width}x{height} pixels, more than the {MAX_PIXELS:,} that are read")
-            pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
+            return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except Image.UnidentifiedImageError:
         raise DataError(f"{shown}: not a picture in {', '.join(FORMATS)}; it begins with {data[:12]!r}") from None
     except Image.DecompressionBombError:
         raise DataError(f"{shown}: more than the {MAX_PIXELS:,} pixels that are read") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{shown}: damaged picture: {' '.join(str(error).split())}") from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _plain_jpeg(data: bytes) -> np.ndarray | None:
+    """Return the pixels [H, W, 3] of an upright 8-bit JPEG in colour or grey; None for what Pillow has to judge."""
+    if not data.startswith(b"\xff\xd8\xff"):
+        return None
+    try:
+        if EXIF in data[:EXIF_WITHIN] and Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            return None
+        height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
+        if colorspace not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
+            return None
+        # The slow transform and upsampling, which are Pillow's too.
+        return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+    except (OSError, SyntaxError, ValueError):  # what it refuses may still be readable, and has its message if not
+        return None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

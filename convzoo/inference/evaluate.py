@@ -13,10 +13,11 @@ from convzoo import distributed
 from convzoo.build import build_dataset
 from convzoo.data.loader import OnBadSample, Transformed, build_loader, checked, default_workers, label_map
 from convzoo.data.sampler import EvalBatches
-from convzoo.errors import DataError
+from convzoo.errors import DataError, UsageError
 from convzoo.inference.loaded import LoadedModel
 from convzoo.logs import progress
 from convzoo.report.evaluation import write_report
+from convzoo.tasks.detect_metric import DetectMetric
 from convzoo.types import Metric, Runner, Task
 
 
@@ -50,12 +51,14 @@ def evaluate(
     batch_size: int,
     workers: int | None = None,
     on_bad_sample: OnBadSample = "error",
+    metric: Metric | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation:
     """Run over this rank's share of a data set and add up over the ranks.
 
     Args:
         batch_size: over all ranks.
+        metric: an empty one; the task's by default.
         stop: asked after each batch; a true answer ends the loop early, and the counts say so.
     Raises:
         DataError: an unreadable picture, unless on_bad_sample is "skip", which counts them.
@@ -66,20 +69,18 @@ def evaluate(
     )
     workers = default_workers(torch.device(runner.device).type) if workers is None else workers
     loader = build_loader(dataset, task, batches, min(workers, len(batches)))
-    metric, unreadable = task.new_metric(), []
+    own, unreadable = metric or task.new_metric(), []
     for batch in progress(loader, len(batches), "evaluate"):
         batch = checked(batch, on_bad_sample)
         unreadable += [bad.reason for bad in batch.bad]
         outputs = runner(batch.images)
-        metric.update(task.postprocess(outputs, batch), batch)
+        own.update(task.postprocess(outputs, batch), batch)
         if stop():
             break
-    shares = distributed.gather_objects((metric, unreadable))
-    metric = shares[0][0].merge([share[0] for share in shares])
-    result = {**metric.result(), "images_expected": len(dataset)}
-    return Evaluation(
-        metric, result, [reason for share in shares for reason in share[1]], time.perf_counter() - started
-    )
+    shares = distributed.gather_objects((own, unreadable))
+    total = shares[0][0].merge([share[0] for share in shares])
+    result = {**total.result(), "images_expected": len(dataset)}
+    return Evaluation(total, result, [reason for share in shares for reason in share[1]], time.perf_counter() - started)
 
 
 def evaluate_open(
@@ -90,12 +91,16 @@ def evaluate_open(
     workers: int | None = None,
     precision: str = "fp32",
     on_bad_sample: OnBadSample = "error",
+    coco_evaluator: str | None = None,
 ) -> Evaluation:
     """Evaluate an open model, or an exported file that was opened, on the validation split of its recipe's data set.
 
     Classes are matched by name: a data set may have fewer than the model, never others.
 
+    Args:
+        coco_evaluator: for a detector, one of coco_eval.EVALUATORS.
     Raises:
+        UsageError: an evaluator for a model that is no detector.
         DataError: no images, an unreadable one, or classes that the model does not know.
     """
     dataset = build_dataset(opened.recipe, data, "val")
@@ -107,7 +112,14 @@ def evaluate_open(
         if opened.info.provenance.get("class_names") != "numbers":
             raise
         raise DataError(f"{error}; its weights came without names: convert them again", ("classes",)) from None
-    runner = opened.runner(precision)
+    task, runner = opened.task(), opened.runner(precision)
+    metric = task.new_metric()
+    if coco_evaluator:
+        if not isinstance(metric, DetectMetric):
+            raise UsageError(f"{opened.path}: a classifier has no COCO numbers", ("coco_eval",))
+        metric.evaluator = coco_evaluator
     seen = Transformed(dataset, opened.pipeline(), mapping)
     batch_size = batch_size or min(256, opened.recipe.train.batch_size)
-    return evaluate(runner, opened.task(), seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample)
+    return evaluate(
+        runner, task, seen, batch_size=batch_size, workers=workers, on_bad_sample=on_bad_sample, metric=metric
+    )

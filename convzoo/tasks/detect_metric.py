@@ -37,7 +37,9 @@ class Matched(NamedTuple):
 
 
 class DetectMetric:
-    """All detections and all truths, exactly; pycocotools measures at the end."""
+    """All detections and all truths, exactly; `evaluator`, one of coco_eval.EVALUATORS, measures at the end."""
+
+    evaluator = "hotcoco"
 
     def __init__(self, class_names: list[str]):
         self.class_names = class_names
@@ -57,6 +59,7 @@ class DetectMetric:
     def merge(self, others: list["DetectMetric"]) -> "DetectMetric":
         """Return the sum of several ranks' pictures."""
         total = DetectMetric(self.class_names)
+        total.evaluator = self.evaluator
         for other in others:
             total.pictures |= other.pictures
         return total
@@ -66,7 +69,7 @@ class DetectMetric:
             ids = sorted(self.pictures)
             categories = dict(enumerate(self.class_names, 1))
             truth, detections = self._as_json(ids, ids, categories, list(categories))
-            self._scored = score(truth, detections)
+            self._scored = score(truth, detections, self.evaluator)
         return self._scored
 
     def result(self) -> dict[str, Any]:
@@ -74,7 +77,7 @@ class DetectMetric:
         return {**self.scored().stats, "images": len(self.pictures)}
 
     def text(self) -> str:
-        """Return pycocotools' twelve lines."""
+        """Return COCO's twelve lines."""
         return self.scored().lines
 
     def report(self, dataset: Any) -> MetricReport:

@@ -19,7 +19,7 @@ from helpers import QUICK, one_line
 OPTIONS = {
     "train": "--accumulate --compile --data --device --download --help --log-every-steps --on-bad-sample --out "
     "--profile --resume --save-every-steps --val-data --weights --workers",
-    "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --provider "
+    "eval": "--batch-size --coco-eval --data --device --download --help --json --on-bad-sample --out --precision --provider "
     "--raw-outputs --workers",
     "export": "--batch --data --dynamic-size --format --help --json --out --preprocessing --size "
     "--soc-version --stage --tolerance",

@@ -6,6 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from PIL import Image
 
@@ -66,6 +67,53 @@ def test_exif_orientation_is_applied(orientation):
     got = decoded(encoded(stored, "JPEG", quality=95, subsampling=0, exif=exif))
     assert got.shape == PIXELS.shape
     assert np.abs(got.astype(int) - PIXELS).mean() < 3
+
+
+def by_pillow(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.array(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("size", [(24, 16), (33, 17), (7, 1), (1, 1)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"subsampling": 0},
+        {"subsampling": 1},
+        {"subsampling": 2, "quality": 30},
+        {"progressive": True},
+        {"optimize": True, "restart_marker_blocks": 1},
+        {"comment": b"a comment", "dpi": (300, 300)},
+    ],
+    ids=str,
+)
+def test_plain_jpegs_are_decoded_as_pillow_does(size, options):
+    """By another decoder: both take libjpeg-turbo's exact transform and its smooth upsampling."""
+    width, height = size
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    for image in (Image.fromarray(noise), Image.fromarray(PIXELS).resize(size), Image.fromarray(noise[..., 0])):
+        data = encoded(image, "JPEG", **options)
+        assert np.abs(decoded(data).astype(int) - by_pillow(data)).max() <= 2
+
+
+def test_real_photographs_are_decoded_as_pillow_does(shared):
+    paths = sorted((shared / "data/imagenet-sample/val").glob("*/*"))[::4]
+    assert len(paths) >= 50
+    for path in paths:
+        data = path.read_bytes()
+        assert np.abs(decoded(data).astype(int) - by_pillow(data)).max() <= 2, path
+
+
+def test_what_one_decoder_refuses_the_other_may_read():
+    plain = encoded(Image.fromarray(PIXELS), "JPEG", quality=95)
+    superfluous = plain[:-2] + bytes(40) + plain[-2:]  # before the end's marker: the fast one refuses it
+    with pytest.raises(ValueError, match="extraneous"):
+        simplejpeg.decode_jpeg(superfluous)
+    assert (decoded(superfluous) == by_pillow(superfluous)).all()
+    adobe = encoded(Image.fromarray(PIXELS), "JPEG", keep_rgb=True, quality=100)  # stored as RGB
+    assert np.abs(decoded(adobe).astype(int) - PIXELS).max() <= 3
+    tail = plain + b"something behind the end"
+    assert (decoded(tail) == decoded(plain)).all()
 
 
 def giant_png(width: int, height: int) -> bytes:

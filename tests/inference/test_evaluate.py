@@ -90,6 +90,11 @@ def test_an_unreadable_picture_is_an_error_or_is_counted(run, digits_run, tree):
     assert (counted["images"], counted["images_expected"]) == (119, 120)
 
 
+def test_a_classifier_has_no_evaluator_of_boxes(run, digits_run):
+    code, _, err = run("eval", digits_run / "checkpoints/last.safetensors", "--coco-eval", "pycocotools")
+    assert code == 2 and "a classifier has no COCO numbers (--coco-eval)" in one_line(err)
+
+
 def test_the_report(run, digits_run, tmp_path):
     code, _, _ = run("eval", digits_run / "checkpoints/last.safetensors", "--out", tmp_path / "report")
     assert code == 0

@@ -18,6 +18,7 @@ from convzoo.data.datasets.digit_scenes import digit_scenes
 from convzoo.errors import UsageError
 from convzoo.models import yolov3
 from convzoo.report.evaluation import write_report
+from convzoo.tasks import coco_eval
 from convzoo.tasks.coco_eval import NAMES
 from convzoo.tasks.detect import Detect
 from convzoo.tasks.detect_metric import DetectMetric, match, outcome
@@ -174,6 +175,39 @@ def test_the_twelve_numbers_are_pycocotools_own_on_the_written_files(shared, tmp
         assert [result[name] for name in NAMES] == pytest.approx([float(value) for value in stats], abs=1e-12)
         assert lines == metric.text() == (tmp_path / "coco.txt").read_text().rstrip("\n")
     assert 0.2 < result["AP"] < 0.9
+
+
+def test_both_evaluators_give_the_same_numbers_to_the_last_bit():
+    """Crowds, tied scores, classes without objects or detections, ids with gaps, boxes of every size."""
+    rng = np.random.default_rng(0)
+    ids = [1, 7, 8, 33, 90]
+    images = [{"id": 5 + 3 * i, "file_name": f"{i}.jpg", "height": 400, "width": 400} for i in range(60)]
+    truths, detections = [], []
+    for image in images:
+        for _ in range(rng.integers(0, 7)):
+            left, top, *sides = rng.uniform(0, 200, 2).tolist() + rng.choice([20, 60, 150], 2).tolist()
+            box = [left, top, *map(float, sides)]
+            category, crowd = int(rng.choice(ids[:-1])), int(rng.random() < 0.1)
+            area = box[2] * box[3] * rng.uniform(0.3, 1)
+            truth = {"id": len(truths) + 1, "image_id": image["id"], "category_id": category, "bbox": box}
+            truths.append({**truth, "area": area, "iscrowd": crowd})
+            near = [left + rng.normal(), top + rng.normal(), *box[2:]]
+            score = round(float(rng.random()), 1)
+            detections.append({"image_id": image["id"], "category_id": category, "bbox": near, "score": score})
+        for _ in range(rng.integers(0, 120)):
+            box = rng.uniform(0, 200, 4).tolist()
+            category, score = int(rng.choice(ids[1:])), round(float(rng.random()), 2)
+            detections.append({"image_id": image["id"], "category_id": category, "bbox": box, "score": score})
+    categories = [{"id": number, "name": str(number)} for number in ids]
+    truth = {"images": images, "annotations": truths, "categories": categories}
+    for several in (detections, detections[:1], []):
+        fast, model = (coco_eval.score(truth, several, evaluator) for evaluator in ("hotcoco", "pycocotools"))
+        assert fast.stats == model.stats and fast.lines == model.lines
+        for name in ("class_ap", "class_ap50", "recall", "precision"):
+            np.testing.assert_array_equal(getattr(fast, name), getattr(model, name))
+        assert (fast.stats["AP"] or 0) > 0.05 or several is not detections
+    nothing = {**truth, "annotations": []}
+    assert coco_eval.score(nothing, detections).stats == coco_eval.score(nothing, detections, "pycocotools").stats
 
 
 def boxes_of(prediction: Prediction) -> np.ndarray:
