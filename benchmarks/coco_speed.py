@@ -33,7 +33,7 @@ def main() -> None:
     for index in range(arguments.pictures):
         true_boxes, labels = boxes_xyxy(rng, OBJECTS), rng.integers(0, CLASSES, OBJECTS)
         areas = (true_boxes[:, 2:] - true_boxes[:, :2]).prod(1)
-        truths.append(Boxes(true_boxes, labels, areas, np.zeros(OBJECTS, dtype=bool)))
+        truths.append(Boxes(true_boxes, labels, np.zeros(OBJECTS, dtype=bool), areas))
         near = true_boxes + rng.normal(0, 3, true_boxes.shape)
         boxes = np.concatenate([near, boxes_xyxy(rng, arguments.detections - OBJECTS)])
         guesses = np.concatenate([labels, rng.integers(0, CLASSES, arguments.detections - OBJECTS)])
