@@ -1,5 +1,6 @@
 """Fixtures of all tests: the reference data, and the command line run in-process."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,11 @@ from helpers import QUICK, SHARED, THREADS
 @pytest.fixture(autouse=True, scope="session")
 def _threads():
     torch.set_num_threads(THREADS)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory):
+    os.environ["CONVZOO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ def train(
     data: Data = None,
     val_data: Annotated[
         Path | None,
-        typer.Option("--val-data", help="Folder or zip with the validation pictures.", show_default="--data's"),
+        typer.Option("--val-data", help="Folder, zip or tar with the validation pictures.", show_default="--data's"),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Run folder; a new one.", show_default="runs/RECIPE")

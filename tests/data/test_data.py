@@ -338,7 +338,7 @@ def test_an_archive_that_reaches_out_is_refused(server, tmp_path, archive):
     folder, url = server
     (folder / "evil.tar.gz").write_bytes(archive)
     root = tmp_path / "data"
-    with pytest.raises(DataError, match="nothing was extracted"):
+    with pytest.raises(DataError, match="nothing was unpacked"):
         download.download_cifar10(root, f"{url}/evil.tar.gz", hashlib.md5(archive).hexdigest())
     assert not (tmp_path / "outside.bin").exists()
     assert [path.name for path in root.iterdir()] == ["cifar-10-binary.tar.gz"]

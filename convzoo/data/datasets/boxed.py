@@ -14,6 +14,7 @@ from PIL import ExifTags, Image
 from convzoo.data.datasets.in_memory import PackedStrings, first_of_shuffled
 from convzoo.data.decode import FORMATS, decode_rgb
 from convzoo.errors import ConvzooError, DataError, UsageError
+from convzoo.storage import local_folder
 from convzoo.types import Boxes, Sample
 
 
@@ -148,12 +149,10 @@ def picture_size(path: str) -> tuple[int, int]:
 
 
 def check_root(root: Path | None, holds: str) -> Path:
-    """Return the folder of a data set. Raises UsageError where there is none."""
+    """Return the folder of a data set, of an archive the unpacked one. Raises UsageError where there is none."""
     if root is None:
-        raise UsageError(f"this data set needs a folder with {holds}", ("data",))
-    if not root.is_dir():
-        raise UsageError(f"{root}: {'a file, not a folder' if root.exists() else 'no such folder'}", ("data",))
-    return root
+        raise UsageError(f"this data set needs a folder, zip or tar with {holds}", ("data",))
+    return local_folder(root)
 
 
 def find_missing(folder: Path, files: Sequence[str]) -> int | None:

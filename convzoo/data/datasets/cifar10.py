@@ -1,7 +1,7 @@
 """CIFAR-10: 50,000 and 10,000 pictures of 32x32 in ten classes.
 
 Krizhevsky 2009, "Learning Multiple Layers of Features from Tiny Images". Read from the binary archive's files, from
-the pair cifar-10-batches-bin/ and cifar-10-verify-bin/, or from class folders or a zip of them.
+the pair cifar-10-batches-bin/ and cifar-10-verify-bin/, from class folders, or from a zip or tar of either.
 """
 
 from pathlib import Path
@@ -11,7 +11,9 @@ import numpy as np
 from convzoo.config.registry import register
 from convzoo.data.datasets.image_folder import FolderImages, image_folder
 from convzoo.data.datasets.in_memory import ArrayImages, first_of_shuffled
+from convzoo.data.decode import EXTENSIONS
 from convzoo.errors import DataError, UsageError
+from convzoo.storage import ZipMembers, is_zip, local_folder
 
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -31,10 +33,12 @@ def cifar10(root: Path | None, split: str, *, max_train_images: int | None = Non
     """
     if root is None:
         raise UsageError(
-            "CIFAR-10 needs a folder with the binary batches, or class folders, or a zip of them", ("data", "download")
+            "CIFAR-10 needs a folder, zip or tar with the binary batches or class folders", ("data", "download")
         )
     if not root.exists():
         raise UsageError(f"{root}: no such file or folder", ("data", "download"))
+    if root.is_file() and not (is_zip(root) and _has_pictures(root)):
+        root = local_folder(root)
     for folder in FOLDERS[split]:
         files = [root / folder / name for name in FILES[split]]
         if files[0].is_file():
@@ -51,6 +55,11 @@ def cifar10(root: Path | None, split: str, *, max_train_images: int | None = Non
             "use data.name=image_folder"
         )
     return dataset
+
+
+def _has_pictures(path: Path) -> bool:
+    """Tell whether a zip is one of class folders, read in place, rather than one of the binary files."""
+    return any(name.lower().endswith(EXTENSIONS) for name in ZipMembers(path).names)
 
 
 def _from_binary(files: list[Path], split: str, max_train_images: int | None) -> ArrayImages:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-import tarfile
+import tempfile
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from convzoo.data.datasets.cifar10 import ARCHIVE_MD5, ARCHIVE_URL, FILES
 from convzoo.errors import ConvzooError, DataError, UsageError
 from convzoo.logs import bar, log
+from convzoo.storage import unpack
 
 TIMEOUT_S = 30
 CHUNK = 1 << 20
@@ -65,15 +66,16 @@ def fetch(url: str, path: Path, md5: str) -> None:
 
 
 def extract(archive: Path, root: Path) -> None:
-    """Extract regular files only, within root, up to a total size."""
-    with tarfile.open(archive) as tar:
-        members = [member for member in tar.getmembers() if not member.isdir()]
-        for member in members:
-            inside = (root / member.name).resolve().is_relative_to(root.resolve())
-            if not member.isfile() or not inside:
-                raise DataError(
-                    f"{archive}: '{member.name}' is a link, a device or outside the folder; nothing was extracted"
-                )
-        if sum(member.size for member in members) > MAX_EXTRACTED:
-            raise DataError(f"{archive}: extracts to more than {MAX_EXTRACTED:,} bytes; nothing was extracted")
-        tar.extractall(root, members=members, filter="data")
+    """Extract an archive into root, up to a total size, all of it or nothing."""
+    total = 0
+
+    def take(count: int) -> None:
+        nonlocal total
+        total += count
+        if total > MAX_EXTRACTED:
+            raise DataError(f"{archive}: extracts to more than {MAX_EXTRACTED:,} bytes; nothing was unpacked")
+
+    with tempfile.TemporaryDirectory(prefix=".unpacking", dir=root) as temporary:
+        unpack(archive, Path(temporary), take)
+        for inside in Path(temporary).iterdir():
+            os.rename(inside, root / inside.name)

@@ -1,11 +1,10 @@
-"""Pictures in one folder per class, on disk or in a zip file that is read without unpacking.
+"""Pictures in one folder per class, on disk, in a zip that is read without unpacking, or in a tar.
 
 Layouts: train/ and val/ (also validation/, validation_preprocess/ or test/; ilsvrc/ for train), or class folders that
 are one split whole. Classes are the sorted folder names; hidden folders are not classes.
 """
 
 import os
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from convzoo.config.registry import register
 from convzoo.data.datasets.in_memory import PackedStrings, first_of_shuffled
 from convzoo.data.decode import EXTENSIONS, decode_rgb
 from convzoo.errors import DataError, UsageError
+from convzoo.storage import ZipMembers, is_zip, local_folder
 from convzoo.types import Sample
 
 SPLITS = {"train": ("train", "ilsvrc"), "val": ("val", "validation", "validation_preprocess", "test")}
@@ -24,19 +24,25 @@ class FolderImages:
     """Picture files with their classes; only paths and labels are held in memory.
 
     Attributes:
+        members: the zip that the files are in, None where root is a folder.
         is_whole_root: whether the class folders lie in the root itself, which then is either split.
     """
 
     def __init__(
-        self, root: Path, files: PackedStrings, labels: np.ndarray, class_names: list[str], is_whole_root: bool = False
+        self,
+        root: Path,
+        files: PackedStrings,
+        labels: np.ndarray,
+        class_names: list[str],
+        members: ZipMembers | None = None,
+        is_whole_root: bool = False,
     ):
         self.root = root
         self.is_whole_root = is_whole_root
         self.files = files
         self.labels = labels
         self.class_names = class_names
-        self._archive: zipfile.ZipFile | None = None
-        self._archive_pid = 0
+        self.members = members
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,17 +55,12 @@ class FolderImages:
         return Sample(image, int(self.labels[index]), index, self.path(index), (image.shape[1], image.shape[2]))
 
     def _read(self, name: str) -> bytes:
+        if self.members:
+            return self.members.read(name)
         try:
-            if self.root.is_dir():
-                return (self.root / name).read_bytes()
-            if self._archive is None or self._archive_pid != os.getpid():  # workers must not share a file position
-                self._archive, self._archive_pid = zipfile.ZipFile(self.root), os.getpid()
-            return self._archive.read(name)
-        except (OSError, zipfile.BadZipFile, KeyError, RuntimeError) as error:
+            return (self.root / name).read_bytes()
+        except OSError as error:
             raise DataError(f"{self.root}/{name}: cannot be read: {error}") from None
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_archive": None}
 
 
 @register("dataset")
@@ -72,12 +73,15 @@ def image_folder(root: Path | None, split: str, *, max_train_images: int | None 
     """
     if root is None:
         raise UsageError(
-            "this recipe needs a folder or zip with train/ and val/, one folder per class in each", ("data",)
+            "this recipe needs a folder, zip or tar with train/ and val/, one folder per class in each", ("data",)
         )
     if not root.exists():
         raise UsageError(f"{root}: no such file or folder", ("data",))
-    base = _split_folder(root, split) if root.is_dir() else None
-    entries = sorted(_folder_entries(root, base) if base else _zip_entries(root, split))
+    members = _in_place(root)
+    if members is None:
+        root = local_folder(root)
+    base = None if members else _split_folder(root, split)
+    entries = sorted(_zip_entries(members, split) if members else _folder_entries(root, base or root))
     by_class: dict[str, list[str]] = {}
     for class_name, file in entries:
         by_class.setdefault(class_name, []).extend([file] if file else [])
@@ -92,7 +96,7 @@ def image_folder(root: Path | None, split: str, *, max_train_images: int | None 
     if split == "train":
         keep = first_of_shuffled(len(files), max_train_images)
         files, labels = [files[i] for i in keep], labels[keep]
-    return FolderImages(root, PackedStrings(files), labels, class_names, is_whole_root=base == root)
+    return FolderImages(root, PackedStrings(files), labels, class_names, members, is_whole_root=base == root)
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -120,12 +124,15 @@ def _folder_entries(root: Path, base: Path) -> Iterator[tuple[str, str]]:
                         yield folder.name, f"{relative}/{file}"
 
 
-def _zip_entries(root: Path, split: str) -> Iterator[tuple[str, str]]:
-    try:
-        with zipfile.ZipFile(root) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
-        raise DataError(f"{root}: not a zip file that can be read: {error}") from None
+def _in_place(root: Path) -> ZipMembers | None:
+    """Return a zip that has the folder of a split; other archives are unpacked."""
+    members = ZipMembers(root) if root.is_file() and is_zip(root) else None
+    folders = [folder for split in SPLITS.values() for folder in split]
+    return members if members and any(_find_in_zip(members.names, folder) for folder in folders) else None
+
+
+def _zip_entries(members: ZipMembers, split: str) -> Iterator[tuple[str, str]]:
+    names, root = members.names, members.path
     visible = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
     base = next(
         (prefix for folder in SPLITS[split] for prefix in [_find_in_zip(visible, folder)] if prefix is not None), None
