@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -117,26 +119,27 @@ def test_a_run_belongs_to_a_living_process_or_to_nobody(tmp_path, impatient):
     again.close()
 
 
-def hold_in_a_child(folder: Path, event, go) -> None:
+def hold_in_a_child(folder: Path, connection) -> None:
     lock = take_lock(folder)
-    child = multiprocessing.get_context("fork").Process(target=go.wait)  # as a loader's worker
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))  # as a loader's worker
     child.start()
-    event.set()
-    go.wait()
+    connection.send(child.pid)
+    time.sleep(60)
     assert lock is not None
 
 
 def test_a_loader_process_that_outlives_its_run_does_not_hold_the_folder(tmp_path):
     fork = multiprocessing.get_context("fork")
-    event, go = fork.Event(), fork.Event()
-    process = fork.Process(target=hold_in_a_child, args=(tmp_path, event, go))
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=hold_in_a_child, args=(tmp_path, theirs))
     process.start()
-    assert event.wait(20)
+    assert ours.poll(20)
+    child = ours.recv()
     assert take_lock(tmp_path, 0.0) is None
     process.kill()
     process.join()
     lock = take_lock(tmp_path, 1.0)
-    go.set()
+    os.kill(child, signal.SIGKILL)
     assert lock is not None
     lock.release()
 
