@@ -23,6 +23,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def restarts() -> int:
+    """Return how often torchrun has started this job's ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
 def resolve_device(name: str) -> torch.device:
     """Return the device of that name, this rank's own one where there are several.
 
@@ -107,6 +112,20 @@ def gather_objects(item: Any) -> list[Any]:
     items = [None] * world_size()
     td.all_gather_object(items, item)
     return items
+
+
+def any_rank(answer: bool) -> bool:
+    """Tell whether the answer is true on any rank."""
+    return any(gather_objects(answer))
+
+
+def from_rank_0(item: Any) -> Any:
+    """Return rank 0's item on every rank."""
+    if not td.is_initialized():
+        return item
+    items = [item]
+    td.broadcast_object_list(items, src=0)
+    return items[0]
 
 
 def broadcast_buffers(model: torch.nn.Module) -> None:

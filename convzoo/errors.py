@@ -59,9 +59,11 @@ def exit_code_and_message(error: BaseException) -> tuple[int, str]:
         return 128 + signal.SIGINT, "interrupted"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         lost = f"no space left while writing {error.filename or 'a file'}; nothing already saved was lost"
-        return 1, f"{lost}. Free some space and run again with --resume"
+        return 1, f"{lost}. Free some space and run the same command again"
     if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
         return 2, f"{error.filename}: {(error.strerror or 'cannot be opened').lower()}"
+    if isinstance(error, OSError) and error.errno == errno.EROFS:
+        return 2, f"{error.filename}: a read-only file system"
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return 1, "out of memory; lower train.batch_size, or keep it and raise --accumulate"
     text = " ".join(str(error).split()) or "no message"

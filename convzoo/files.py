@@ -33,11 +33,21 @@ def written_whole(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of a folder that is closed to us: said below
+            temporary.unlink(missing_ok=True)
         why = _why_not_written(error)
         if why:
             raise ConvzooError(f"{path}: cannot be written: {why}; what was saved before is untouched") from error
         raise
+
+
+@contextlib.contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Say which file it was that the system would not write. Raises ConvzooError."""
+    try:
+        yield
+    except OSError as error:
+        raise ConvzooError(f"{path}: cannot be written: {_why_not_written(error)}") from error
 
 
 def _umask() -> int:

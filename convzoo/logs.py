@@ -21,10 +21,22 @@ class _AboveProgressBar(logging.Handler):
 
 def setup(rank: int = 0) -> None:
     """Send the log of rank 0 to stderr, and only warnings of the other ranks."""
-    log.handlers = [_AboveProgressBar()]
-    log.handlers[0].setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s"))
-    log.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    handler = _AboveProgressBar(logging.INFO if rank == 0 else logging.WARNING)
+    handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s"))
+    log.handlers = [handler]
+    log.setLevel(logging.INFO)
     log.propagate = False
+
+
+class _File(logging.FileHandler):
+    """A file of the log. One that cannot be written, the disk being full, ends the run with its name."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        error = sys.exc_info()[1]
+        if isinstance(error, OSError):
+            error.filename = self.baseFilename
+            raise error
+        super().handleError(record)
 
 
 class Copy:
@@ -36,7 +48,8 @@ class Copy:
         log.addHandler(self._held)
 
     def open(self, path: Path) -> None:
-        file = logging.FileHandler(path, encoding="utf-8")
+        path.parent.mkdir(exist_ok=True)
+        file = _File(path, encoding="utf-8")
         file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         self._held.setTarget(file)
         self.close()  # writes what was held

@@ -31,10 +31,8 @@ def test_twenty_kills_lose_nothing(tmp_path):
     random.seed(0)
     out = tmp_path / "killed"
     reached = 0
-    for kill in range(20):
-        process = subprocess.Popen(
-            [*COMMAND, "--out", str(out), *(["--resume"] if kill else [])], stderr=subprocess.PIPE, text=True
-        )
+    for _ in range(20):
+        process = subprocess.Popen([*COMMAND, "--out", str(out)], stderr=subprocess.PIPE, text=True)
         deadline = time.time() + 120
         # Wait until this process has written at least one checkpoint of its own, then kill it at a random moment.
         while time.time() < deadline and process.poll() is None:
@@ -50,7 +48,7 @@ def test_twenty_kills_lose_nothing(tmp_path):
         step = found[1]["step"]
         assert step >= reached, "a checkpoint that was whole is gone"
         reached = step
-    done = subprocess.run([*COMMAND, "--out", str(out), "--resume"], capture_output=True, text=True)
+    done = subprocess.run([*COMMAND, "--out", str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     whole = subprocess.run([*COMMAND, "--out", str(tmp_path / "whole")], capture_output=True, text=True)
     assert whole.returncode == 0, whole.stderr

@@ -8,7 +8,7 @@ import typer
 HINTS = {
     "download": "--download fetches CIFAR-10 there",
     "on_bad_sample": "--on-bad-sample skip leaves such pictures out",
-    "resume": "--resume continues it",
+    "fresh": "--fresh",
 }
 OTHER_VERBS = {
     "classes": "convzoo convert --classes FILE names them",

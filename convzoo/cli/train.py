@@ -46,23 +46,25 @@ def train(
         bool, typer.Option("--profile", help="Write a torch.profiler trace and table of three steps.")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue a run that was killed. An interrupted one continues by itself.")
+        bool, typer.Option("--resume", help="There must be a run to continue. The same command continues one anyway.")
     ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Begin a new run, in a folder that holds none.")] = False,
     on_bad_sample: OnBadSample = OnBad.error,
     download: Download = False,
 ) -> None:
     """Train a network as a recipe says. Several devices: torchrun --nproc-per-node N -m convzoo train ..."""
     from convzoo.config import recipe as recipes
+    from convzoo.training.stop import StopRequest
 
     loaded = recipes.load(recipe, overrides or [])
-    from convzoo.environment import command_line
-    from convzoo.training.loop import train as run_training
-    from convzoo.training.setup import RunOptions
+    with StopRequest() as stop:  # before PyTorch's seconds of importing
+        from convzoo import distributed
+        from convzoo.environment import command_line
+        from convzoo.training.loop import train as run_training
+        from convzoo.training.setup import RunOptions
 
-    fetch(download, loaded.data, data, weights)
-    path = run_training(
-        loaded,
-        RunOptions(
+        fetch(download, loaded.data, data, weights)
+        options = RunOptions(
             data=data,
             val_data=val_data,
             out=out,
@@ -75,12 +77,11 @@ def train(
             compile=compile,
             profile=profile,
             resume=resume,
+            fresh=fresh,
             download=download,
             on_bad_sample=on_bad_sample.value,
             command=command_line(context.obj),
-        ),
-    )
-    from convzoo import distributed
-
+        )
+        path = run_training(loaded, options, stop)
     if distributed.rank() == 0:
         print(path)

@@ -56,8 +56,7 @@ def _result(facts: dict[str, Any], result: dict[str, Any]) -> str:
     data, recipe = facts["data"], facts["recipe"]
     notes = " ".join(f"{count} {what}." for what, count in facts["skipped"].items() if count)
     if facts["unfinished"]:
-        again = "The same command continues a run that was interrupted, `--resume` one that was killed."
-        return f"**Unfinished: {facts['unfinished']}.** {again} {notes}".rstrip()
+        return f"**Unfinished: {facts['unfinished']}.** The same command continues it. {notes}".rstrip()
     if not result:
         unmeasured = "Not measured: there was no validation (`train.eval_every_epochs: 0`)."
         return f"{unmeasured} The last weights: `{facts['model_file']}`. {notes}".rstrip()

@@ -18,9 +18,10 @@ from convzoo.inference.evaluate import Evaluation, evaluate
 from convzoo.inference.torch_model import TorchRunner
 from convzoo.logs import log
 from convzoo.report.tables import summary
+from convzoo.training.continuation import open_run
 from convzoo.training.pretrained import check_pretrained_hash
 from convzoo.training.progress import ProgressLogger, profiled
-from convzoo.training.run_folder import RunFolder, open_run
+from convzoo.training.run_folder import RunFolder
 from convzoo.training.setup import RunOptions, TrainState
 from convzoo.training.stop import StopRequest
 from convzoo.types import Batch
@@ -29,19 +30,24 @@ AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 EVAL_BATCH = 256
 
 
-def train(recipe: Recipe, options: RunOptions) -> Path:
-    """Train as the recipe says, and return the run's folder.
+def train(recipe: Recipe, options: RunOptions, stop: StopRequest | None = None) -> Path:
+    """Train as the recipe says, and return the run's folder: begun, continued where it was, or as it was finished.
+
+    Args:
+        stop: one that listens already; by default it does from here on.
 
     Raises:
         InterruptedRun: a signal stopped it after saving; the same command continues, on a CPU to bit-identical weights.
         ConvzooError: the loss or a gradient is not finite, or a file cannot be written.
         UsageError, DataError: what the recipe, the command line or the data have wrong.
     """
-    with _opened(recipe, options) as (state, run, stop, profiler_step):
+    with _opened(recipe, options, stop) as (state, run, stop, profiler_step):
+        if run.stage == "finished":
+            return run.path
         recipe, progress = state.recipe, state.progress
         trained = [parameter for parameter in state.model.parameters() if parameter.requires_grad]
         progress_logger, batches = ProgressLogger(state, run), state.batches()
-        evaluation, stopping = None, False
+        evaluation, stopping = None, distributed.any_rank(stop.requested)
 
         while True:
             # --- what is due after the step before: the end of an epoch, a stop, a checkpoint
@@ -49,12 +55,7 @@ def train(recipe: Recipe, options: RunOptions) -> Path:
                 evaluation, stopping = _close_epoch(state, run, progress_logger, stop)
             if stopping:
                 _save(state, run, {}, is_best=False)
-                progress_logger.report()
-                run.interrupted.touch()
-                raise InterruptedRun(
-                    f"stopped at step {progress.step} of {state.total_steps} and saved; "
-                    f"the same command continues it ({run.path})"
-                )
+                raise _stopped(state, run, progress_logger)
             if progress.step == state.total_steps:
                 break
             if (
@@ -110,41 +111,42 @@ def train(recipe: Recipe, options: RunOptions) -> Path:
             stopping = asked_to_stop > 0
 
         if state.val_data is not None and evaluation is None:
-            evaluation = _evaluate(state, lambda: False)
+            evaluation = _evaluate(state, lambda: stop.requested)
+            if distributed.any_rank(stop.requested):
+                raise _stopped(state, run, progress_logger)
         _finish(state, run, progress_logger, evaluation)
     return run.path
 
 
 @contextlib.contextmanager
 def _opened(
-    recipe: Recipe, options: RunOptions
-) -> Iterator[tuple[TrainState, RunFolder, "StopRequest", Callable[[], None]]]:
+    recipe: Recipe, options: RunOptions, listening: StopRequest | None
+) -> Iterator[tuple[TrainState, RunFolder, StopRequest, Callable[[], None]]]:
     """Take the device, ranks, data, network and the run's folder, continued where it was; give them back."""
-    device = distributed.resolve_device(options.device)
-    joined = distributed.start(device)
-    logs.setup(distributed.rank())
-    run, log_copy = None, logs.Copy()
-    try:
+    with contextlib.ExitStack() as stack:
+        stop = listening or stack.enter_context(StopRequest())
+        device = distributed.resolve_device(options.device)
+        if distributed.start(device):
+            stack.callback(distributed.stop)
+        logs.setup(distributed.rank())
+        log_copy = logs.Copy()
+        stack.callback(log_copy.close)
         state = TrainState(check_pretrained_hash(recipe, options.weights, options.download), options, device)
-        run, continued = _open_on_rank_0(options, state.recipe)
-        if distributed.rank() == 0:
-            log_copy.open(run.path / "train.log")
+        run = _open_on_rank_0(state)
+        stack.callback(run.close)
+        steps_left = 0
+        if run.stage == "finished":
+            log.info(f"{run.path}: finished already; nothing to do")
         else:
-            log_copy.close()
-        if continued:
-            _restore(state, run)
-        if distributed.rank() == 0:
-            run.write_description(options.command, device, state.data_account)
+            rank = distributed.rank()
+            log_copy.open(run.path / ("train.log" if rank == 0 else f"logs/rank-{rank}.log"))
+            if run.stage == "continued":
+                _restore(state, run)
             _log_start(state, run)
-        steps_left = state.total_steps - state.progress.step
-        with StopRequest() as stop, profiled(options.profile, run.path / "profile", steps_left) as profiler_step:
-            yield state, run, stop, profiler_step
-    finally:
-        if run:
-            run.close()
-        log_copy.close()
-        if joined:
-            distributed.stop()
+            steps_left = state.total_steps - state.progress.step
+        profile = options.profile and run.stage != "finished"
+        profiler_step = stack.enter_context(profiled(profile, run.path / "profile", steps_left))
+        yield state, run, stop, profiler_step
 
 
 def _forward_backward(state: TrainState, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
@@ -191,7 +193,7 @@ def _close_epoch(
     every = train_recipe.eval_every_epochs
     if every and (epoch % every == 0 or epoch == train_recipe.epochs):
         evaluation = _evaluate(state, lambda: stop.requested)
-        if any(distributed.gather_objects(stop.requested)):
+        if distributed.any_rank(stop.requested):
             return None, True
     result = evaluation.result if evaluation else {}
     score = result.get(state.task.best_metric)
@@ -240,36 +242,58 @@ def _save(state: TrainState, run: RunFolder, metrics: dict, is_best: bool) -> No
         run.checkpoints.save(state.progress.step, state.weights_to_save(), info, state.snapshot(), is_best)
 
 
-def _open_on_rank_0(options: RunOptions, recipe: Recipe) -> tuple[RunFolder, bool]:
-    """Let rank 0 open the folder and tell the others, its error included."""
-    run, answer = None, ()
+def _stopped(state: TrainState, run: RunFolder, progress_logger: ProgressLogger) -> InterruptedRun:
+    """Mark a run that was saved as interrupted, and return what says so once rank 0 is done: it ends no rank sooner."""
+    step = state.progress.step
+    if distributed.rank() == 0:
+        progress_logger.report()
+        run.interrupted.write_text(f"step {step}, {time.strftime('%Y-%m-%dT%H:%M:%S')}\n", encoding="utf-8")
+    distributed.gather_objects(None)
+    return InterruptedRun(
+        f"stopped at step {step} of {state.total_steps} and saved; the same command continues it ({run.path})"
+    )
+
+
+def _open_on_rank_0(state: TrainState) -> RunFolder:
+    """Let rank 0 open the folder and describe the run in it, and tell the others, its error included."""
+    run, answer, options = None, None, state.options
     if distributed.rank() == 0:
         try:
-            run, continued = open_run(options.out, recipe, options.resume)
-            answer = (run.path, continued, None)
-        except ConvzooError as error:
-            answer = (None, False, error)
-    path, continued, error = distributed.gather_objects(answer)[0]
-    if error:
-        raise error
-    return run or RunFolder(path, recipe, None), continued
+            fresh = options.fresh and not distributed.restarts()  # torchrun's second start continues its first
+            run = open_run(state.recipe, state.data_account, options.out, resume=options.resume, fresh=fresh)
+            if run.stage != "finished":
+                run.write_description(options.command, state.device, state.data_account)
+            answer = (run.path, run.stage)
+        except (ConvzooError, OSError) as error:
+            answer = error
+    answer = distributed.from_rank_0(answer)
+    if isinstance(answer, Exception):
+        if run:
+            run.close()
+        raise answer
+    path, stage = answer
+    return run or RunFolder(path, state.recipe, stage)
 
 
 def _restore(state: TrainState, run: RunFolder) -> None:
-    checkpoint = run.checkpoints.newest_whole()
-    if checkpoint is None and run.checkpoints.steps():
+    """Continue from the newest whole checkpoint: rank 0 reads it, the others get it from there."""
+    is_main = distributed.rank() == 0
+    checkpoint = distributed.from_rank_0(run.checkpoints.newest_whole() if is_main else None)
+    steps = distributed.from_rank_0(run.checkpoints.steps() if is_main else None)
+    if checkpoint is None and steps:
         raise ConvzooError(f"{run.path}: no checkpoint of this run is whole; start again in another folder")
     if checkpoint:
         state.restore(*checkpoint)
-    else:
-        log.warning(f"{run.path}: stopped before its first checkpoint, so it begins again")
-    if distributed.rank() == 0:
+    elif is_main:
+        log.info(f"{run.path}: stopped before its first checkpoint, so it begins again")
+    if is_main:
         run.forget_after(state.progress.step)
-        for mark in (run.interrupted, run.finished):
-            mark.unlink(missing_ok=True)
+        run.interrupted.unlink(missing_ok=True)
 
 
 def _log_start(state: TrainState, run: RunFolder) -> None:
+    if distributed.rank() != 0:
+        return
     recipe, count = state.recipe, sum(p.numel() for p in state.model.parameters())
     log.info(state.arithmetic)
     log.info(

@@ -27,6 +27,7 @@ from convzoo.data.sampler import TrainBatches, batch_arithmetic, check_batch_siz
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
 from convzoo.model_file import ModelInfo, StateDict, load_into
+from convzoo.training.continuation import list_sha256
 from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 from convzoo.training.pretrained import load_pretrained
 from convzoo.types import Batch
@@ -44,6 +45,8 @@ class RunOptions:
         save_every_steps: besides the ends of epochs that the recipe's save_every_epochs says.
         log_every_steps: a line of the log every so many steps; None for one now and then where there is no terminal.
         download: whether weights by LIBRARY:NAME may use the network.
+        resume: there must be a run to continue; without it one is continued where there is one.
+        fresh: a new run, in a folder that has none.
         command: what to write down as the command of this run.
     """
 
@@ -59,6 +62,7 @@ class RunOptions:
     compile: bool = False
     profile: bool = False
     resume: bool = False
+    fresh: bool = False
     download: bool = False
     on_bad_sample: OnBadSample = "error"
     command: str = "convzoo.train"
@@ -137,6 +141,8 @@ class TrainState:
             "val_images": 0 if val_set is None else len(val_set),
             "class_names": self.class_names,
             f"train_{counted}_per_class": dict(zip(self.class_names, per_class.tolist(), strict=True)),
+            "train_list_sha256": list_sha256(train_set),
+            "val_list_sha256": None if val_set is None else list_sha256(val_set),
         }
 
     def _build_network(self) -> None:
@@ -202,7 +208,15 @@ class TrainState:
             "optimizer": self.optimizer.state_dict(),
             "loss_scale": self.loss_scale.state_dict(),
             "weights": self.model.state_dict() if self.average else None,
+            **self._shares(),
+        }
+
+    def _shares(self) -> dict[str, Any]:
+        """Return what does not belong to the recipe and yet moves the last bits."""
+        return {
             "world_size": distributed.world_size(),
+            "accumulate": self.options.accumulate,
+            "precision": self.precision,
         }
 
     def restore(self, weights: StateDict, snapshot: dict[str, Any]) -> None:
@@ -212,8 +226,6 @@ class TrainState:
         self.optimizer.load_state_dict(snapshot["optimizer"])
         self.loss_scale.load_state_dict(snapshot["loss_scale"])
         self.progress = Progress(**snapshot["progress"])
-        if snapshot["world_size"] != distributed.world_size():
-            log.warning(
-                f"continued on {distributed.world_size()} ranks, begun on {snapshot['world_size']}: "
-                "not bit for bit the same run"
-            )
+        for name, now in self._shares().items():
+            if snapshot.get(name, now) != now:
+                log.warning(f"continued with {name} {now}, begun with {snapshot[name]}: not bit for bit the same run")

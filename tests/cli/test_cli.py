@@ -14,13 +14,13 @@ from typer.core import TyperGroup
 import convzoo
 from convzoo import cli
 from convzoo.errors import DataError
-from helpers import QUICK, one_line
+from helpers import one_line
 
 OPTIONS = {
-    "train": "--accumulate --compile --data --device --download --help --log-every-steps --on-bad-sample --out "
-    "--profile --resume --save-every-steps --val-data --weights --workers",
-    "eval": "--batch-size --coco-eval --data --device --download --help --json --on-bad-sample --out --precision --provider "
-    "--raw-outputs --workers",
+    "train": "--accumulate --compile --data --device --download --fresh --help --log-every-steps --on-bad-sample "
+    "--out --profile --resume --save-every-steps --val-data --weights --workers",
+    "eval": "--batch-size --coco-eval --data --device --download --help --json --on-bad-sample --out --precision "
+    "--provider --raw-outputs --workers",
     "export": "--batch --data --dynamic-size --format --help --json --out --preprocessing --size "
     "--soc-version --stage --tolerance",
     "predict": "--batch-size --crops --device --help --json --min-score --on-bad-sample --precision --provider "
@@ -129,31 +129,6 @@ def test_an_error_keeps_its_options_on_the_way_between_processes():
     """Ranks tell each other theirs, and the loader's workers the main process."""
     error = pickle.loads(pickle.dumps(DataError("a.png: not a picture", ("on_bad_sample",))))
     assert str(error) == "a.png: not a picture" and error.options == ("on_bad_sample",)
-
-
-def test_a_folder_in_use_is_not_written_to(run, tmp_path):
-    (tmp_path / "notes.txt").write_text("mine")
-    code, _, err = run("train", "tinydarknet-digits", "--out", tmp_path)
-    assert code == 2 and one_line(err).endswith("or continue the run in it (--out; --resume continues it)")
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
-
-
-def test_two_processes_do_not_train_in_one_folder(run, digits_run):
-    import fcntl
-
-    with open(digits_run / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        code, _, err = run(
-            "train",
-            "tinydarknet-digits",
-            *QUICK,
-            "data.max_train_images=null",
-            "train.epochs=3",
-            "--resume",
-            "--out",
-            digits_run,
-        )
-    assert code == 2 and "another process" in one_line(err)
 
 
 def test_the_digits_can_be_looked_at(run, tmp_path):

@@ -17,7 +17,6 @@ from convzoo.config import recipe as recipes
 from convzoo.model_file import load_model
 from convzoo.training import loop as train_module
 from convzoo.training.checkpoints import load_state
-from convzoo.training.run_folder import open_run
 from convzoo.training.stop import StopRequest
 from helpers import QUICK, STILL, difference, momenta, one_line, rows, same, weights
 
@@ -232,29 +231,6 @@ def test_a_damaged_newest_checkpoint_falls_back(run, tmp_path, monkeypatch):
     code, _, err = run(*command, "--out", tmp_path / "run")
     assert code == 0 and "damaged" in err and "continued at step 2" in err
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "run"))
-
-
-def test_a_run_is_continued_with_its_own_recipe_only(run, tmp_path, monkeypatch):
-    stop_after(monkeypatch, 2)
-    assert run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")[0] == 75
-    code, _, err = run("train", "tinydarknet-digits", *QUICK, "optim.lr=0.2", "--out", tmp_path / "run")
-    assert code == 2 and "optim.lr=0.1, not 0.2" in one_line(err)
-    assert run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run", "--resume")[0] == 0
-    code, _, err = run("train", "tinydarknet-digits", *QUICK, "--out", tmp_path / "run")
-    assert code == 2 and "not empty" in one_line(err)
-
-
-def test_a_folder_is_free_once_its_run_is_closed(tmp_path):
-    """Not when Python happens to collect the run's objects: one process may train again and again."""
-    recipe = recipes.load("tinydarknet-digits")
-    first, _ = open_run(tmp_path / "run", recipe, resume=False)
-    first.write_description("command", torch.device("cpu"), {})
-    with pytest.raises(errors.UsageError, match="another process is training there"):
-        open_run(tmp_path / "run", recipe, resume=True)
-    first.close()
-    again, continued = open_run(tmp_path / "run", recipe, resume=True)
-    again.close()
-    assert continued
 
 
 def test_how_often_is_saved_does_not_make_it_another_run(run, tmp_path, monkeypatch):
