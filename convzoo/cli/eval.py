@@ -47,7 +47,7 @@ def eval_(
     provider: Provider = None,
     raw_outputs: RawOutputs = None,
     batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, show_default="the recipe's, at most 256")
+        int | None, typer.Option("--batch-size", min=1, show_default="the recipe's, at most 256, on a CPU 32")
     ] = None,
     workers: Workers = None,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.fp32,
