@@ -20,7 +20,6 @@ from convzoo.report.evaluation import write_report
 from convzoo.tasks.detect_metric import DetectMetric
 from convzoo.types import Metric, Runner, Task
 
-
 # Without a size asked for. On a CPU a larger batch is no faster: its outputs leave the caches, and the kernel has to
 # find memory for them. Results do not depend on it.
 BATCH_CPU, BATCH_DEVICE = 32, 256
