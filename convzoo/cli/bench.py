@@ -16,7 +16,7 @@ def bench(
         typer.Option(
             "--formats",
             metavar="all|LIST",
-            help="Of pytorch,pt2,onnx,openvino,openvino-bf16,ncnn,ncnn-fp16,onnx-int8,openvino-int8.",
+            help="Of pytorch,pt2,onnx,openvino,openvino-bf16,ncnn,ncnn-bf16,ncnn-fp16,onnx-int8,openvino-int8.",
         ),
     ] = "all",
     data: Data = None,

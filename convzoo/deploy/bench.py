@@ -39,6 +39,7 @@ ROWS = {
     "openvino": ("openvino", "fp32"),
     "openvino-bf16": ("openvino", "bf16"),
     "ncnn": ("ncnn", "fp32"),
+    "ncnn-bf16": ("ncnn", "bf16"),
     "ncnn-fp16": ("ncnn", "fp16"),
     "onnx-int8": ("onnx", "int8"),
     "openvino-int8": ("openvino", "int8"),
@@ -177,8 +178,9 @@ def _own(opened: LoadedModel) -> list[Row]:
     assert isinstance(opened, ExportedModel)
     rows = [Row(opened.format, opened.path)]
     is_int8 = "quantization" in opened.info.provenance
-    if opened.format == "openvino" and not is_int8 and distributed.computes_bfloat16(torch.device("cpu")):
-        rows.append(Row("openvino-bf16", opened.path, "bf16"))
+    form = f"{opened.format}-bf16"
+    if form in ROWS and not is_int8 and distributed.computes_bfloat16(torch.device("cpu")):
+        rows.append(Row(form, opened.path, "bf16"))
     return [Row(f"{row.name}-int8", row.path) for row in rows] if is_int8 else rows
 
 

@@ -13,6 +13,7 @@ from convzoo.deploy import bench, export
 from convzoo.deploy.export import ExportOptions
 from convzoo.deploy.exported import open_any, open_exported
 from convzoo.deploy.formats import ncnn
+from convzoo.distributed import computes_bfloat16
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.inference.torch_model import open_model
 from convzoo.tasks.detect import Detect
@@ -67,6 +68,13 @@ def test_weights_in_float16(run, classifier, result, tmp_path):
     assert 1e-5 < off(half, whole) < 2e-2
 
 
+def test_it_computes_in_bfloat16(result):
+    images = noise(4, 32, 32)
+    opened = open_exported(result.path)
+    (coarse,), (fine,) = opened.runner("bf16")(images), opened.runner()(images)
+    assert 1e-4 < off(coarse, fine) < 0.1
+
+
 @pytest.mark.parametrize("size", [(64, 64), (64, 96)])
 def test_head_maps(detector, size):
     result = export.export(open_model(detector), ExportOptions("ncnn", size=size))
@@ -101,7 +109,8 @@ def test_the_verbs_take_it(run, digits_run, tmp_path, monkeypatch):
     assert a["classes"][0]["class"] == b["classes"][0]["class"]
     monkeypatch.setattr(bench, "peak_memory", lambda *_: 1)
     rows = json.loads(run("bench", file, "--rounds", 1, "--seconds", 0.01, "--json")[1])["rows"]
-    assert [row["form"] for row in rows] == ["ncnn"] and rows[0]["bytes"] == sum(
+    forms = ["ncnn", *["ncnn-bf16"] * computes_bfloat16(CPU)]
+    assert [row["form"] for row in rows] == forms and rows[0]["bytes"] == sum(
         file.with_suffix(suffix).stat().st_size for suffix in (".param", ".bin")
     )
 

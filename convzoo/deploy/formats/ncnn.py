@@ -28,6 +28,12 @@ PRECISIONS = ("fp32", "fp16")
 LIMIT_S = 900  # pnnx takes seconds, and a minute for the largest of these networks
 MAX_PARAM = 16 << 20
 INPUT = "images"
+# What NCNN computes in; it takes float32 where the processor does not have the other, as x86 does for float16.
+SWITCHES = {
+    "fp32": (),
+    "bf16": ("use_bf16_storage",),
+    "fp16": ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic"),
+}
 
 
 def prepare(options: Any) -> Any:
@@ -127,15 +133,16 @@ def read(path: Path) -> tuple[str, tuple[bytes, bytes]]:
 
 
 def start(content: tuple[bytes, bytes], info: ExportInfo, options: RuntimeOptions) -> Session:
-    """Load the file, with as many threads as PyTorch has; it computes in float32. Raises UsageError, ConvzooError."""
+    """Load the file in the precision asked for, with as many threads as PyTorch has. Raises UsageError, ConvzooError."""
     ncnn = library("ncnn", "running an NCNN file")
-    if options.precision != "fp32":
-        raise UsageError(f"--precision {options.precision}: an NCNN file has the precision it was exported with")
+    if options.precision not in SWITCHES:
+        raise UsageError(f"--precision {options.precision}: one of {', '.join(SWITCHES)}")
     net = ncnn.Net()
     net.opt.use_vulkan_compute = False
     net.opt.num_threads = torch.get_num_threads()
-    for name in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
-        setattr(net.opt, name, False)
+    for precision, names in SWITCHES.items():
+        for name in names:
+            setattr(net.opt, name, precision == options.precision)
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / f"network.{part}" for part in ("param", "bin")]
         for file, data in zip(files, content, strict=True):
