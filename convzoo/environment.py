@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 
-OPTIONAL = ("timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "mindspore", "torch_npu")
+OPTIONAL = ("timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "ncnn", "pnnx", "mindspore", "torch_npu")
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic")
 
 

@@ -14,7 +14,9 @@ def bench(
     formats: Annotated[
         str,
         typer.Option(
-            "--formats", metavar="all|LIST", help="Of pytorch,pt2,onnx,openvino,openvino-bf16,onnx-int8,openvino-int8."
+            "--formats",
+            metavar="all|LIST",
+            help="Of pytorch,pt2,onnx,openvino,openvino-bf16,ncnn,ncnn-bf16,ncnn-fp16,onnx-int8,openvino-int8.",
         ),
     ] = "all",
     data: Data = None,

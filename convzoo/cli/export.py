@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convzoo.cli.options import Json, SocVersion
+from convzoo.cli.options import Json, Precision, SocVersion
 from convzoo.deploy import FORMATS
 from convzoo.errors import UsageError
 
@@ -58,6 +58,9 @@ def export(
         float,
         typer.Option("--tolerance", min=0, help="Largest relative difference from PyTorch's outputs."),
     ] = 1e-4,
+    precision: Annotated[
+        Precision, typer.Option("--precision", metavar="fp32|fp16", help="Of the weights; fp16 for NCNN.")
+    ] = Precision.fp32,
     soc_version: SocVersion = "Ascend310",
     json_: Json = False,
 ) -> None:
@@ -70,7 +73,8 @@ def export(
     from convzoo.deploy.export import export as run_export
 
     pictures: dict[str, Any] = {"batch": batch, "size": wanted_size, "dynamic_size": dynamic_size, "data": data}
-    form: dict[str, Any] = {"stage": stage.value, "preprocessing": preprocessing, "soc_version": soc_version}
+    form: dict[str, Any] = {"stage": stage.value, "preprocessing": preprocessing, "precision": precision.value}
+    form["soc_version"] = soc_version
     from convzoo.inference.torch_model import open_model
 
     result = run_export(open_model(model), ExportOptions(format, out=out, tolerance=tolerance, **pictures, **form))

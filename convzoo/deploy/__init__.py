@@ -2,6 +2,7 @@
 
 A format is a module with
     PACKAGES                       the libraries that writing needs
+    PRECISIONS                     of the weights, where it has others than float32
     suppress(...)                  non-maximum suppression as its graphs can hold it: `graph.Suppress`
     write(program, info, path)     write a traced network; returns the other files that belong to it
     read(path)                     -> (document, content): the metadata's JSON and the verified bytes, not yet run
@@ -11,6 +12,7 @@ Everything else - metadata, normalisation, the comparison, the final name - is c
 
 import importlib
 import sys
+from pathlib import Path
 from types import ModuleType
 
 from convzoo.errors import MissingPackageError, UsageError
@@ -19,6 +21,7 @@ FORMATS = {
     "onnx": "convzoo.deploy.formats.onnx",
     "pt2": "convzoo.deploy.formats.pt2",
     "openvino": "convzoo.deploy.formats.openvino",
+    "ncnn": "convzoo.deploy.formats.ncnn",
     "mindir": "convzoo.deploy.formats.mindir",
     "om": "convzoo.deploy.formats.ascend",
     "air": "convzoo.deploy.formats.ascend",
@@ -28,6 +31,7 @@ SUFFIXES = {  # of the files that open: an AIR file is for `atc` alone, and a Tr
     "onnx": ".onnx",
     "pt2": ".pt2",
     "openvino": ".xml",
+    "ncnn": ".ncnn.param",
     "mindir": ".mindir",
     "om": ".om",
 }
@@ -40,6 +44,11 @@ def format_module(name: str) -> ModuleType:
 
         raise UsageError(f"--format {name}: unknown{nearest(name, FORMATS)}")
     return importlib.import_module(FORMATS[name])
+
+
+def format_of(path: Path) -> str | None:
+    """Return the format that an exported file's name says, or None."""
+    return next((name for name, suffix in SUFFIXES.items() if path.name.lower().endswith(suffix)), None)
 
 
 def library(name: str, why: str) -> ModuleType:

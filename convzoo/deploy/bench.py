@@ -31,13 +31,16 @@ from convzoo.logs import log
 from convzoo.report.tables import percent, table
 from convzoo.types import Runner
 
-# The rows of a model file's table: which format, in which precision. int8 is a file of its own.
+# The rows of a model file's table: which format, in which precision. int8 and fp16 are files of their own.
 ROWS = {
     "pytorch": ("pytorch", "fp32"),
     "pt2": ("pt2", "fp32"),
     "onnx": ("onnx", "fp32"),
     "openvino": ("openvino", "fp32"),
     "openvino-bf16": ("openvino", "bf16"),
+    "ncnn": ("ncnn", "fp32"),
+    "ncnn-bf16": ("ncnn", "bf16"),
+    "ncnn-fp16": ("ncnn", "fp16"),
     "onnx-int8": ("onnx", "int8"),
     "openvino-int8": ("openvino", "int8"),
 }
@@ -175,8 +178,9 @@ def _own(opened: LoadedModel) -> list[Row]:
     assert isinstance(opened, ExportedModel)
     rows = [Row(opened.format, opened.path)]
     is_int8 = "quantization" in opened.info.provenance
-    if opened.format == "openvino" and not is_int8 and distributed.computes_bfloat16(torch.device("cpu")):
-        rows.append(Row("openvino-bf16", opened.path, "bf16"))
+    form = f"{opened.format}-bf16"
+    if form in ROWS and not is_int8 and distributed.computes_bfloat16(torch.device("cpu")):
+        rows.append(Row(form, opened.path, "bf16"))
     return [Row(f"{row.name}-int8", row.path) for row in rows] if is_int8 else rows
 
 
@@ -193,15 +197,19 @@ def _forms(opened: TorchModel, options: BenchOptions, folder: Path) -> list[Row]
             row.note = "not measured: this CPU does not compute in bfloat16"
             continue
         log.info(f"{name}: writing and checking it")
+        weights = precision if precision == "fp16" else "fp32"
         try:
-            if format not in floats:
-                floats[format] = export.export(opened, export.ExportOptions(format, out=folder, data=options.data)).path
-            row.path = floats[format]
+            if (format, weights) not in floats:
+                place = folder / weights
+                place.mkdir(exist_ok=True)
+                asked = export.ExportOptions(format, out=place, data=options.data, precision=weights)
+                floats[format, weights] = export.export(opened, asked).path
+            row.path, row.precision = floats[format, weights], "bf16" if precision == "bf16" else "fp32"
             if precision == "int8":
                 asked = comparison.QuantizeOptions(
                     format, options.data, options.max_drop, options.calibration, out=folder
                 )
-                row.path, row.precision = quantize.quantize(opened, asked, floats[format]).path, "fp32"
+                row.path = quantize.quantize(opened, asked, row.path).path
         except (ToleranceError, MissingPackageError) as error:
             row.note = f"refused: {error}" if isinstance(error, ToleranceError) else str(error)
         except (UsageError, DataError) as error:
@@ -274,7 +282,8 @@ def measure_memory(path: str, precision: str, images: str, threads: str) -> None
     torch.set_num_threads(int(threads))
     pixels = np.load(images)
     row = Row("", Path(path), precision)
-    for module in {".onnx": ["onnx", "onnxruntime"], ".xml": ["openvino"]}.get(row.path.suffix, []):
+    libraries = {".onnx": ["onnx", "onnxruntime"], ".xml": ["openvino"], ".param": ["ncnn"]}
+    for module in libraries.get(row.path.suffix, []):
         library(module, "bench")  # loaded before: it is the file's share that is asked for
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak so far is not the file's

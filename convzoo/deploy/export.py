@@ -18,17 +18,25 @@ import torch
 
 from convzoo import build
 from convzoo.config import recipe as recipes
-from convzoo.deploy import SUFFIXES, format_module, library
+from convzoo.deploy import SUFFIXES, format_module, format_of, library
 from convzoo.deploy.exported import ExportedModel, open_exported
-from convzoo.deploy.graph import Deployed, check_suppression, trace
+from convzoo.deploy.graph import Deployed, check_suppression, folded, trace
 from convzoo.deploy.metadata import ExportInfo, first_line
-from convzoo.deploy.parity import ROUNDING_FACTOR, Parity, compare, float32_rounding, pictures
+from convzoo.deploy.parity import (
+    HALF_TOLERANCE,
+    ROUNDING_FACTOR,
+    Parity,
+    compare,
+    float32_rounding,
+    half_rounding,
+    pictures,
+)
 from convzoo.errors import ConvzooError, ToleranceError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference.torch_model import TorchModel
 from convzoo.types import Key
 
-VERSIONED = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino")
+VERSIONED = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino", "ncnn", "pnnx")
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,8 @@ class ExportOptions:
         data: folder of the recipe's data set, to compare on; None for the embedded pictures.
         tolerance: the largest max|a-b| / max|b| that is allowed, or four times what float32 alone costs the model on
             the pictures compared, where that is more.
+        precision: of the weights: "fp32", for NCNN also "fp16"; the file is then compared with the model of those
+            weights, which differs from the model by at most the tolerance or 2e-2.
         soc_version: the Ascend chip of an .om file, as `atc` calls it.
     """
 
@@ -58,6 +68,7 @@ class ExportOptions:
     dynamic_size: bool = False
     data: Path | None = None
     tolerance: float = 1e-4
+    precision: str = "fp32"
     soc_version: str = "Ascend310"
 
 
@@ -78,7 +89,7 @@ class ExportResult:
         return {
             "file": str(self.path),
             "format": self.format,
-            **{key: getattr(self.info, key) for key in keys},
+            **{key: getattr(self.info, key) for key in (*keys, "precision", "half_rounding")},
             "sha256": self.info.seal.removeprefix("sha256:"),
             "bytes": self.bytes,
             "differences": self.parity.outputs,
@@ -98,9 +109,12 @@ class ExportResult:
         opset = f" opset {info.opset}" if info.opset else ""
         batch = "any" if info.batch is None else info.batch
         file = f"{self.path}  {self.format}{opset}, {self.bytes / 1e6:.1f} MB"
-        lines = [f"{file}, {info.input}, size {size}, batch {batch}, {info.stage}"]
+        half = ", weights in fp16" if info.half_rounding is not None else ""
+        lines = [f"{file}{half}, {info.input}, size {size}, batch {batch}, {info.stage}"]
         lines += [f"  {line}" for line in differences(self.parity)]
         lines.append(f"  {info.tolerance:.1e} allowed; float32 alone differs by {info.rounding:.1e} from float64")
+        if info.half_rounding is not None:
+            lines.append(f"  compared with the model of float16 weights, which differs by {info.half_rounding:.1e}")
         lines.append(
             f"  predictions agree on {self.parity.agreed} of {self.parity.predictions} pictures; {self.seconds:.1f} s"
         )
@@ -126,6 +140,9 @@ def export(opened: TorchModel, options: ExportOptions) -> ExportResult:
     """
     started = time.perf_counter()
     module = format_module(options.format)
+    precisions = getattr(module, "PRECISIONS", ("fp32",))
+    if options.precision not in precisions:
+        raise UsageError(f"--precision {options.precision}: --format {options.format} has {', '.join(precisions)}")
     if hasattr(module, "export"):  # made from another format's file
         return module.export(opened, options)
     options = module.prepare(options) if hasattr(module, "prepare") else options
@@ -139,6 +156,8 @@ def export(opened: TorchModel, options: ExportOptions) -> ExportResult:
     _check_size(info)
     real = pictures(opened, options.data, info.size)
     info = _with_tolerance(opened, info, real, options)
+    if options.precision == "fp16":
+        opened, info = _in_float16(opened, info, real, options)
     with written_whole(target) as temporary, _folder_beside(target) as folder:
         draft = folder / target.name
         others = _write(module, opened, info, draft)
@@ -155,7 +174,7 @@ def target_path(model: Path, out: Path | None, suffix: str, ending: str = "") ->
     """Return where a file goes, `out` being it, its folder, or None for beside the model. Raises UsageError."""
     own = f"{model.stem}{ending}{suffix}"
     target = model.with_name(own) if out is None else out / own if out.is_dir() else out
-    if target.suffix.lower() != suffix:
+    if not target.name.lower().endswith(suffix):
         raise UsageError(f"--out {target}: a file of this format ends in {suffix}")
     if not target.parent.is_dir():
         raise UsageError(f"--out {target}: {target.parent} is no folder")
@@ -163,9 +182,9 @@ def target_path(model: Path, out: Path | None, suffix: str, ending: str = "") ->
 
 
 def bytes_of(path: Path) -> int:
-    """Return the size of an exported file, OpenVINO's weights included."""
+    """Return the size of an exported file, OpenVINO's and NCNN's weights included."""
     weights = path.with_suffix(".bin")
-    return path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
+    return path.stat().st_size + (weights.stat().st_size if format_of(path) in ("openvino", "ncnn") else 0)
 
 
 def check_stage(opened: TorchModel, stage: str) -> None:
@@ -290,6 +309,24 @@ def _with_tolerance(opened: TorchModel, info: ExportInfo, real: torch.Tensor, op
         raise ToleranceError(f"{opened.path}: its outputs are not finite, so no file can be compared (inf or NaN)")
     tolerance = max(options.tolerance, ROUNDING_FACTOR * rounding)
     return info.model_copy(update={"tolerance": tolerance, "rounding": rounding})
+
+
+def _in_float16(
+    opened: TorchModel, info: ExportInfo, real: torch.Tensor, options: ExportOptions
+) -> tuple[TorchModel, ExportInfo]:
+    """Round the weights to what the file will hold. Raises ToleranceError where that alone costs too much."""
+    model = folded(opened.model)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            half = module.weight.half()
+            module.weight.copy_(half.where(half.abs() >= torch.finfo(half.dtype).tiny, 0.0))  # pnnx writes no denormals
+    rounded = dataclasses.replace(opened, model=model)
+    cost, limit = half_rounding(opened, rounded, info, real), max(options.tolerance, HALF_TOLERANCE)
+    if not cost <= limit:
+        raise ToleranceError(
+            f"{opened.path}: weights in float16 change its outputs by {cost:.1e}, {limit:.1e} is allowed; use float32"
+        )
+    return rounded, info.model_copy(update={"precision": "fp16", "half_rounding": cost})
 
 
 def _checked(opened: TorchModel, draft: Path, real: torch.Tensor) -> tuple[ExportedModel, Parity]:

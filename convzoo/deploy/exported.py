@@ -16,7 +16,7 @@ from convzoo.config.recipe import Recipe
 from convzoo.convert.convert import open_converted
 from convzoo.convert.sources import WEIGHT_SUFFIXES, is_own, open_source
 from convzoo.data.transforms.pipeline import Pipeline, normalize
-from convzoo.deploy import SUFFIXES, format_module
+from convzoo.deploy import SUFFIXES, format_module, format_of
 from convzoo.deploy.metadata import ExportInfo, check_document, first_line
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.inference import torch_model
@@ -161,7 +161,7 @@ def open_exported(
         MissingPackageError: its library is not installed.
     """
     path = Path(path)
-    name = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower()), None)
+    name = format_of(path)
     if name is None:
         known = ", ".join(SUFFIXES.values())
         raise UsageError(f"{path}: neither a model file (.safetensors) nor an exported one ({known})")
@@ -187,7 +187,7 @@ def open_any(
     path = Path(path)
     if provider and path.suffix.lower() != ".onnx":
         raise UsageError(f"--provider {provider}: only ONNX Runtime has those; {path.name} is not an .onnx file")
-    if path.suffix.lower() in SUFFIXES.values():
+    if format_of(path):
         return open_exported(path, RuntimeOptions(str(device), provider), overrides)
     if is_foreign(path):
         return open_converted(open_source(path), device).changed(overrides)
@@ -196,7 +196,7 @@ def open_any(
 
 def is_foreign(path: Path) -> bool:
     """Tell weights of another program from a model file or an exported one, damaged or mistaken ones included."""
-    if not path.is_file() or path.suffix.lower() in SUFFIXES.values() or is_own(path):
+    if not path.is_file() or format_of(path) or is_own(path):
         return False
     return path.suffix != ".safetensors" or path.open("rb").read(9)[8:] == b"{"
 

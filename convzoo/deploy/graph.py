@@ -13,13 +13,18 @@ import torch.fx.experimental._config as symbolic_config
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.nn import functional as F
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import UsageError
 from convzoo.inference.torch_model import TorchModel
 from convzoo.tasks.postprocess import FAR_PX
+
+FUSIONS: dict[Any, Callable[..., Any]] = {
+    (nn.Conv2d, nn.BatchNorm2d): fuse_conv_bn_eval,
+    (nn.Linear, nn.BatchNorm1d): fuse_linear_bn_eval,
+}
 
 # boxes_xyxy [B, N, 4], scores [B, K, N], most of a class, IoU and score thresholds -> (image, class, box) [M, 3] int64
 Suppress = Callable[[Tensor, Tensor, int, float, float], Tensor]
@@ -87,16 +92,17 @@ def check_suppression(options: dict[str, Any]) -> None:
 
 
 def folded(network: nn.Module) -> nn.Module:
-    """Return a copy, in evaluation mode and contiguous, with batch norms folded into the convolutions they follow."""
+    """Return a copy, in evaluation mode and contiguous, with batch norms folded into the layers they follow."""
     network = copy.deepcopy(network).cpu().eval().to(memory_format=torch.contiguous_format)
     modules = dict(network.named_modules())
     for node in torch.fx.symbolic_trace(network).graph.nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if isinstance(before, torch.fx.Node) and before.op == "call_module" and len(before.users) == 1:
-            conv, norm = modules[str(before.target)], modules[str(node.target)]
-            if type(conv) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+            layer, norm = modules[str(before.target)], modules[str(node.target)]
+            fuse = FUSIONS.get((type(layer), type(norm)))
+            if fuse:
                 # In double precision, so that folding rounds once.
-                network.set_submodule(str(before.target), fuse_conv_bn_eval(conv.double(), norm.double()).float())
+                network.set_submodule(str(before.target), fuse(layer.double(), norm.double()).float())
                 network.set_submodule(str(node.target), nn.Identity())
     return network.requires_grad_(False)
 

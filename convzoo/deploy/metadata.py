@@ -37,6 +37,7 @@ class ExportInfo(FileInfo):
         source_sha256: of the model file.
         tolerance: what its outputs may differ by from the model's, as max|a-b| / max|b|; None where that is not known.
         rounding: what float32 alone costs the model, as `parity.float32_rounding`; None where that is not known.
+        precision: of the weights; half_rounding: what weights of float16 alone cost the model, as `rounding`.
         versions: of the libraries that wrote it.
         seal: SHA-256 of the file's bytes with this very text set to zeros; what "any bit changed" means.
     """
@@ -51,6 +52,8 @@ class ExportInfo(FileInfo):
     source_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     tolerance: NotNegative | None = None
     rounding: NotNegative | None = None
+    precision: Literal["fp32", "fp16"] = "fp32"
+    half_rounding: NotNegative | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     seal: Annotated[str, Field(pattern="^sha256:[0-9a-f]{64}$")] = UNSEALED
 

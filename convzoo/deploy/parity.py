@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from convzoo.types import Key, Sample, Task
 EMBEDDED = {"classes": "digits", "boxes": "digit_scenes"}
 REAL_PICTURES = 10
 BATCHES = (1, 5)  # of a file that takes any number
+HALF_TOLERANCE = 2e-2  # of float16, whose relative rounding of 5e-4 adds up over 50 to 120 layers
 ROUNDING_FACTOR = 4  # times what float32 alone costs, which another order of additions may cost as well
 FARTHER_PX = (32, 64)  # the other size (height, width), of a file that takes any
 
@@ -107,22 +108,30 @@ def float32_rounding(opened: TorchModel, info: ExportInfo, real: Tensor, toleran
     """
     batches = list(_inputs(info, real))
     first = {kind: images[:1] for kind, images in reversed(batches)}
-    task, single = opened.task(), opened.runner()
     double = TorchRunner(copy.deepcopy(opened.model).cpu().double(), opened.recipe, torch.device("cpu"))
-
-    def largest(pictures: Iterable[Tensor]) -> float:
-        differences = []
-        for images in pictures:
-            x = normalize(images, single.mean, single.std)
-            size = (images.shape[2], images.shape[3])
-            outputs = [_before_suppression(task, info.stage, run, size) for run in (single(x), double(x.double()))]
-            differences += [relative_difference(a.cpu(), b.float()) for a, b in zip(*outputs, strict=True)]
-        return max(differences)
-
-    rounding = largest(first.values())
+    rounding = _largest_difference(opened, lambda x: double(x.double()), info, first.values())
     if ROUNDING_FACTOR * rounding < tolerance / 10:
         return rounding
-    return max(rounding, largest(images for _, images in batches))
+    others = (images for _, images in batches)
+    return max(rounding, _largest_difference(opened, lambda x: double(x.double()), info, others))
+
+
+def half_rounding(opened: TorchModel, rounded: TorchModel, info: ExportInfo, real: Tensor) -> float:
+    """Return what weights rounded to float16 alone cost the model, measured as `float32_rounding`."""
+    return _largest_difference(opened, rounded.runner(), info, (images for _, images in _inputs(info, real)))
+
+
+def _largest_difference(
+    opened: TorchModel, reference: Callable[[Tensor], Any], info: ExportInfo, pictures: Iterable[Tensor]
+) -> float:
+    """Return how far a model is from a reference on normalised pictures, in outputs of the file's stage."""
+    task, run, differences = opened.task(), opened.runner(), []
+    for images in pictures:
+        x = normalize(images, run.mean, run.std)
+        size = (images.shape[2], images.shape[3])
+        outputs = [_before_suppression(task, info.stage, maps, size) for maps in (run(x), reference(x))]
+        differences += [relative_difference(a.cpu(), b.float().cpu()) for a, b in zip(*outputs, strict=True)]
+    return max(differences)
 
 
 def _before_suppression(task: Task, stage: str, outputs: Any, size: tuple[int, int]) -> Sequence[Tensor]:

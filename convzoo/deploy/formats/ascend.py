@@ -26,6 +26,7 @@ from convzoo.deploy.formats import mindir
 from convzoo.deploy.formats.ascend_runtime import AclSession
 from convzoo.deploy.graph import Deployed, trace
 from convzoo.deploy.metadata import UNSEALED, ExportInfo, check_document
+from convzoo.deploy.parity import HALF_TOLERANCE  # the device computes in float16
 from convzoo.errors import ConvzooError, MissingPackageError, ToleranceError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference.torch_model import TorchModel
@@ -34,7 +35,6 @@ from convzoo.logs import log
 PACKAGES = ()
 FRAMEWORKS = {".onnx": 5, ".mindir": 1, ".air": 1}  # atc's numbers
 CANN = "a part of CANN (hiascend.com)"
-HALF_TOLERANCE = 2e-2  # the device computes in float16, whose relative rounding of 5e-4 adds up over 50 to 120 layers
 
 
 def export(opened: TorchModel, options: exporting.ExportOptions) -> exporting.ExportResult:
