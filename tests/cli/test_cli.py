@@ -19,11 +19,11 @@ from helpers import QUICK, one_line
 OPTIONS = {
     "train": "--accumulate --compile --data --device --download --help --log-every-steps --on-bad-sample --out "
     "--profile --resume --save-every-steps --val-data --weights --workers",
-    "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --provider "
+    "eval": "--batch-size --cfg --data --device --download --help --json --on-bad-sample --out --precision --provider "
     "--raw-outputs --workers",
     "export": "--batch --data --dynamic-size --format --help --json --out --preprocessing --size "
     "--soc-version --stage --tolerance",
-    "predict": "--batch-size --crops --device --help --json --min-score --on-bad-sample --precision --provider "
+    "predict": "--batch-size --cfg --crops --device --help --json --min-score --on-bad-sample --precision --provider "
     "--save --yolo-txt --dump-inputs --npy --data",
     "quantize": "--calibration --calibration-images --data --eval-images --format --help --json --max-drop --out "
     "--soc-version",
