@@ -22,7 +22,7 @@ from convzoo.deploy import SUFFIXES, format_module, library
 from convzoo.deploy.exported import ExportedModel, open_exported
 from convzoo.deploy.graph import Deployed, check_suppression, trace
 from convzoo.deploy.metadata import ExportInfo, first_line
-from convzoo.deploy.parity import ROUNDING_FACTOR, Parity, compare, float32_rounding, pictures
+from convzoo.deploy.parity import MOST_TOLERANCE, ROUNDING_FACTOR, Parity, compare, float32_rounding, pictures
 from convzoo.errors import ConvzooError, ToleranceError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference.torch_model import TorchModel
@@ -45,7 +45,7 @@ class ExportOptions:
         dynamic_size: take other sizes too, multiples of 32.
         data: folder of the recipe's data set, to compare on; None for the embedded pictures.
         tolerance: the largest max|a-b| / max|b| that is allowed, or four times what float32 alone costs the model on
-            the pictures compared, where that is more.
+            the pictures compared, where that is more, and up to `parity.MOST_TOLERANCE`.
         soc_version: the Ascend chip of an .om file, as `atc` calls it.
     """
 
@@ -277,7 +277,7 @@ def _with_tolerance(opened: TorchModel, info: ExportInfo, real: torch.Tensor, op
 
     Raises:
         UsageError: pictures of another size than the network's only one.
-        ToleranceError: outputs that are not finite.
+        ToleranceError: outputs that are not finite, or that rounding alone changes too much to compare them.
     """
     try:
         rounding = float32_rounding(opened, info, real, options.tolerance)
@@ -289,6 +289,13 @@ def _with_tolerance(opened: TorchModel, info: ExportInfo, real: torch.Tensor, op
     if not math.isfinite(rounding):
         raise ToleranceError(f"{opened.path}: its outputs are not finite, so no file can be compared (inf or NaN)")
     tolerance = max(options.tolerance, ROUNDING_FACTOR * rounding)
+    if tolerance > max(options.tolerance, MOST_TOLERANCE):
+        earlier = "" if info.stage == "raw" else "--stage raw gives the numbers before that; "
+        raise ToleranceError(
+            f"{opened.path}: float32 alone changes its outputs at stage {info.stage} by {rounding:.1e} of the largest, "
+            f"so no comparison tells a right file from a wrong one, and none is written: {earlier}"
+            f"--tolerance {tolerance:.2g} takes it as it comes"
+        )
     return info.model_copy(update={"tolerance": tolerance, "rounding": rounding})
 
 
