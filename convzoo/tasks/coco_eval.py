@@ -17,6 +17,22 @@ NAMES = (
 )  # fmt: skip
 AT_50 = 0  # the place of IoU 0.5 among the ten thresholds
 ALL_AREAS, MOST = 0, -1
+RECALLS = np.linspace(0.0, 1.0, 101)  # as pycocotools has them
+
+
+class ClassMatches(NamedTuple):
+    """What pycocotools' matching says of one class, at T overlaps: D detections, best first, in I pictures.
+
+    Attributes:
+        picture: [D] int64, the place of a detection's picture.
+        right: [T, D] bool; counted: [T, D] bool, False where it lies in a crowd, which is neither right nor wrong.
+        objects: [I] int64, those to detect in each picture.
+    """
+
+    picture: np.ndarray
+    right: np.ndarray
+    counted: np.ndarray
+    objects: np.ndarray
 
 
 class Scored(NamedTuple):
@@ -27,6 +43,7 @@ class Scored(NamedTuple):
         lines: the twelve lines as pycocotools prints them.
         class_ap, class_ap50: [K] fractions, NaN for a class without objects.
         recall: [101] thresholds; precision: [101, K] at IoU 0.5, NaN for a class without objects.
+        matches: of each class, pictures in the order of their ids.
     """
 
     stats: dict[str, float | None]
@@ -35,6 +52,7 @@ class Scored(NamedTuple):
     class_ap50: np.ndarray
     recall: np.ndarray
     precision: np.ndarray
+    matches: list[ClassMatches]
 
 
 def truth_json(
@@ -111,4 +129,51 @@ def score(truth: dict[str, Any], detections: list[dict[str, Any]]) -> Scored:
         precision[AT_50].mean(0),
         run.params.recThrs,
         precision[AT_50],
+        _matches(run),
     )
+
+
+def _matches(run: COCOeval) -> list[ClassMatches]:
+    """Return what `evaluate` of pycocotools matched, over all areas."""
+    num_pictures, num_areas = len(run.params.imgIds), len(run.params.areaRng)
+    matches = []
+    for k in range(len(run.params.catIds)):
+        first = (k * num_areas + ALL_AREAS) * num_pictures
+        entries = list(enumerate(run.evalImgs[first : first + num_pictures]))
+        pairs: list[tuple[int, Any]] = [(i, entry) for i, entry in entries if entry is not None]
+        nothing = np.zeros((len(run.params.iouThrs), 0), dtype=bool)
+        picture = np.concatenate([np.zeros(0), *(np.full(len(entry["dtScores"]), i) for i, entry in pairs)])
+        scores = np.concatenate([np.zeros(0), *(entry["dtScores"] for _, entry in pairs)])
+        matched = np.concatenate([nothing, *(entry["dtMatches"] > 0 for _, entry in pairs)], 1)
+        counted = np.concatenate([nothing, *(~entry["dtIgnore"].astype(bool) for _, entry in pairs)], 1)
+        objects = np.zeros(num_pictures, dtype=np.int64)
+        objects[[i for i, _ in pairs]] = [np.sum(~entry["gtIgnore"].astype(bool)) for _, entry in pairs]
+        order = np.argsort(-scores, kind="stable")
+        right = (matched & counted)[:, order]
+        matches.append(ClassMatches(picture[order].astype(np.int64), right, counted[:, order], objects))
+    return matches
+
+
+def weighted_ap(matches: Sequence[ClassMatches], weights: np.ndarray) -> np.ndarray:
+    """Return AP [R, T] at each overlap, as if each picture were there as often as `weights` [R, I] says.
+
+    It is what pycocotools measures on a set of pictures with copies. NaN where no class has objects.
+    """
+    per_class = [_weighted_class_ap(class_, weights) for class_ in matches]
+    values, weighted = np.stack(per_class), np.stack([weights @ class_.objects > 0 for class_ in matches])  # [K, R]
+    with np.errstate(invalid="ignore"):
+        return np.where(weighted[..., None], values, 0).sum(0) / weighted.sum(0)[:, None]
+
+
+def _weighted_class_ap(class_: ClassMatches, weights: np.ndarray) -> np.ndarray:
+    """Return AP [R, T] of one class."""
+    objects, counts = (weights @ class_.objects)[:, None], weights[:, class_.picture]  # [R, 1], [R, D]
+    columns = []
+    for right, counted in zip(class_.right, class_.counted, strict=True):
+        places = np.flatnonzero(right)  # elsewhere recall stays, and precision is less than at the place before
+        hits = counts[:, places].cumsum(1)
+        precision = hits / (np.where(counted, counts, 0).cumsum(1)[:, places] + np.spacing(1))
+        precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+        reached = np.searchsorted(RECALLS, hits / np.maximum(objects, 1), side="right")  # thresholds of recall
+        columns.append((precision * np.diff(reached, prepend=0, axis=1)).sum(1) / len(RECALLS))
+    return np.stack(columns, 1)

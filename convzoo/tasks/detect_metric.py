@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from convzoo.boxes import box_area, pairwise_iou
-from convzoo.tasks.coco_eval import Scored, detections_json, score, truth_json
+from convzoo.tasks.coco_eval import AT_50, Scored, detections_json, score, truth_json, weighted_ap
 from convzoo.types import Batch, Boxes, ComparedBoxes, Confusion, MetricReport, Prediction, WorstPicture
 
 # For the confusion matrix and the worst pictures only; COCO's numbers count every score and ten overlaps.
@@ -72,6 +72,11 @@ class DetectMetric:
     def result(self) -> dict[str, Any]:
         """Return COCO's twelve numbers as fractions, None where nothing is measured, and the number of images."""
         return {**self.scored().stats, "images": len(self.pictures)}
+
+    def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Return AP and AP50 [R] with each picture as often as weights [R, N] say, by id; NaN without objects."""
+        ap = weighted_ap(self.scored().matches, weights)
+        return {"AP": ap.mean(1), "AP50": ap[:, AT_50]}
 
     def text(self) -> str:
         """Return pycocotools' twelve lines."""
