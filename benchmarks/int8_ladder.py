@@ -126,7 +126,8 @@ def rows(session: Comparison, ways: list[Way]) -> Iterator[str]:
     ms = {name: 1e3 * statistics.median(map(statistics.median, rounds)) for name, rounds in durations.items()}
     for way in ways:
         after = evaluate(open_exported(way.path).runner(), session.task, session.seen, batch_size=64).result
-        drop = f"{100 * (session.float_result[measure] - after[measure]):.2f}"  # of what was too slow to evaluate, too
+        # Of what was too slow to evaluate, too.
+        drop = f"{100 * (session.float_evaluation.result[measure] - after[measure]):.2f}"
         speeds = f"{ms['float32'] / ms[way.name]:.2f} | {way.candidate.speedup:.2f}"
         passes = "yes" if session.passes(way.candidate) else "no"
         model = session.before.recipe.model["name"]

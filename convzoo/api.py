@@ -8,7 +8,7 @@ answers = list(model.predict("pictures/"))
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from convzoo.config.recipe import Recipe
 from convzoo.convert import sources
 from convzoo.convert.convert import open_converted
 from convzoo.convert.state_dict import ExpectedWeights, read_class_names, resolve_model_spec
-from convzoo.deploy.exported import ExportedModel, is_foreign, open_any
+from convzoo.deploy.exported import ExportedModel, open_any
 from convzoo.errors import UsageError
 from convzoo.inference import evaluate, torch_model
 from convzoo.inference.answers import Answer, save_annotated
@@ -137,6 +137,8 @@ def load(
     pretrained: bool = True,
     num_classes: int | None = None,
     classes: str | Path | None = None,
+    cfg: str | Path | None = None,
+    resize: Literal["letterbox", "stretch"] | None = None,
     device: str = "auto",
 ) -> Model:
     """Open a model file, an exported file, weights of another program, or a network by its name with its weights.
@@ -149,6 +151,7 @@ def load(
             that is shipped for it on the largest data set.
         num_classes: refuse weights of any other number; of an untrained network, how many it has.
         classes: a file of class names in output order, for foreign weights and untrained networks.
+        cfg: the network of a Darknet weight file; resize: how its pictures get their size, None for as the files tell.
     Raises:
         UsageError: no such file or name, or LIBRARY:NAME without `download`.
         ConvzooError: an unreadable, damaged or mismatching file, or the network does not answer.
@@ -168,10 +171,10 @@ def load(
             f"{source}: a network without weights; weights= takes a file or a name of `list --weights`, "
             "pretrained=False none"
         )
-    expected = ExpectedWeights(model_name, num_classes, names)
-    if sources.is_remote(source) or (Path(source).is_file() and is_foreign(Path(source))):
+    expected = ExpectedWeights(model_name, num_classes, names, Path(cfg) if cfg else None, resize)
+    if sources.is_remote(source):
         return Model(open_converted(sources.open_source(source, expected, download), target))
-    opened = open_any(source, target)
+    opened = open_any(source, target, expected=expected)
     expected.require(str(source), opened.recipe.model)
     return Model(opened)
 

@@ -219,13 +219,19 @@ class MetricReport:
 
 
 class Metric(Protocol):
-    """Counts that add up exactly over batches and ranks. `report` takes the data set for its own ids."""
+    """Counts that add up exactly over batches and ranks. `report` takes the data set for its own ids.
+
+    `weighted` returns some of the result, by name [R], with each of N pictures, in the order of their ids, as often as
+    weights [R, N] say; NaN where nothing is measured.
+    """
 
     def update(self, predictions: list[Prediction], batch: Batch) -> None: ...
 
     def merge(self, others: list["Metric"]) -> "Metric": ...
 
     def result(self) -> dict[str, Any]: ...
+
+    def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]: ...
 
     def text(self) -> str: ...
 

@@ -8,7 +8,7 @@ import typer
 
 from convzoo.cli.download import require_download
 from convzoo.cli.files import _each
-from convzoo.cli.options import Download, Json, Resize, To, Verbose
+from convzoo.cli.options import Cfg, Download, Json, Resize, To, Verbose
 from convzoo.errors import ConvzooError, UsageError
 
 Source = Annotated[
@@ -22,9 +22,6 @@ CheckData = Annotated[
     Path | None,
     typer.Option("--data", help="With --check: pictures to see the batch norms' statistics on.", show_default=False),
 ]
-
-
-Cfg = Annotated[Path | None, typer.Option("--cfg", help="The network of a Darknet .weights file.", show_default=False)]
 
 
 def convert(

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -14,6 +14,15 @@ DataName = Annotated[str, typer.Argument(metavar="DATASET", help="A data set or 
 Keys = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The data set's keys, such as one_based=false.")
 ]
+
+
+def _is_recipe(name: str) -> bool:
+    """Tell whether a name that is no data set's is that of a recipe, shipped or a file."""
+    from convzoo.config import recipe as recipes
+    from convzoo.config import registry
+
+    named = name in recipes.shipped() or "/" in name or name.endswith((".yaml", ".yml"))
+    return named and name not in registry.names("dataset")
 
 
 def _datasets(name: str, keys: list[str] | None, data: Path | None, splits: tuple[str, ...]) -> dict[str, Any]:
@@ -31,7 +40,7 @@ def _datasets(name: str, keys: list[str] | None, data: Path | None, splits: tupl
         build = registry.bind(
             "dataset", plain["data"], lambda key: f"{places.get(('data', key), 'command line:')} data.{key}:"
         )
-    elif name in recipes.shipped() or "/" in name or name.endswith((".yaml", ".yml")):
+    elif _is_recipe(name):
         recipe = recipes.load(name, overrides)
         build = registry.bind("dataset", recipe.data, recipe.at("data"))
     else:
@@ -88,19 +97,22 @@ def stats(
         Path | None, typer.Option("--sheet", help="PNG of labelled samples to write.", show_default=False)
     ] = None,
     anchors: Annotated[
-        int | None, typer.Option("--anchors", help="Find so many anchors for the boxes.", show_default=False)
+        int | None,
+        typer.Option("--anchors", help="Find so many anchors for the boxes: 9, or a recipe's.", show_default=False),
     ] = None,
-    size: Annotated[int, typer.Option("--size", min=1, help="Side in pixels of the input that anchors are for.")] = 416,
+    size: Annotated[
+        int | None,
+        typer.Option("--size", min=1, help="Side in px of the input for them.", show_default="a recipe's, else 416"),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Count the images and objects of each class, and write a picture of labelled samples."""
     from convzoo.data.checks import splits as checks
 
-    if anchors is not None and (anchors < 3 or anchors % 3):
-        raise errors.UsageError(f"--anchors {anchors}: three for each scale, so 9 for YOLOv3")
+    scales = _scales(dataset, anchors) if anchors is not None else None
     splits = _datasets(dataset, keys, data, ("train", "val"))
     if checks.is_boxed(splits["train"]):
-        _box_stats(splits, anchors, size, json_)
+        _box_stats(splits, scales, size, json_)
     elif anchors:
         raise errors.UsageError(f"--anchors: {dataset} has no boxes")
     else:
@@ -124,23 +136,66 @@ def _class_stats(splits: dict[str, Any], json_: bool) -> None:
     print(f"{'all':{width}}  {len(splits['train']):8,}  {len(splits['val']):8,}")
 
 
-def _box_stats(splits: dict[str, Any], count: int | None, size_px: int, json_: bool) -> None:
+class _Scales(NamedTuple):
+    """What anchors are for: how many at each scale, finest first, the (height, width), the unit of a `.cfg` in pixels;
+    and whose there are already."""
+
+    counts: list[int]
+    size_hw: tuple[int, int]
+    whose: str
+    known_px: Any
+    cfg_unit_px: int | None = None
+
+    def line(self, rows: list[list[list[int]]]) -> str:
+        """Return anchors as the recipe's `model:` takes them, or as the `.cfg` in it."""
+        if self.cfg_unit_px is None:
+            return f"anchors_px: {rows}"
+        units = (f"{w / self.cfg_unit_px:.5g},{h / self.cfg_unit_px:.5g}" for row in rows for w, h in row)
+        return "anchors = " + ", ".join(units)
+
+
+def _scales(dataset: str, count: int) -> _Scales:
+    """Return the scales of a recipe, or for a data set such as YOLOv3's. Raises UsageError where `count` is none's."""
+    from convzoo.models.yolov3 import ANCHORS_PX
+
+    if not _is_recipe(dataset):
+        if count < 3 or count % 3:
+            raise errors.UsageError(f"--anchors {count}: three for each scale, so 9 for YOLOv3")
+        return _Scales([3] * (count // 3), (416, 416), "YOLOv3's anchors for COCO", sum(ANCHORS_PX, ()))
+    from convzoo import build
+    from convzoo.config import recipe as recipes
+    from convzoo.tasks.detect import network_heads
+
+    recipe = recipes.load(dataset)
+    heads = sorted(network_heads(recipe), key=lambda head: head.stride)
+    total = sum(len(head.anchors_px) for head in heads)
+    if count != total:
+        name = recipe.model["name"]
+        raise errors.UsageError(f"--anchors {count}: the {name} of this recipe has {total} at {len(heads)} scales")
+    size_hw = build.given_size(build.build_pipeline(recipe, "eval")) or (416, 416)
+    unit_px = None if recipe.model["name"] != "darknet" else heads[0].stride if heads[0].kind == "region" else 1
+    known_px = [anchor for head in heads for anchor in head.anchors_px]
+    return _Scales([len(head.anchors_px) for head in heads], size_hw, "this recipe's own", known_px, unit_px)
+
+
+def _box_stats(splits: dict[str, Any], scales: _Scales | None, size_px: int | None, json_: bool) -> None:
     import numpy as np
 
     from convzoo.data.checks.anchors import find_anchors, letterboxed_sizes, mean_best_iou
     from convzoo.data.checks.boxes import box_stats, gather, stats_text
     from convzoo.data.loader import check_same_classes
-    from convzoo.models.yolov3 import ANCHORS_PX
 
     check_same_classes(splits["train"].class_names, splits["val"].class_names)
     objects = {name: gather(split) for name, split in splits.items()}
     stats: dict[str, Any] = {name: box_stats(objects[name], splits[name].class_names) for name in splits}
     text = stats_text(stats["train"], stats["val"])
-    if count:
-        sizes = letterboxed_sizes(objects["train"], size_px)
-        anchors = find_anchors(sizes, count)
-        stats["anchors"] = {"anchors_px": anchors.rows(), "mean_iou": anchors.mean_iou, "size_px": size_px}
-        text += f"\n\n{anchors.text(size_px, mean_best_iou(sizes, np.reshape(ANCHORS_PX, (-1, 2))))}"
+    if scales:
+        size_hw = (size_px, size_px) if size_px else scales.size_hw
+        sizes = letterboxed_sizes(objects["train"], size_hw)
+        anchors = find_anchors(sizes, sum(scales.counts))
+        rows, known_iou = anchors.rows(scales.counts), mean_best_iou(sizes, np.array(scales.known_px))
+        stats["anchors"] = {"anchors_px": rows, "mean_iou": anchors.mean_iou, "size_px": max(size_hw)}
+        text += f"\n\n{anchors.text(size_hw, known_iou, scales.whose)}\n{scales.line(rows)}"
     print(json.dumps(stats, ensure_ascii=False) if json_ else text)
 
 

@@ -11,6 +11,7 @@ from convzoo import logs
 from convzoo.cli.download import fetch
 from convzoo.cli.files import _each
 from convzoo.cli.options import (
+    Cfg,
     CocoEval,
     Data,
     Device,
@@ -42,6 +43,7 @@ def eval_(
     ],
     overrides: Overrides = None,
     data: Data = None,
+    cfg: Cfg = None,
     out: Report = None,
     device: Device = "auto",
     provider: Provider = None,
@@ -58,18 +60,19 @@ def eval_(
 ) -> None:
     """Measure a model on the validation images: every image once, n of N stated. `val` is the same."""
     from convzoo import build, distributed
+    from convzoo.convert.state_dict import ExpectedWeights
     from convzoo.deploy.exported import model_files, open_any
     from convzoo.deploy.raw_outputs import score_raw_outputs
     from convzoo.inference import evaluate
 
     how = {"batch_size": batch_size, "precision": precision.value, "coco_evaluator": coco_eval and coco_eval.value}
     measure = functools.partial(score_raw_outputs, folder=raw_outputs) if raw_outputs else evaluate.evaluate_open
-    files = model_files(model)
+    files, expected = model_files(model), ExpectedWeights(cfg=cfg)
     joined = distributed.start(distributed.resolve_device(device))
     logs.setup(distributed.rank())
 
     def row(file: Path) -> None:
-        opened = open_any(file, distributed.resolve_device(device), provider, tuple(overrides or ()))
+        opened = open_any(file, distributed.resolve_device(device), provider, tuple(overrides or ()), expected)
         fetch(download, opened.recipe.data, data)
         read: dict[str, Any] = {"data": data, "workers": workers, "on_bad_sample": on_bad_sample.value}
         evaluation = measure(opened, **read, **how)

@@ -22,6 +22,6 @@ def hint(options: Sequence[str], argv: Sequence[str], app: typer.Typer) -> str:
     for word in argv:
         command = getattr(command, "commands", {}).get(word, command)
     flags = {parameter.name: parameter.opts[0] for parameter in command.params}
-    known = {**flags, **{name: text for name, text in HINTS.items() if name in flags}, **OTHER_VERBS}
+    known = {**OTHER_VERBS, **flags, **{name: text for name, text in HINTS.items() if name in flags}}
     shown = [known[name] for name in options if name in known]
     return f" ({'; '.join(shown)})" if shown else ""

@@ -58,6 +58,7 @@ Download = Annotated[
     bool, typer.Option("--download", help="Use the network: for CIFAR-10 into --data, and weights by LIBRARY:NAME.")
 ]
 Data = Annotated[Path | None, typer.Option("--data", help="Folder, zip or tar with the pictures.", show_default=False)]
+Cfg = Annotated[Path | None, typer.Option("--cfg", help="The network of a Darknet .weights file.", show_default=False)]
 Verbose = Annotated[bool, typer.Option("--verbose", help="List every tensor too.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convzoo.cli.options import Device, Json, OnBad, OnBadSample, Precision
+from convzoo.cli.options import Cfg, Device, Json, OnBad, OnBadSample, Precision
 from convzoo.errors import UsageError
 
 Folder = partial(typer.Option, file_okay=False, show_default=False)
@@ -31,6 +31,7 @@ def predict(
     ] = None,
     npy: Annotated[bool, typer.Option("--npy", help="With --dump-inputs: .npy files instead of plain .bin.")] = False,
     data: Annotated[Path | None, Folder("--data", help="With --dump-inputs: the data set's pictures.")] = None,
+    cfg: Cfg = None,
     device: Device = "auto",
     provider: Annotated[
         str | None, typer.Option("--provider", help="ONNX Runtime's execution provider.", show_default=False)
@@ -42,11 +43,12 @@ def predict(
 ) -> None:
     """Say what pictures show: a line each or JSON lines, annotated copies, and for detectors label files and crops."""
     from convzoo import distributed
+    from convzoo.convert.state_dict import ExpectedWeights
     from convzoo.deploy.exported import open_any
     from convzoo.inference.predict import MIN_SCORE
     from convzoo.inference.predict import predict as answers_to
 
-    opened = open_any(model, distributed.resolve_device(device), provider)
+    opened = open_any(model, distributed.resolve_device(device), provider, expected=ExpectedWeights(cfg=cfg))
     if dump_inputs:
         from convzoo.deploy import raw_outputs
 

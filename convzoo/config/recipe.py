@@ -153,7 +153,21 @@ class Recipe(_Part):
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        return yaml.safe_dump(self.plain(), sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+        options: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 120, "allow_unicode": True}
+        return yaml.dump(self.plain(), Dumper=_Dumper, **options)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Texts of several lines, such as a network's description, as they are, where YAML can: as a literal."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    # YAML reads these line ends as others, but in double quotes; what a literal cannot hold, PyYAML quotes by itself.
+    is_folded = any(character in text for character in "\x85\u2028\u2029")
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, '"' if is_folded else "|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _represent_text)
 
 
 def shipped() -> list[str]:

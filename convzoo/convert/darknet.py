@@ -273,5 +273,5 @@ def _misfit(
             return AmbiguousWeights(message, ExpectedWeights(num_classes=classes))
     is_near = abs(num_bytes - ends[name][-1]) < ends[name][-1] / 100
     if is_near or expected.model_name or num_bytes < min(layer_ends[-1] for layer_ends in ends.values()):
-        return ConvzooError(f"{where}: {'truncated' if num_bytes < ends[name][-1] else 'over-long'}: {text}")
+        return ConvzooError(f"{where}: {'truncated' if num_bytes < ends[name][-1] else 'over-long'}: {text}", ("cfg",))
     return ConvzooError(f"{where}: fits no network that is known without its .cfg: {text}", ("cfg",))

@@ -24,6 +24,7 @@ from convzoo.deploy.graph import Deployed, check_suppression, folded, trace
 from convzoo.deploy.metadata import ExportInfo, first_line
 from convzoo.deploy.parity import (
     HALF_TOLERANCE,
+    MOST_TOLERANCE,
     ROUNDING_FACTOR,
     Parity,
     compare,
@@ -53,7 +54,7 @@ class ExportOptions:
         dynamic_size: take other sizes too, multiples of 32.
         data: folder of the recipe's data set, to compare on; None for the embedded pictures.
         tolerance: the largest max|a-b| / max|b| that is allowed, or four times what float32 alone costs the model on
-            the pictures compared, where that is more.
+            the pictures compared, where that is more, and up to `parity.MOST_TOLERANCE`.
         precision: of the weights: "fp32", for NCNN also "fp16"; the file is then compared with the model of those
             weights, which differs from the model by at most the tolerance or 2e-2.
         soc_version: the Ascend chip of an .om file, as `atc` calls it.
@@ -296,7 +297,7 @@ def _with_tolerance(opened: TorchModel, info: ExportInfo, real: torch.Tensor, op
 
     Raises:
         UsageError: pictures of another size than the network's only one.
-        ToleranceError: outputs that are not finite.
+        ToleranceError: outputs that are not finite, or that rounding alone changes too much to compare them.
     """
     try:
         rounding = float32_rounding(opened, info, real, options.tolerance)
@@ -308,6 +309,13 @@ def _with_tolerance(opened: TorchModel, info: ExportInfo, real: torch.Tensor, op
     if not math.isfinite(rounding):
         raise ToleranceError(f"{opened.path}: its outputs are not finite, so no file can be compared (inf or NaN)")
     tolerance = max(options.tolerance, ROUNDING_FACTOR * rounding)
+    if tolerance > max(options.tolerance, MOST_TOLERANCE):
+        earlier = "" if info.stage == "raw" else "--stage raw gives the numbers before that; "
+        raise ToleranceError(
+            f"{opened.path}: float32 alone changes its outputs at stage {info.stage} by {rounding:.1e} of the largest, "
+            f"so no comparison tells a right file from a wrong one, and none is written: {earlier}"
+            f"--tolerance {tolerance:.2g} takes it as it comes"
+        )
     return info.model_copy(update={"tolerance": tolerance, "rounding": rounding})
 
 

@@ -15,6 +15,7 @@ from convzoo.config import recipe as recipes
 from convzoo.config.recipe import Recipe
 from convzoo.convert.convert import open_converted
 from convzoo.convert.sources import WEIGHT_SUFFIXES, is_own, open_source
+from convzoo.convert.state_dict import ANY, ExpectedWeights
 from convzoo.data.transforms.pipeline import Pipeline, normalize
 from convzoo.deploy import SUFFIXES, format_module, format_of
 from convzoo.deploy.metadata import ExportInfo, check_document, first_line
@@ -177,9 +178,13 @@ def open_exported(
 
 
 def open_any(
-    path: str | Path, device: torch.device, provider: str | None = None, overrides: tuple[str, ...] = ()
+    path: str | Path,
+    device: torch.device,
+    provider: str | None = None,
+    overrides: tuple[str, ...] = (),
+    expected: ExpectedWeights = ANY,
 ) -> LoadedModel:
-    """Open a model file, an exported one, or weights of another program, converted in memory.
+    """Open a model file, an exported one, or weights of another program, converted in memory as `expected` says.
 
     Raises:
         UsageError, ConvzooError, MissingPackageError: as `open_exported`, `torch_model.open_model`, `open_source` say.
@@ -187,10 +192,12 @@ def open_any(
     path = Path(path)
     if provider and path.suffix.lower() != ".onnx":
         raise UsageError(f"--provider {provider}: only ONNX Runtime has those; {path.name} is not an .onnx file")
+    if is_foreign(path):
+        return open_converted(open_source(path, expected), device).changed(overrides)
+    if expected.cfg is not None and path.is_file():
+        raise UsageError(f"{path}: no weights of Darknet, which alone have a .cfg")
     if format_of(path):
         return open_exported(path, RuntimeOptions(str(device), provider), overrides)
-    if is_foreign(path):
-        return open_converted(open_source(path), device).changed(overrides)
     return torch_model.open_model(path, device, overrides)
 
 

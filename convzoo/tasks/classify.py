@@ -40,6 +40,7 @@ class ClassifyMetric:
         self.class_names = class_names
         self.confusion = np.zeros((len(class_names), len(class_names)), dtype=np.int64)  # [truth, predicted]
         self.top5_hits = 0
+        self.right: dict[int, bool] = {}  # by picture
         self.worst: list[WrongImage] = []
 
     def update(self, predictions: list[Prediction], batch: Batch) -> None:
@@ -52,6 +53,7 @@ class ClassifyMetric:
                 continue
             predicted = int(prediction.labels[0])
             self.confusion[truth, predicted] += 1
+            self.right[prediction.id] = predicted == truth
             place = np.flatnonzero(prediction.labels == truth)
             self.top5_hits += bool(len(place))
             if predicted != truth:
@@ -65,6 +67,7 @@ class ClassifyMetric:
         for other in others:
             total.confusion += other.confusion
             total.top5_hits += other.top5_hits
+            total.right |= other.right
         total.worst = heapq.nsmallest(WORST_KEPT, [image for other in others for image in other.worst])
         return total
 
@@ -75,6 +78,10 @@ class ClassifyMetric:
         if len(self.class_names) > TOP_K:
             result["top5"] = self.top5_hits / max(1, images)
         return {**result, "images": images}
+
+    def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Return top1 [R] with each picture as often as weights [R, N] say, by id."""
+        return {"top1": weights @ [self.right[i] for i in sorted(self.right)] / weights.sum(1)}
 
     def text(self) -> str:
         """Return what there is to print besides the summary: nothing."""

@@ -23,6 +23,22 @@ NAMES = (
 EVALUATORS = ("hotcoco", "pycocotools")
 AT_50 = 0  # the place of IoU 0.5 among the ten thresholds
 ALL_AREAS, MOST = 0, -1
+RECALLS = np.linspace(0.0, 1.0, 101)  # as pycocotools has them
+
+
+class ClassMatches(NamedTuple):
+    """What COCO's matching says of one class, at T overlaps: D detections, best first, in I pictures.
+
+    Attributes:
+        picture: [D] int64, the place of a detection's picture.
+        right: [T, D] bool; counted: [T, D] bool, False where it lies in a crowd, which is neither right nor wrong.
+        objects: [I] int64, those to detect in each picture.
+    """
+
+    picture: np.ndarray
+    right: np.ndarray
+    counted: np.ndarray
+    objects: np.ndarray
 
 
 class Scored(NamedTuple):
@@ -130,3 +146,53 @@ def _by_pycocotools(truth: dict[str, Any], detections: list[dict[str, Any]]) -> 
         dt.dataset = {**truth, "annotations": annotations}  # type: ignore[assignment]
         dt.createIndex()
     return COCOeval(gt, dt, "bbox")
+
+
+def class_matches(truth: dict[str, Any], detections: list[dict[str, Any]]) -> list[ClassMatches]:
+    """Return for each class, in order of its id, what COCO's matching says of its detections, over all areas."""
+    run = _by_hotcoco(truth, detections)
+    with contextlib.redirect_stdout(io.StringIO()):
+        run.evaluate()
+    all_areas, places = list(run.params.areaRng[ALL_AREAS]), {number: i for i, number in enumerate(run.params.imgIds)}
+    entries: dict[int, list[tuple[int, Any]]] = {number: [] for number in run.params.catIds}
+    for entry in run.evalImgs:
+        if entry is not None and list(entry["aRng"]) == all_areas:
+            entries[entry["category_id"]].append((places[entry["image_id"]], entry))
+    return [_class_matches(sorted(pairs, key=lambda pair: pair[0]), len(places), run) for pairs in entries.values()]
+
+
+def _class_matches(pairs: list[tuple[int, Any]], num_pictures: int, run: Any) -> ClassMatches:
+    nothing = np.zeros((len(run.params.iouThrs), 0), dtype=bool)
+    picture = np.concatenate([np.zeros(0), *(np.full(len(entry["dtScores"]), i) for i, entry in pairs)])
+    scores = np.concatenate([np.zeros(0), *(entry["dtScores"] for _, entry in pairs)])
+    matched = np.concatenate([nothing, *(np.asarray(entry["dtMatches"]) > 0 for _, entry in pairs)], 1)
+    counted = np.concatenate([nothing, *(~np.asarray(entry["dtIgnore"], dtype=bool) for _, entry in pairs)], 1)
+    objects = np.zeros(num_pictures, dtype=np.int64)
+    objects[[i for i, _ in pairs]] = [np.sum(~np.asarray(entry["gtIgnore"], dtype=bool)) for _, entry in pairs]
+    order = np.argsort(-scores, kind="stable")
+    return ClassMatches(picture[order].astype(np.int64), (matched & counted)[:, order], counted[:, order], objects)
+
+
+def weighted_ap(matches: Sequence[ClassMatches], weights: np.ndarray) -> np.ndarray:
+    """Return AP [R, T] at each overlap, as if each picture were there as often as `weights` [R, I] says.
+
+    It is what pycocotools measures on a set of pictures with copies. NaN where no class has objects.
+    """
+    per_class = [_weighted_class_ap(class_, weights) for class_ in matches]
+    values, weighted = np.stack(per_class), np.stack([weights @ class_.objects > 0 for class_ in matches])  # [K, R]
+    with np.errstate(invalid="ignore"):
+        return np.where(weighted[..., None], values, 0).sum(0) / weighted.sum(0)[:, None]
+
+
+def _weighted_class_ap(class_: ClassMatches, weights: np.ndarray) -> np.ndarray:
+    """Return AP [R, T] of one class."""
+    objects, counts = (weights @ class_.objects)[:, None], weights[:, class_.picture]  # [R, 1], [R, D]
+    columns = []
+    for right, counted in zip(class_.right, class_.counted, strict=True):
+        places = np.flatnonzero(right)  # elsewhere recall stays, and precision is less than at the place before
+        hits = counts[:, places].cumsum(1)
+        precision = hits / (np.where(counted, counts, 0).cumsum(1)[:, places] + np.spacing(1))
+        precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+        reached = np.searchsorted(RECALLS, hits / np.maximum(objects, 1), side="right")  # thresholds of recall
+        columns.append((precision * np.diff(reached, prepend=0, axis=1)).sum(1) / len(RECALLS))
+    return np.stack(columns, 1)

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from convzoo.boxes import box_area, pairwise_iou
-from convzoo.tasks.coco_eval import Scored, detections_json, score, truth_json
+from convzoo.tasks.coco_eval import AT_50, Scored, class_matches, detections_json, score, truth_json, weighted_ap
 from convzoo.types import Batch, Boxes, ComparedBoxes, Confusion, MetricReport, Prediction, WorstPicture
 
 # For the confusion matrix and the worst pictures only; COCO's numbers count every score and ten overlaps.
@@ -66,15 +66,22 @@ class DetectMetric:
 
     def scored(self) -> Scored:
         if self._scored is None:
-            ids = sorted(self.pictures)
-            categories = dict(enumerate(self.class_names, 1))
-            truth, detections = self._as_json(ids, ids, categories, list(categories))
-            self._scored = score(truth, detections, self.evaluator)
+            self._scored = score(*self._numbered(), self.evaluator)
         return self._scored
+
+    def _numbered(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+        """Return truth and detections in COCO's form, classes numbered from 1."""
+        ids, categories = sorted(self.pictures), dict(enumerate(self.class_names, 1))
+        return self._as_json(ids, ids, categories, list(categories))
 
     def result(self) -> dict[str, Any]:
         """Return COCO's twelve numbers as fractions, None where nothing is measured, and the number of images."""
         return {**self.scored().stats, "images": len(self.pictures)}
+
+    def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Return AP and AP50 [R] with each picture as often as weights [R, N] say, by id; NaN without objects."""
+        ap = weighted_ap(class_matches(*self._numbered()), weights)
+        return {"AP": ap.mean(1), "AP50": ap[:, AT_50]}
 
     def text(self) -> str:
         """Return COCO's twelve lines."""

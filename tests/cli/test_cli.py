@@ -19,12 +19,12 @@ from helpers import one_line
 OPTIONS = {
     "train": "--accumulate --compile --data --device --download --fresh --help --log-every-steps --on-bad-sample "
     "--out --profile --resume --save-every-steps --val-data --weights --workers",
-    "eval": "--batch-size --coco-eval --data --device --download --help --json --on-bad-sample --out --precision "
-    "--provider --raw-outputs --workers",
+    "eval": "--batch-size --cfg --coco-eval --data --device --download --help --json --on-bad-sample --out "
+    "--precision --provider --raw-outputs --workers",
     "export": "--batch --data --dynamic-size --format --help --json --out --precision --preprocessing --size "
     "--soc-version --stage --tolerance",
-    "predict": "--batch-size --crops --data --device --dump-inputs --help --json --min-score --npy --on-bad-sample "
-    "--precision --provider --save --yolo-txt",
+    "predict": "--batch-size --cfg --crops --data --device --dump-inputs --help --json --min-score --npy "
+    "--on-bad-sample --precision --provider --save --yolo-txt",
     "quantize": "--calibration --calibration-images --data --eval-images --format --help --json --max-drop --out "
     "--soc-version",
     "bench": "--batch --calibration --data --formats --help --json --max-drop --out --rounds --seconds",

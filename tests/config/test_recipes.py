@@ -1,13 +1,19 @@
 """Recipes: every shipped one is whole, and everything wrong in one is named with file, line and key."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from convzoo.build import check_recipe
 from convzoo.config import recipe as recipes
 from convzoo.config import registry
 from convzoo.errors import UsageError
 from convzoo.training.optim import build_schedule
+from helpers import SMALL_CFG
 
 GOOD = (recipes.SHIPPED / "tinydarknet-digits.yaml").read_text()
 
@@ -38,6 +44,31 @@ def test_a_recipe_survives_being_written_out(name, tmp_path):
     path = tmp_path / "again.yaml"
     path.write_text(recipe.to_yaml())
     assert recipes.load(path).plain() == recipe.plain()
+
+
+def with_cfg(text: str) -> recipes.Recipe:
+    plain = recipes.load("yolov3-tiny-digits").plain()
+    return recipes.from_plain({**plain, "model": {"name": "darknet", "cfg": text, "num_classes": 2}}, "my")
+
+
+def test_a_networks_description_is_written_as_it_is(tmp_path):
+    """Line by line, below its key; what a literal cannot hold is quoted, Windows line ends among it."""
+    lines = SMALL_CFG.splitlines()
+    written = with_cfg(SMALL_CFG).to_yaml()
+    assert "\n  cfg: |\n" + "".join(f"    {line}\n" if line else "\n" for line in lines) in written
+    assert "cfg: |" not in with_cfg(SMALL_CFG.replace("\n", "\r\n")).to_yaml()
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.text(st.sampled_from(list("a #:|>-'\"%@\t\n\r\x07\x85\xa0\u2028\ufeffé网"))))
+@example(SMALL_CFG.replace("\n", "\r\n"))
+@example("  [net]\nwidth=32 \n\n")
+@example("# r\x85\n[net]\n")
+def test_any_description_is_read_back_byte_for_byte(text):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "again.yaml")
+        path.write_text(with_cfg(text).to_yaml(), encoding="utf-8")
+        assert recipes.load(path).model["cfg"] == text
 
 
 def wrong(old: str, new: str) -> str:

@@ -17,10 +17,12 @@ import convzoo
 from convzoo.boxes import UNMOVED, cxcywh_to_xyxy
 from convzoo.convert import darknet_own, published, sources
 from convzoo.convert.state_dict import ExpectedWeights
+from convzoo.data.decode import decode_rgb
+from convzoo.errors import UsageError
 from convzoo.inference.torch_model import TorchModel, open_model
 from convzoo.model_file import load_model
 from convzoo.models.darknet_layers import read_cfg
-from convzoo.types import Batch
+from convzoo.types import Batch, Key, Sample
 from helpers import CLASSIFIERS, DARKNET, DETECTORS, DIFFERENCES, SHARED, SMALL_CFG, one_line
 
 ZOO = DARKNET / "zoo"
@@ -368,3 +370,84 @@ def test_the_published_yolov3_tiny_comes_from_the_network_when_asked_for(run, mo
         server.shutdown()
     assert code == 0, err
     assert load_model(out)[1].provenance["converted_from"] == name and MASKS in text
+
+
+def test_weights_are_opened_by_their_cfg_without_a_model_file(run, pair, tmp_path):
+    """From Python and by `predict` the answers are those of the converted file; other files have no `.cfg`."""
+    weights, cfg = pair
+    out, drawn = tmp_path / "my.safetensors", tmp_path / "a.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(drawn)
+    assert run("convert", weights, "--cfg", cfg, "--resize", "letterbox", "--out", out)[0] == 0
+    models = [convzoo.load(out), convzoo.load(weights, cfg=cfg, resize="letterbox"), convzoo.load(weights, cfg=cfg)]
+    (answers, same, stretched) = [next(iter(model.predict(drawn, min_score=None))) for model in models]
+    assert len(answers.names) > 20 and same.row() == answers.row() != stretched.row()
+    assert run("convert", weights, "--cfg", cfg, "--out", out)[0] == 0
+    code, rows, err = run("predict", weights, drawn, "--cfg", cfg, "--json")
+    assert code == 0 and rows == run("predict", out, drawn, "--json")[1], err
+    with pytest.raises(UsageError, match="no weights of Darknet, which alone have a .cfg"):
+        convzoo.load(out, cfg=cfg)
+    code, _, err = run("eval", out, "--cfg", cfg)
+    assert code == 2 and "no weights of Darknet, which alone have a .cfg" in one_line(err)
+    code, _, err = run("eval", weights)
+    assert code == 1 and "--cfg" in one_line(err)
+
+
+def test_a_network_of_ones_own_is_trained_written_for_darknet_and_read_back_equal(run, tmp_path):
+    """By the recipe of its `.cfg`, which is neither square nor one of ours: the same bytes, tensors and answers."""
+    text = SMALL_CFG.replace("classes=2", "classes=10").replace("filters=14", "filters=30")
+    (tmp_path / "my.cfg").write_text(text.replace("channels=3", "channels=3\nbatch=8\nmax_batches=64"))
+    assert run("convert", tmp_path / "my.cfg", "--out", tmp_path / "my.yaml")[0] == 0
+    quick = ["data.name=digit_scenes", "data.max_train_images=16", "train.epochs=2", "train.eval_every_epochs=0"]
+    code, _, err = run("train", tmp_path / "my.yaml", *quick, "--out", tmp_path / "run")
+    assert code == 0, err
+    ours, there = tmp_path / "run/checkpoints/last.safetensors", tmp_path / "there.weights"
+    again, names = tmp_path / "again.safetensors", tmp_path / "my.names"
+    names.write_text("\n".join(load_model(ours)[1].class_names))
+    assert run("convert", ours, "--to", "darknet", "--out", there)[0] == 0
+    assert there.with_suffix(".cfg").read_bytes() == (tmp_path / "my.cfg").read_bytes()
+    flags = ["--classes", names, "--resize", "letterbox"]
+    assert run("convert", there, "--cfg", there.with_suffix(".cfg"), *flags, "--out", again)[0] == 0
+    before, after = (load_model(path)[0] for path in (ours, again))
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items() if tensor.dim())
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 90, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    answers = [next(iter(convzoo.load(path).predict(tmp_path / "a.png", min_score=None))) for path in (ours, again)]
+    assert answers[0].row() == answers[1].row() and len(answers[0].names) > 20
+
+
+def test_a_network_that_is_not_square_sees_what_a_square_one_sees_of_a_padded_picture(run, tmp_path):
+    """64 wide and 96 high it gets the picture alone, 96 by 96 with grey on both sides: the boxes are the same ones.
+
+    But for those of cells that see past the picture's sides, zeros here and grey there: of a 3x3 convolution by 4 and
+    one by 1 the outer two on either side, 8 pixels.
+    """
+    layer = "[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\nstride=1\npad=1\nactivation=leaky\n\n"
+    wide = SMALL_CFG.replace("[convolutional]\nfilters=14", f"{layer}[convolutional]\nfilters=14")
+    square = wide.replace("width=64", "width=96")
+    rng, norm = np.random.default_rng(0), [np.zeros(8), np.ones(8), np.zeros(8), np.ones(8)]
+    floats = [*norm, rng.normal(0, 0.3, 8 * 27), *norm, rng.normal(0, 0.2, 8 * 72), rng.normal(0, 0.3, 14 * (1 + 8))]
+    weights = struct.pack("<iiiq", 0, 2, 0, 0) + np.concatenate(floats).astype("<f4").tobytes()
+    (tmp_path / "my.weights").write_bytes(weights)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    every = ["score_threshold=0", "iou_threshold=1", "max_detections=null", "box_rule=darknet"]
+    boxes, scores = [], []
+    for name, text in (("wide", wide), ("square", square)):
+        (tmp_path / f"{name}.cfg").write_text(text)
+        out = tmp_path / f"{name}.safetensors"
+        assert run("convert", tmp_path / "my.weights", "--cfg", tmp_path / f"{name}.cfg", "--out", out)[0] == 0
+        model = open_model(out, overrides=tuple(f"postprocess.{key}" for key in every))
+        placed = model.pipeline()(
+            Sample(decode_rgb((tmp_path / "a.png").read_bytes(), ""), 0, 0, "", (96, 64)), Key(0, 0)
+        )
+        images, task = placed.image[None], model.task()
+        assert tuple(images.shape[2:]) == ((96, 64) if name == "wide" else (96, 96))
+        (seen,) = task.postprocess(model.runner()(images), task.collate([placed]))
+        xyxy = np.asarray(seen.boxes_xyxy)
+        centre_x = (xyxy[:, 0] + xyxy[:, 2]) / 2
+        inside = (centre_x > 8) & (centre_x < 56)
+        order = np.lexsort((xyxy[inside, 0], xyxy[inside, 1], seen.labels[inside]))
+        boxes.append(xyxy[inside][order])
+        scores.append(seen.scores[inside][order])
+    assert len(boxes[0]) == len(boxes[1]) == 2 * 2 * 12 * 24  # anchors, classes, columns, rows
+    assert np.abs(boxes[0] - boxes[1]).max() < 1e-4 and np.abs(scores[0] - scores[1]).max() < 1e-6
+    assert scores[0].std() > 1e-3

@@ -1,6 +1,7 @@
 """`data check`, `data stats` and `data save` on data sets with boxes, and the anchors that are found for them."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -22,7 +23,7 @@ from convzoo.errors import DataError
 from convzoo.models.yolov3 import ANCHORS_PX
 from convzoo.report.draw_boxes import colour_of
 from convzoo.types import Boxes, Sample
-from helpers import one_line
+from helpers import SMALL_CFG, one_line
 
 COCO_ANCHORS = np.reshape(ANCHORS_PX, (-1, 2))
 
@@ -226,7 +227,7 @@ def run_recipe():
 
 def test_sizes_are_those_after_letterboxing(shared):
     data = coco(shared / "data/tiny-coco", "val")
-    sizes = letterboxed_sizes(gather(data), 416)
+    sizes = letterboxed_sizes(gather(data), (416, 416))
     wanted = []
     for i in range(len(data)):
         boxes, (height, width) = data.boxes(i), data.size_hw(i)
@@ -256,7 +257,7 @@ def test_mean_iou_by_hand():
 
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_anchors_of_real_boxes_are_at_least_as_good_as_those_of_coco(shared, split):
-    sizes = letterboxed_sizes(gather(coco(shared / "data/tiny-coco", split)), 416)
+    sizes = letterboxed_sizes(gather(coco(shared / "data/tiny-coco", split)), (416, 416))
     found = find_anchors(sizes, 9)
     assert found == find_anchors(sizes, 9)
     assert found.mean_iou == pytest.approx(mean_best_iou(sizes, np.array(found.sizes_px)), abs=1e-12)
@@ -268,7 +269,7 @@ def test_anchors_of_real_boxes_are_at_least_as_good_as_those_of_coco(shared, spl
 
 
 def test_more_boxes_than_are_searched_give_nearly_the_same_anchors(monkeypatch, shared):
-    sizes = letterboxed_sizes(gather(voc(shared / "data/bccd", "train")), 416)
+    sizes = letterboxed_sizes(gather(voc(shared / "data/bccd", "train")), (416, 416))
     whole = find_anchors(sizes, 9).mean_iou
     monkeypatch.setattr("convzoo.data.checks.anchors.SEARCHED", 500)
     assert find_anchors(sizes, 9).mean_iou == pytest.approx(whole, abs=0.01)
@@ -286,9 +287,33 @@ def test_the_anchors_line_goes_into_a_recipe(run, shared):
     for argv, words in (
         (["voc", "--anchors", "8"], "three for each scale"),
         (["digits", "--anchors", "9"], "has no boxes"),
+        (["yolov3-tiny-bccd", "--anchors", "9"], "the yolov3_tiny of this recipe has 6 at 2 scales"),
     ):
         code, out, err = run("data", "stats", *argv, "--data", shared / "data/bccd")
         assert code == 2 and words in one_line(err) and out == ""
+
+
+def test_a_recipes_network_says_how_many_anchors_for_which_size(run, shared, tmp_path):
+    code, out, _ = run("data", "stats", "yolov3-tiny-bccd", "--data", shared / "data/bccd", "--anchors", 6)
+    *_, summary, line = out.splitlines()
+    assert code == 0 and "letterboxed to 416x416" in summary and "with this recipe's own" in summary
+    model = {"name": "yolov3_tiny", "num_classes": 3, **yaml.safe_load(line)}
+    with torch.device("meta"):
+        heads = registry.bind("model", model)().heads
+    assert [len(head.anchors_px) for head in heads] == [3, 3] and heads[0].stride == 16
+
+
+def test_anchors_for_a_cfg_are_a_line_of_it(run, tmp_path):
+    """Of a network that is 64 wide and 96 high the sizes are those of the letterboxed pictures in its own size."""
+    (tmp_path / "my.cfg").write_text(SMALL_CFG)
+    assert run("convert", tmp_path / "my.cfg", "--out", tmp_path / "my.yaml")[0] == 0
+    keys = ["name=digit_scenes", "max_train_images=60"]
+    code, out, err = run("data", "stats", tmp_path / "my.yaml", *keys, "--anchors", 2)
+    assert code == 0, err
+    *_, summary, line = out.splitlines()
+    assert "letterboxed to 96x64" in summary and re.fullmatch(r"anchors = \d+,\d+, \d+,\d+", line)
+    code, square, _ = run("data", "stats", tmp_path / "my.yaml", *keys, "--anchors", 2, "--size", 64)
+    assert code == 0 and square.splitlines()[-1] == line  # the scenes are square: the shorter side decides
 
 
 def test_the_embedded_scenes_are_looked_at_in_the_same_way(run, tmp_path):

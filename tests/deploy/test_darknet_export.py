@@ -15,7 +15,7 @@ from convzoo.deploy.export import ExportOptions, export
 from convzoo.deploy.exported import open_exported
 from convzoo.deploy.quantize import schemes
 from convzoo.deploy.quantize.calibration import find_calibration
-from convzoo.errors import UsageError
+from convzoo.errors import ToleranceError, UsageError
 from convzoo.inference.torch_model import TorchModel, open_model
 from convzoo.model_file import ModelInfo, save_model
 from convzoo.models.darknet_network import Network
@@ -42,6 +42,8 @@ CLASSIFIERS = ["darknet19", "resnet50", "resnext50", "densenet201", "efficientne
 UNBOUNDED = {"csresnext50-panet-spp"}
 # Its decoded outputs amplify the rounding of NCNN's fast convolutions to 2.1e-2, where four times its own is 1.9e-2.
 AMPLIFIED = {("yolov4-csp-swish", "decoded", "ncnn")}
+# Float32 alone moves their boxes by 4 % and 8 % of the picture: no comparison proves anything there.
+UNPROVABLE = {("enet-coco", "decoded"), ("enet-coco", "nms")}
 OTHER_SUPPRESSION = {"yolov4-tiny", "yolov4", "yolov4-csp-swish", "yolov4-p5", "yolov7-tiny", "parts-attention"}
 # Two maps of one stride, the second with fewer anchors; 96 wide, 64 high.
 TWINS = """[net]
@@ -132,9 +134,8 @@ SLOW = [
     for name in DETECTORS
     for stage in ("raw", "decoded", "nms")
     for format in ("onnx", "openvino", "ncnn")
-    if (name, stage, format) not in FAST
-    and (stage != "nms" or (format != "ncnn" and name not in OTHER_SUPPRESSION | UNBOUNDED))
-    and (name, stage, format) not in AMPLIFIED
+    if (name, stage, format) not in {*FAST, *AMPLIFIED} and (name, stage) not in UNPROVABLE
+    if stage != "nms" or (format != "ncnn" and name not in OTHER_SUPPRESSION | UNBOUNDED)
 ]
 
 
@@ -142,6 +143,35 @@ SLOW = [
 def test_detectors_at_every_stage(slim, name, stage, format):
     outputs = {"raw": DETECTORS[name], "decoded": ["boxes_xyxy", "scores"], "nms": ["boxes_xyxy", "scores"]}
     check(slim(name), format, stage, outputs[stage])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "stage"), sorted(UNPROVABLE))
+def test_what_rounding_alone_changes_too_much_is_not_called_verified(slim, name, stage):
+    with pytest.raises(ToleranceError, match=f"changes its outputs at stage {stage} by .*: --stage raw gives"):
+        export(slim(name), ExportOptions("onnx", stage=stage))
+
+
+def test_a_network_that_float32_cannot_compute_is_exported_only_as_it_comes(tmp_path):
+    """Its features are three millions and some; the heads take differences of them, of which float32 keeps a tenth."""
+    opened = open_model(write_model(tmp_path / "lossy.safetensors", TWINS))
+    state = opened.model.state_dict()
+    for name, tensor in state.items():
+        if name == "layers.0.norm.bias":
+            tensor.fill_(3e6)
+        elif tensor.dim() == 4 and tensor.shape[2] == 1:
+            tensor.copy_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0)))
+            tensor.sub_(tensor.mean(1, keepdim=True))
+    opened.model.load_state_dict(state)
+    refusals: list[tuple[Any, str]] = [("raw", "--tolerance "), ("decoded", "--stage raw gives")]
+    for stage, advice in refusals:
+        with pytest.raises(
+            ToleranceError, match=f"float32 alone changes its outputs at stage {stage}.*none is written: {advice}"
+        ) as no:
+            export(opened, ExportOptions("onnx", stage=stage))
+        assert len(str(no.value).splitlines()) == 1 and not (tmp_path / "lossy.onnx").exists()
+    info = export(opened, ExportOptions("onnx", tolerance=5.0)).info
+    assert info.tolerance == 5 and info.rounding and info.rounding > 0.025
 
 
 @pytest.mark.parametrize("format", ["onnx", "openvino", "ncnn"])

@@ -4,6 +4,8 @@ Redmon and Farhadi 2017, "YOLO9000" (arXiv:1612.08242), section 2, dimension clu
 large boxes count for more than small ones.
 """
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,26 +34,26 @@ class Anchors(NamedTuple):
     boxes: list[int]
     mean_iou: float
 
-    def rows(self) -> list[list[list[int]]]:
-        """Return them as a model takes them: finest first, three for each scale."""
-        pairs = [list(pair) for pair in self.sizes_px]
-        return [pairs[i : i + 3] for i in range(0, len(pairs), 3)]
+    def rows(self, counts: Sequence[int]) -> list[list[list[int]]]:
+        """Return them as a model takes them, finest first: so many for each scale."""
+        pairs = iter([list(pair) for pair in self.sizes_px])
+        return [list(itertools.islice(pairs, count)) for count in counts]
 
-    def text(self, size_px: int, known_iou: float) -> str:
-        """Return a table, the mean IoU beside that of other anchors, and a line for a recipe's `model:`."""
-        total = sum(self.boxes)
+    def text(self, size_hw: tuple[int, int], known_iou: float, whose: str) -> str:
+        """Return a table, and the mean IoU beside that of other anchors, which `whose` names."""
+        total, size = sum(self.boxes), "x".join(map(str, size_hw))
         lines = [f"{'anchor':>6}  {'width':>5}  {'height':>6}  {'boxes':>7}"]
         for i, ((width, height), boxes) in enumerate(zip(self.sizes_px, self.boxes, strict=True), 1):
             lines.append(f"{i:6}  {width:5}  {height:6}  {100 * boxes / total:5.1f} %")
         lines.append(
-            f"mean IoU {100 * self.mean_iou:.1f} % over {total:,} training boxes letterboxed to {size_px}x{size_px}; "
-            f"{100 * known_iou:.1f} % with YOLOv3's anchors for COCO"
+            f"mean IoU {100 * self.mean_iou:.1f} % over {total:,} training boxes letterboxed to {size}; "
+            f"{100 * known_iou:.1f} % with {whose}"
         )
-        return "\n".join([*lines, f"anchors_px: {self.rows()}"])
+        return "\n".join(lines)
 
 
-def letterboxed_sizes(objects: Objects, size_px: int) -> np.ndarray:
-    """Return the (width, height) [M, 2] that boxes have when their pictures are letterboxed to size_px x size_px.
+def letterboxed_sizes(objects: Objects, size_hw: tuple[int, int]) -> np.ndarray:
+    """Return the (width, height) [M, 2] that boxes have when their pictures are letterboxed to (height, width).
 
     Crowds and boxes without area are left out, and what lies outside the picture is cut off, as in training.
     """
@@ -60,7 +62,8 @@ def letterboxed_sizes(objects: Objects, size_px: int) -> np.ndarray:
     limits = sides_hw[:, [1, 0, 1, 0]]
     corners = boxes.xyxy.clip(0, limits)
     sizes_wh = corners[:, 2:] - corners[:, :2]
-    scales = size_px / sides_hw.max(1, keepdims=True)  # but for the rounding of the shorter side to whole pixels
+    # But for the rounding of the other side to whole pixels.
+    scales = (np.array(size_hw) / sides_hw).min(1, keepdims=True)
     return (sizes_wh * scales)[~boxes.crowd & (sizes_wh > 0).all(1)]
 
 

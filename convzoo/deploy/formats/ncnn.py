@@ -133,7 +133,7 @@ def read(path: Path) -> tuple[str, tuple[bytes, bytes]]:
 
 
 def start(content: tuple[bytes, bytes], info: ExportInfo, options: RuntimeOptions) -> Session:
-    """Load the file in the precision asked for, with as many threads as PyTorch has. Raises UsageError, ConvzooError."""
+    """Load the file in the precision asked for, on as many threads as PyTorch. Raises UsageError, ConvzooError."""
     ncnn = library("ncnn", "running an NCNN file")
     if options.precision not in SWITCHES:
         raise UsageError(f"--precision {options.precision}: one of {', '.join(SWITCHES)}")

@@ -18,6 +18,7 @@ from convzoo.deploy.quantize.calibration import Calibration, Evaluated
 from convzoo.deploy.timing import alternate
 from convzoo.errors import ConvzooError, DataError, ToleranceError
 from convzoo.inference import evaluate
+from convzoo.inference.bootstrap import Drop, drops
 from convzoo.logs import log
 from convzoo.report import tables
 
@@ -56,13 +57,13 @@ class Candidate:
     Attributes:
         seconds: the median of a picture, by variant: float32, bfloat16, int8.
         result: as `evaluate` gives it; None where it was slower than float, and therefore not evaluated.
-        drop: points of percent that the task's measure lost; errors: of the layers, worst first.
+        drops: what each measure lost; errors: of the layers, worst first.
     """
 
     scheme: schemes.QuantizationScheme
     seconds: dict[str, float]
     result: dict[str, Any] | None = None
-    drop: float = 0.0
+    drops: dict[str, Drop] = field(default_factory=dict)
     errors: list[tuple[str, float]] = field(default_factory=list)
 
     @property
@@ -89,13 +90,15 @@ class QuantizeResult:
         times = ", ".join(f"{name} {value:.2f} ms" for name, value in description["latency_ms"].items())
         part = "" if description["eval_images"] is None else f" (a fixed random {description['eval_images']} of them)"
         by, size = f"{description['runtime']} INT8 by {description['by']}", f"{self.bytes / 1e6:.1f} MB"
-        lost = f"{description['drop_points']:.2f} points lost, {description['max_drop']:g} allowed"
+        lost = ", ".join(f"{name} {Drop(**drop)}" for name, drop in description["drops"].items())
+        allowed = f"{description['max_drop']:g} of {next(iter(description['drops']))} allowed"
         faster = f"{description['speedup']:.2f} times the fastest float, {description['threads']} threads"
         lines = [
             f"{self.path}  {by}, {size} (float {self.float_bytes / 1e6:.1f})",
             f"  calibrated  {description['calibration_images']} pictures, {description['calibrated_on']}",
             f"  float       {tables.summary(description['float'])}{part}",
-            f"  int8        {tables.summary(description['int8'])}: {lost}",
+            f"  int8        {tables.summary(description['int8'])}",
+            f"  points lost {lost}; {allowed}; in brackets 95 % of 1000 resamplings of the pictures",
             f"  batch 1     {times}: {faster}",
         ]
         return "\n".join(lines)
@@ -129,11 +132,13 @@ class Comparison:
         labels = label_map(dataset.class_names, before.class_names, source)
         self.seen = Transformed(Evaluated(dataset, options.eval_images, calibration), before.pipeline(), labels)
         self.task = before.task()
-        self.float_result = self._evaluated(before)
+        self.float_evaluation = self._evaluated(before)
+        if self.float_evaluation.result.get(self.task.best_metric) is None:
+            raise DataError(f"{options.data}: gives no {self.task.best_metric} to compare by")
 
-    def _evaluated(self, opened: ExportedModel) -> dict[str, Any]:
+    def _evaluated(self, opened: ExportedModel) -> evaluate.Evaluation:
         batch_size = min(64, self.before.recipe.train.batch_size)
-        return evaluate.evaluate(opened.runner(), self.task, self.seen, batch_size=batch_size).result
+        return evaluate.evaluate(opened.runner(), self.task, self.seen, batch_size=batch_size)
 
     def best(self) -> tuple[Candidate, Any]:
         """Try one scheme after the other; return the first that passes, and its network. Raises ToleranceError."""
@@ -171,18 +176,17 @@ class Comparison:
         candidate = Candidate(scheme, seconds)
         if candidate.speedup <= 1:
             return candidate  # whatever its accuracy
-        result = self._evaluated(after)
-        return Candidate(scheme, seconds, result, 100 * (self._score(self.float_result) - self._score(result)))
+        evaluation = self._evaluated(after)
+        return Candidate(scheme, seconds, evaluation.result, drops(self.float_evaluation.metric, evaluation.metric))
 
-    def _score(self, result: dict[str, Any]) -> float:
-        score = result.get(self.task.best_metric)
-        if score is None:
-            raise DataError(f"{self.options.data}: gives no {self.task.best_metric} to compare by")
-        return float(score)
+    def _drop(self, candidate: Candidate) -> float:
+        """Return the points that the task's measure lost."""
+        return candidate.drops[self.task.best_metric].points
 
     def passes(self, candidate: Candidate) -> bool:
         """Tell whether it is faster than float and within the budget."""
-        return candidate.speedup > 1 and candidate.drop <= self.options.max_drop + 1e-9  # rounding of the subtraction
+        # Beyond the budget only by more than the rounding of a subtraction.
+        return candidate.speedup > 1 and self._drop(candidate) <= self.options.max_drop + 1e-9
 
     def _why(self, candidate: Candidate) -> str:
         if candidate.speedup <= 1:
@@ -190,7 +194,7 @@ class Comparison:
             return f"{candidate.scheme}: slower than float ({times})"
         worst = ", ".join(f"{layer_errors.shown(name)} {100 * error:.0f} %" for name, error in candidate.errors[:3])
         largest = f" (largest errors: {worst})" if worst else ""
-        loses = f"loses {candidate.drop:.2f} points of {self.task.best_metric}"
+        loses = f"loses {candidate.drops[self.task.best_metric]} points of {self.task.best_metric}"
         return f"{candidate.scheme}: {loses}, {candidate.speedup:.2f} times as fast{largest}"
 
     def refusal(self, candidates: list[Candidate]) -> ToleranceError:
@@ -199,7 +203,7 @@ class Comparison:
             return ToleranceError(f"{self.before.path.name}: no way of quantising it works; nothing is kept")
         measured = [candidate for candidate in candidates if candidate.errors]
         if measured:
-            nearest_miss = min(measured, key=lambda candidate: candidate.drop)
+            nearest_miss = min(measured, key=self._drop)
             log.warning(f"{nearest_miss.scheme}: {layer_errors.report(nearest_miss.errors)}")
         reasons = "; ".join(self._why(candidate) for candidate in candidates)
         return ToleranceError(
@@ -221,9 +225,10 @@ class Comparison:
             "eval_images": options.eval_images,
             "evaluated_on": str(options.data or self.before.recipe.data["name"]),
             "max_drop": options.max_drop,
-            "float": self.float_result,
+            "float": self.float_evaluation.result,
             "int8": candidate.result,
-            "drop_points": round(candidate.drop, 4),
+            "drop_points": round(self._drop(candidate), 4),
+            "drops": {name: drop._asdict() for name, drop in candidate.drops.items()},
             "latency_ms": {name: round(1e3 * value, 4) for name, value in candidate.seconds.items()},
             "speedup": round(candidate.speedup, 3),
             "threads": torch.get_num_threads(),
