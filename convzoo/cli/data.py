@@ -1,5 +1,6 @@
 """The `data` commands: look at a data set before training on it."""
 
+import functools
 import json
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -10,7 +11,12 @@ from convzoo import errors
 from convzoo.cli.options import Data, Json, Split
 
 data_app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
-DataName = Annotated[str, typer.Argument(metavar="DATASET", help="A data set or a recipe with one (`convzoo list`).")]
+DataName = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATASET", help="A data set or a recipe with one (`convzoo list`), or a folder of your own pictures."
+    ),
+]
 Keys = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="The data set's keys, such as one_based=false.")
 ]
@@ -25,21 +31,35 @@ def _is_recipe(name: str) -> bool:
     return named and name not in registry.names("dataset")
 
 
+def data_overrides(keys: list[str] | None) -> list[str]:
+    """Return KEY=VALUE as overrides of a recipe's section data."""
+    return [f"data.{key.removeprefix('data.')}" for key in keys or []]
+
+
+def bound(name: str, keys: list[str] | None) -> functools.partial:
+    """Return a data set's builder with its keys KEY=VALUE bound. Raises UsageError."""
+    from convzoo.config import registry
+    from convzoo.config.yaml_places import apply_override
+
+    plain: dict[str, Any] = {"data": {"name": name}}
+    places: dict[tuple, str] = {}
+    for override in data_overrides(keys):
+        apply_override(override, plain, places)
+    return registry.bind(
+        "dataset", plain["data"], lambda key: f"{places.get(('data', key), 'command line:')} data.{key}:"
+    )
+
+
 def _datasets(name: str, keys: list[str] | None, data: Path | None, splits: tuple[str, ...]) -> dict[str, Any]:
     """Build the splits of a data set, or of a recipe's, with keys KEY=VALUE replaced. Raises UsageError, DataError."""
     from convzoo.config import recipe as recipes
     from convzoo.config import registry
-    from convzoo.config.yaml_places import apply_override
 
-    overrides = [f"data.{key.removeprefix('data.')}" for key in keys or []]
-    places: dict[tuple, str] = {}
+    overrides = data_overrides(keys)
+    if name not in registry.names("dataset") and Path(name).is_dir() and data is None:
+        name, data = "own", Path(name)
     if name in registry.names("dataset"):
-        plain: dict[str, Any] = {"data": {"name": name}}
-        for override in overrides:
-            apply_override(override, plain, places)
-        build = registry.bind(
-            "dataset", plain["data"], lambda key: f"{places.get(('data', key), 'command line:')} data.{key}:"
-        )
+        build = bound(name, keys)
     elif _is_recipe(name):
         recipe = recipes.load(name, overrides)
         build = registry.bind("dataset", recipe.data, recipe.at("data"))

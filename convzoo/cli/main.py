@@ -8,11 +8,11 @@ import typer
 from convzoo import errors, logs
 from convzoo.cli.bench import bench
 from convzoo.cli.convert import convert
-from convzoo.cli.data import data_app
 from convzoo.cli.eval import eval_
 from convzoo.cli.export import export
 from convzoo.cli.hints import hint
 from convzoo.cli.info import doctor, list_
+from convzoo.cli.own import data_app
 from convzoo.cli.predict import predict
 from convzoo.cli.quantize import quantize
 from convzoo.cli.train import train

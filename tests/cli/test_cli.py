@@ -34,6 +34,8 @@ OPTIONS = {
     "doctor": "--help --json",
     "data check": "--data --help --json",
     "data stats": "--anchors --data --help --json --sheet --size",
+    "data inspect": "--help --json",
+    "data import": "--help --json --out --val",
     "data save": "--count --data --help --out --split",
 }
 

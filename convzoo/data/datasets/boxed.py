@@ -28,7 +28,10 @@ class BoxedImages:
     Attributes:
         labels: [M] int64 classes of all objects of all pictures.
         category_ids: K numbers that COCO's result files call the classes by.
+        split_note: how the pictures were shared out, where no file of the data set says it.
     """
+
+    split_note: str | None = None
 
     def __init__(
         self,

@@ -51,13 +51,13 @@ def coco(
     year = next((year for year in ("2017", "2014") if year in file.name), "")
     folders = sorted(IMAGES, key=lambda name: not (year and year in name))  # two years may lie side by side
     folder = _find(root, split, [images] if images else folders, Path.is_dir, "images")
-    document = _read(file)
-    names, category_ids = _categories(file, document)
-    image_ids, files, stated_hw = _images(file, document)
+    document = read_document(file)
+    names, category_ids = read_categories(file, document)
+    image_ids, files, stated_hw = read_images(file, document)
     missing = find_missing(folder, files)
     if missing is not None:
         raise DataError(f"{file}: image {image_ids[missing]}: no picture {folder / files[missing]}")
-    objects, image_index = _objects(file, document, image_ids, category_ids)
+    objects, image_index = read_objects(file, document, image_ids, category_ids)
     return BoxedImages(
         folder,
         files,
@@ -80,7 +80,9 @@ def _find(root: Path, split: str, names: Sequence[str], right: Callable[[Path], 
     return first
 
 
-def _read(file: Path) -> dict[str, Any]:
+def read_document(file: Path) -> dict[str, Any]:
+    """Read a JSON of instances without its outlines. Raises DataError where it is none."""
+
     def without_outline(entry: dict[str, Any]) -> dict[str, Any]:
         # Nine tenths of COCO's file are outlines; dropped while it is read they never fill the memory.
         entry.pop("segmentation", None)
@@ -143,15 +145,16 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _categories(file: Path, document: dict[str, Any]) -> tuple[list[str], list[int]]:
+def read_categories(file: Path, document: dict[str, Any]) -> tuple[list[str], list[int]]:
+    """Return class names and category ids, by rising id. Raises DataError."""
     categories = _Entries(file, document, "categories", "category")
     names = {category_id: categories.value(number, "name") for number, category_id in enumerate(categories.ids)}
     category_ids = sorted(names)
     return check_names([names[category_id] for category_id in category_ids], f"{file}: categories"), category_ids
 
 
-def _images(file: Path, document: dict[str, Any]) -> tuple[np.ndarray, list[str], np.ndarray]:
-    """Return ids [N], file names and stated sizes [N, 2], by rising id."""
+def read_images(file: Path, document: dict[str, Any]) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Return ids [N], file names and stated sizes [N, 2], by rising id. Raises DataError."""
     images = _Entries(file, document, "images", "image")
     files, sizes = [], np.zeros((len(images.ids), 2), np.int64)
     for number, entry in enumerate(images.entries):
@@ -171,10 +174,10 @@ def _images(file: Path, document: dict[str, Any]) -> tuple[np.ndarray, list[str]
     return image_ids[order], [files[i] for i in order], sizes[order]
 
 
-def _objects(
+def read_objects(
     file: Path, document: dict[str, Any], image_ids: np.ndarray, category_ids: list[int]
 ) -> tuple[Boxes, np.ndarray]:
-    """Return all objects and the position of each one's image."""
+    """Return all objects, as they are in the file, and the position of each one's image. Raises DataError."""
     annotations = _Entries(file, document, "annotations", "annotation")
     image_of = {image_id: i for i, image_id in enumerate(image_ids.tolist())}
     label_of = {category_id: i for i, category_id in enumerate(category_ids)}

@@ -201,14 +201,14 @@ def _parsed(base: Path) -> _Parsed:
 @functools.lru_cache(maxsize=2)  # train and val are built one after the other from the same files
 def _parse_all(base: Path, stamps: tuple[tuple[str, int, int], ...]) -> _Parsed:
     stems = [stem for stem, *_ in stamps]
-    pictures = [_parse(_xml(base, stem)) for stem in stems]
-    objects = [(i, *row) for i, (_, _, rows) in enumerate(pictures) for row in rows]
+    pictures = [read_annotation(_xml(base, stem)) for stem in stems]
+    objects = [(i, *row) for i, picture in enumerate(pictures) for row in picture.objects]
     names = sorted({name for _, name, _, _ in objects})
     number = {name: i for i, name in enumerate(names)}
     return _Parsed(
         {stem: i for i, stem in enumerate(stems)},
-        [extension for extension, _, _ in pictures],
-        np.array([size for _, size, _ in pictures], np.int64).reshape(-1, 2),
+        [os.path.splitext(picture.filename)[1].lower() for picture in pictures],
+        np.array([picture.size_hw for picture in pictures], np.int64).reshape(-1, 2),
         names,
         np.array([i for i, *_ in objects], np.int64),
         np.array([corners for *_, corners, _ in objects], float).reshape(-1, 4),
@@ -217,20 +217,33 @@ def _parse_all(base: Path, stamps: tuple[tuple[str, int, int], ...]) -> _Parsed:
     )
 
 
-def _parse(path: Path) -> tuple[str, tuple[int, int], list[tuple[str, list[float], bool]]]:
-    """Return the extension of the picture's name, its height and width (0 where not stated) and its objects."""
+class Annotation(NamedTuple):
+    """What an XML says: the picture's file, its height and width (0 where not stated), and of each object its name,
+    corners (as they are written) and whether it is difficult."""
+
+    filename: str
+    size_hw: tuple[int, int]
+    objects: list[tuple[str, list[float], bool]]
+
+
+def read_annotation(path: Path) -> Annotation:
+    """Read one XML. Raises DataError with file and object."""
+    tree = read_xml(path)
+    objects = [_object(element, f"{path}: object {i}") for i, element in enumerate(tree.findall("object"), 1)]
+    return Annotation((tree.findtext("filename") or "").strip(), _size(tree, path), objects)
+
+
+def read_xml(path: Path) -> Any:
+    """Return the root element of an XML file. Raises DataError for one that is none or declares entities or a DTD."""
     try:
         # Bytes: the file itself says how it is encoded.
-        tree = fromstring(path.read_bytes(), forbid_dtd=True)
+        return fromstring(path.read_bytes(), forbid_dtd=True)
     except DefusedXmlException:
         raise DataError(f"{path}: it declares entities or a DTD, which are not read") from None
     except ParseError as error:
         raise DataError(f"{path}: not XML: {error}") from None
     except (LookupError, ValueError) as error:
         raise DataError(f"{path}: not XML in a known encoding: {error}") from None
-    extension = os.path.splitext((tree.findtext("filename") or "").strip())[1]
-    objects = [_object(element, f"{path}: object {i}") for i, element in enumerate(tree.findall("object"), 1)]
-    return extension.lower(), _size(tree, path), objects
 
 
 def _size(tree: Any, path: Path) -> tuple[int, int]:

@@ -1,13 +1,17 @@
 """YOLO's text labels: beside each picture a file with a line `class centre_x centre_y width height` for each object.
 
-Darknet's format (https://github.com/pjreddie/darknet, src/data.c): everything but the class is a share of the picture's
-sides. Layouts: images/train/ and labels/train/; train/images/ and train/labels/; or Darknet's lists of pictures
-train.txt and val.txt. Class names: classes.txt, obj.names, another *.names, or `names` in data.yaml.
+Darknet's format (https://github.com/pjreddie/darknet, src/data.c): everything but the class is a share of the
+picture's sides. As Ultralytics has them (https://docs.ultralytics.com/datasets/) a line may end with a score, and may
+hold the corners of a polygon, which is read as its box. Layouts: what data.yaml says; images/train/ and labels/train/;
+train/images/ and train/labels/; or Darknet's lists of pictures train.txt and val.txt. Class names: classes.txt,
+obj.names, another *.names, or `names` in data.yaml.
 """
 
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
@@ -16,14 +20,29 @@ from convzoo.config.registry import register
 from convzoo.data.datasets.boxed import BoxedImages, box_areas, check_names, check_root, find_missing, read_text
 from convzoo.data.decode import EXTENSIONS
 from convzoo.errors import DataError, UsageError
+from convzoo.logs import log
 from convzoo.types import Boxes
 
 SPLITS = {
     "train": ("train", "train2017", "train2014"),
-    "val": ("val", "valid", "validation", "val2017", "val2014", "test"),
+    "val": ("val", "valid", "validation", "val2017", "val2014"),
+    "test": ("test",),
 }
 PICTURES = ("images", "JPEGImages")  # what Darknet replaces by "labels" in the path of a picture
 TOLERANCE = 1e-3  # beyond 0..1: what rounding in other programs leaves
+Pair = tuple[str, str]  # a picture and its label file, both below root
+
+
+class YoloObject(NamedTuple):
+    """A line of a label file: class, centre and size as shares of the picture's sides; NaN for no score."""
+
+    label: int
+    centre_x: float
+    centre_y: float
+    width: float
+    height: float
+    score: float
+    is_polygon: bool
 
 
 @register("dataset")
@@ -39,70 +58,151 @@ def yolo_txt(
         DataError: no such layout, no class names, no label file at all, or a wrong line, with file and line.
     """
     root = check_root(root, "images/train/, labels/train/ and so on, or Darknet's train.txt and val.txt")
-    pairs = list(_pairs(root, split))
-    names = _names(root) if class_names is None else check_names(class_names, "data.class_names", UsageError)
-    rows, image_index, num_labelled = [], [], 0
+    pairs = split_pairs(root, split)
+    if pairs is None and split == "val":
+        pairs = split_pairs(root, "test")
+    if pairs is None:
+        raise DataError(f"{root}: no images/{split} with labels/{split}, no {split}/images, no {split}.txt")
+    names = names_in(root) if class_names is None else check_names(class_names, "data.class_names", UsageError)
+    rows: list[YoloObject] = []
+    image_index, num_labelled = [], 0
     for i, (_, label) in enumerate(pairs):
         path = root / label
         if path.is_file():
             num_labelled += 1
-            lines = list(_objects(path, len(names)))
+            lines = read_objects(path, len(names))
             rows += lines
             image_index += [i] * len(lines)
     if pairs and not num_labelled:
         raise DataError(f"{root}: no label file for any of {len(pairs)} pictures of '{split}', such as {pairs[0][1]}")
-    values = np.array(rows, float).reshape(-1, 5)
-    centre, half = values[:, 1:3], values[:, 3:] / 2
-    xyxy = np.concatenate([centre - half, centre + half], 1)
-    objects = Boxes(xyxy, values[:, 0].astype(np.int64), np.zeros(len(values), bool), box_areas(xyxy))
+    for count, what in changed_in_reading(rows):
+        log.info(f"{root}: {split}: {count:,} {what}")
+    xyxy = corners(rows)
+    labels = np.array([row.label for row in rows], np.int64)
     return BoxedImages(
         root,
         [picture for picture, _ in pairs],
         names,
-        objects,
+        Boxes(xyxy, labels, np.zeros(len(rows), bool), box_areas(xyxy)),
         np.array(image_index, np.int64),
         normalised=True,
         limit=max_train_images if split == "train" else None,
     )
 
 
-def _objects(path: Path, num_classes: int) -> Iterator[tuple[float, ...]]:
-    """Yield class, centre, width and height of each object of a label file. Raises DataError with file and line."""
+def corners(rows: Sequence[YoloObject]) -> np.ndarray:
+    """Return the corners [M, 4] of objects, as shares of the picture's sides."""
+    values = np.array([row[1:5] for row in rows], float).reshape(-1, 4)
+    return np.concatenate([values[:, :2] - values[:, 2:] / 2, values[:, :2] + values[:, 2:] / 2], 1)
+
+
+def changed_in_reading(rows: Sequence[YoloObject]) -> list[tuple[int, str]]:
+    """Return how many lines were taken for less than they say, and how."""
+    counts = [
+        (sum(row.is_polygon for row in rows), "polygons read as their boxes"),
+        (sum(not math.isnan(row.score) for row in rows), "labels have a score, so a program made them"),
+    ]
+    return [(count, what) for count, what in counts if count]
+
+
+def read_objects(path: Path, num_classes: int) -> list[YoloObject]:
+    """Return the objects of a label file. Raises DataError with file and line."""
+    objects = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         fields = line.split()
-        if not fields:
-            continue
-        place = f"{path}:{number}"
-        if len(fields) != 5:
-            raise DataError(f"{place}: {len(fields)} values; a line is: class centre_x centre_y width height")
-        if not fields[0].isdecimal() or len(fields[0]) > 9 or int(fields[0]) >= num_classes:
-            raise DataError(f"{place}: class {fields[0][:20]}; there are {num_classes} classes, 0 to {num_classes - 1}")
-        try:
-            values = tuple(map(float, fields[1:]))
-        except ValueError:
-            raise DataError(f"{place}: not numbers: {' '.join(fields[1:])[:80]}") from None
-        if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in values):  # NaN too
-            raise DataError(f"{place}: {' '.join(fields[1:])[:80]}: must be shares of the picture's sides, 0 to 1")
-        if min(values[2:]) < 0:
-            raise DataError(f"{place}: negative width or height")
-        yield int(fields[0]), *values
+        if fields:
+            objects.append(_object(fields, f"{path}:{number}", num_classes))
+    return objects
 
 
-def _pairs(root: Path, split: str) -> Iterator[tuple[str, str]]:
-    """Yield the pictures of a split, each with the place of its label file, both below root."""
+def _object(fields: list[str], place: str, num_classes: int) -> YoloObject:
+    """Read one line: 5 values, 6 with a score; 7, 9 ... of a polygon of three points or more, 8, 10 ... with one."""
+    if len(fields) < 5:
+        raise DataError(f"{place}: {len(fields)} values; a line is: class centre_x centre_y width height [score]")
+    if not fields[0].isdecimal() or len(fields[0]) > 9 or int(fields[0]) >= num_classes:
+        raise DataError(f"{place}: class {fields[0][:20]}; there are {num_classes} classes, 0 to {num_classes - 1}")
+    shown = " ".join(fields[1:])[:80]
+    try:
+        values = list(map(float, fields[1:]))
+    except ValueError:
+        raise DataError(f"{place}: not numbers: {shown}") from None
+    if not all(-TOLERANCE <= value <= 1 + TOLERANCE for value in values):  # NaN too
+        pixels = " (pixels?)" if max(values) > 2 else ""
+        raise DataError(f"{place}: {shown}: must be shares of the picture's sides, 0 to 1{pixels}")
+    score = values.pop() if len(values) % 2 else math.nan
+    if len(values) > 4:
+        x1, y1, x2, y2 = min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
+        return YoloObject(int(fields[0]), (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, score, True)
+    if min(values[2:]) < 0:
+        raise DataError(f"{place}: negative width or height")
+    x, y, width, height = values
+    return YoloObject(int(fields[0]), x, y, width, height, score, False)
+
+
+def split_pairs(root: Path, split: str) -> list[Pair] | None:
+    """Return the pictures of a split, each with its label file, None where the folder has no such split.
+
+    Raises:
+        DataError: pictures without their folder of labels, or a list or data.yaml that names what is not there.
+    """
+    declared = _declared(root, split)
+    if declared is not None:
+        return declared
     for name in SPLITS[split]:
         for images, labels in ((f"images/{name}", f"labels/{name}"), (f"{name}/images", f"{name}/labels")):
             if (root / images).is_dir():
                 if not (root / labels).is_dir():
                     raise DataError(f"{root}: {images} is there, {labels} is not")
-                for file in _pictures(root / images):
-                    yield f"{images}/{file}", f"{labels}/{os.path.splitext(file)[0]}.txt"
-                return
-    for name in SPLITS[split]:
-        if (root / f"{name}.txt").is_file():
-            yield from _listed(root, root / f"{name}.txt")
-            return
-    raise DataError(f"{root}: no images/{split} with labels/{split}, no {split}/images, no {split}.txt")
+                files = _pictures(root / images)
+                return [(f"{images}/{file}", f"{labels}/{os.path.splitext(file)[0]}.txt") for file in files]
+    lists = (root / f"{name}.txt" for name in SPLITS[split])
+    path = next((path for path in lists if path.is_file()), None)
+    return None if path is None else _listed(root, path)
+
+
+def _declared(root: Path, split: str) -> list[Pair] | None:
+    """Return what data.yaml says is in a split: a folder, a list of pictures, or several of both.
+
+    Paths are below `path`, or below data.yaml where that is not there: it most often is another machine's.
+    """
+    document = _data_yaml(root)
+    places = document.get(split, document.get("valid") if split == "val" else None)
+    if not places:
+        return None
+    base = Path(str(document.get("path") or "."))
+    base = next((folder for folder in (root / base, root / base.name) if folder.is_dir()), root)
+    pairs: list[Pair] = []
+    for place in [places] if isinstance(places, str) else places:
+        # Roboflow's exports say ../train/images for what is train/images beside data.yaml.
+        tries = (base / str(place), base / str(place).removeprefix("../"), root / str(place).removeprefix("../"))
+        path = next((path for path in tries if path.exists()), None)
+        if path is None:
+            if split == "test":
+                return None  # nobody asked for it
+            raise DataError(f"{root}/data.yaml: {split}: no {place} below {base}")
+        if path.is_dir():
+            inside = os.path.relpath(path, root)
+            files = [os.path.normpath(os.path.join(inside, file)) for file in _pictures(path)]
+            pairs += with_label_files(root, files)
+        else:
+            pairs += _listed(root, path)
+    return pairs
+
+
+def _data_yaml(root: Path) -> dict[str, Any]:
+    """Return what data.yaml says, all values as texts; nothing where there is none. Raises DataError."""
+    path = root / "data.yaml"
+    if not path.is_file():
+        return {}
+    try:
+        # The base loader leaves everything text: a class called `no` or `1` stays one.
+        document = yaml.load(read_text(path), Loader=yaml.BaseLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        raise DataError(
+            f"{path}:{mark.line + 1 if mark else 1}: not YAML: {getattr(error, 'problem', error)}"
+        ) from None
+    return document if isinstance(document, dict) else {}
 
 
 def _pictures(folder: Path) -> list[str]:
@@ -124,6 +224,11 @@ def _listed(root: Path, path: Path) -> list[tuple[str, str]]:
     if missing is not None:
         number, line = lines[missing]
         raise DataError(f"{path}:{number}: no picture {line}, below {root} or absolute")
+    return with_label_files(root, files)
+
+
+def with_label_files(root: Path, files: Sequence[str]) -> list[Pair]:
+    """Return pictures, each with the place of its label file, whether that is there or not."""
     label_folders: dict[str, str] = {}
     pairs = []
     for file in files:
@@ -145,7 +250,7 @@ def _label_folder(root: Path, folder: str) -> str:
     return folder
 
 
-def _names(root: Path) -> list[str]:
+def names_in(root: Path) -> list[str]:
     """Return the class names that lie in the folder. Raises DataError where there are none, or several."""
     lists = [root / "classes.txt", *sorted(root.glob("*.names"))]
     lists = [path for path in lists if path.is_file()]
@@ -160,15 +265,7 @@ def _names(root: Path) -> list[str]:
         raise DataError(
             f"{root}: no class names: no classes.txt, obj.names or data.yaml; data.class_names=[...] gives them"
         )
-    try:
-        # The base loader leaves everything text: a class called `no` or `1` stays one.
-        document = yaml.load(read_text(path), Loader=yaml.BaseLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        raise DataError(
-            f"{path}:{mark.line + 1 if mark else 1}: not YAML: {getattr(error, 'problem', error)}"
-        ) from None
-    names = document.get("names") if isinstance(document, dict) else None
+    names = _data_yaml(root).get("names")
     if isinstance(names, dict):
         if sorted(names) != sorted(map(str, range(len(names)))):
             raise DataError(f"{path}: names must be numbered 0 to {len(names) - 1}")
