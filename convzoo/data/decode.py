@@ -63,7 +63,7 @@ def _plain_jpeg(data: bytes) -> np.ndarray | None:
         if EXIF in data[:EXIF_WITHIN] and Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1) != 1:
             return None
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in ("YCbCr", "Gray") or height * width > MAX_PIXELS:
+        if colorspace not in ("YCbCr", "Gray") or int(height) * int(width) > MAX_PIXELS:
             return None
         # The slow transform and upsampling, which are Pillow's too.
         return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
