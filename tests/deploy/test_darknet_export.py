@@ -37,9 +37,6 @@ DETECTORS = {
     "parts-attention": ["head8", "head4"],
 }
 CLASSIFIERS = ["darknet19", "resnet50", "resnext50", "densenet201", "efficientnet_b0", "alexnet", "parts-crop"]
-# Its rounding, 2e-3, moves boxes that end a thousand pictures outside by more than there is a bound for; what is left
-# of a chain of such boxes is either answer's.
-UNBOUNDED = {"csresnext50-panet-spp"}
 # Float32 alone moves their boxes by 4 % and 8 % of the picture: no comparison proves anything there.
 UNPROVABLE = {("enet-coco", "decoded"), ("enet-coco", "nms")}
 OTHER_SUPPRESSION = {"yolov4-tiny", "yolov4", "yolov4-csp-swish", "yolov4-p5", "yolov7-tiny", "parts-attention"}
@@ -128,7 +125,7 @@ SLOW = [
     for stage in ("raw", "decoded", "nms")
     for format in ("onnx", "openvino")
     if (name, stage, format) not in FAST and (name, stage) not in UNPROVABLE
-    if stage != "nms" or name not in OTHER_SUPPRESSION | UNBOUNDED
+    if stage != "nms" or name not in OTHER_SUPPRESSION
 ]
 
 
