@@ -69,12 +69,14 @@ def matched(
 def _pairs(apart_DC: Tensor, preferred: Tensor) -> Tensor | None:
     """Return the candidate [D] of each detection, the nearest within 1, or None where not all have one of their own.
 
-    Of candidates that are as near, because they were cut to the same box, those of the mask `preferred` [C] come first.
+    As many as can be are of the mask `preferred` [C]: of candidates within 1, such as boxes that were cut to the same
+    one, rounding decides which is nearest.
     """
     count, candidates = apart_DC.shape
     if not count or count > candidates:
         return None if count else torch.zeros(0, dtype=torch.int64)
-    weights = torch.where(apart_DC <= 1, apart_DC.double() + 2e-6 - 1e-6 * preferred, 0.0)  # 0 is no pair
+    costs = 1e-6 + apart_DC.double() + (1 + count) * ~preferred  # more than all distances together
+    weights = torch.where(apart_DC <= 1, costs, 0.0)  # 0 is no pair
     try:
         return torch.from_numpy(min_weight_full_bipartite_matching(csr_array(weights.numpy()))[1]).long()
     except ValueError:  # its way to say that there is none

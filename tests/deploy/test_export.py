@@ -284,6 +284,21 @@ def test_same_detections_are_told_from_others():
     assert matched(one, pair, torch.tensor([[0.95], [0.90001]]), size, options, 1e-4) is None
 
 
+def test_boxes_that_are_cut_to_the_same_one_are_told_apart_by_what_suppression_leaves():
+    """Two that end infinitely far out and one that ends outside all fill the picture, with scores as good as equal."""
+    size = (96, 96)
+    boxes = torch.tensor([[-1e6, -1e6, 1e6, 1e6], [-1e6, -1e6, 1e6, 1e6], [-300.0, -300, 400, 400]])
+    scores = torch.tensor([[0.99990], [0.99985], [0.99980]])
+    options = {"score_threshold": 0.3, "iou_threshold": 0.45, "max_detections": 100, "multi_label": False}
+    options |= {"nms_kind": "default", "nms_beta": 0.6}
+    whole = np.array([[0, 0, 96, 96]] * 2, dtype=np.float32)
+    both = Prediction(0, np.zeros(2, dtype=np.int64), scores[:2, 0].numpy(), whole)  # nearer to the second than to it
+    pair = matched(both, boxes, scores, size, options, 1e-3)
+    assert pair is not None and pair.reference_scores.tolist() == scores[[0, 2], 0].tolist()
+    assert matched(both, boxes[:2], scores[:2], size, options, 1e-3) is None  # one of two that are the same
+    assert matched(both, boxes, scores, size, options, 1e-5) is None  # the second's score, which is the third's no more
+
+
 def test_settings_that_a_graph_cannot_have(exported, tmp_path):
     model = exported(YOLO, "onnx", dynamic_size=True)[0]
     opened = torch_model.open_model(model, CPU)
