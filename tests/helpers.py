@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +90,33 @@ STILL = [
     "train.batch_size=16",
     "train.epochs=2",
 ]
+
+
+def torchrun_command(*argv: object, ranks: int = 2, restarts: int = 0, program: tuple[str, ...] = ("-m", "convzoo")):
+    """Return the command line of convzoo under torchrun on this machine."""
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        f"--max-restarts={restarts}",
+    ]
+    return [sys.executable, *launcher, *program, *map(str, argv)]
+
+
+def torchrun(*argv: object, **options) -> subprocess.CompletedProcess:
+    """Run a command line under torchrun to its end; options as torchrun_command's."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(torchrun_command(*argv, **options), capture_output=True, text=True, env=env, timeout=300)
+
+
+def rank_pids(launcher: int) -> dict[int, int]:
+    """Return the process of each rank that a torchrun has started."""
+    pids = {}
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        environ = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        pids |= {int(entry[5:]): int(child) for entry in environ if entry.startswith(b"RANK=")}
+    return pids
 
 
 @functools.cache
