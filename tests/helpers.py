@@ -144,9 +144,14 @@ def skip_without_openvino(format: str = "openvino") -> None:
 
 def one_line(stderr: str) -> str:
     """Return the error message, which must be the only line that convzoo printed as one."""
+    assert "Traceback" not in stderr
+    return first_line(stderr)
+
+
+def first_line(stderr: str) -> str:
+    """The same of several ranks, beside torchrun's own words."""
     lines = [line for line in stderr.splitlines() if line.startswith("convzoo: ")]
     assert len(lines) == 1, stderr
-    assert "Traceback" not in stderr
     return lines[0]
 
 

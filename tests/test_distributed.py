@@ -10,7 +10,7 @@ from PIL import Image
 
 from convzoo.model_file import load_model
 from convzoo.training.checkpoints import load_state
-from helpers import STILL, difference, momenta, one_line, torchrun
+from helpers import STILL, difference, first_line, momenta, torchrun
 
 IN_FLOAT64 = "import torch; torch.set_default_dtype(torch.float64); from convzoo.cli import run; run()"
 
@@ -82,5 +82,5 @@ def test_the_state_remembers_its_ranks(both):
 @pytest.mark.slow
 def test_a_batch_that_the_ranks_do_not_divide_is_refused(tmp_path):
     done = torchrun("train", "tinydarknet-digits", "train.batch_size=33", "--out", tmp_path / "run")
-    assert done.returncode == 1 and "does not divide by 2 ranks" in one_line(done.stderr)
+    assert done.returncode == 1 and "does not divide by 2 ranks" in first_line(done.stderr)
     assert "exitcode  : 2 " in done.stderr and not (tmp_path / "run").exists()

@@ -19,8 +19,8 @@ from helpers import (
     QUICK,
     STILL,
     difference,
+    first_line,
     momenta,
-    one_line,
     rank_pids,
     rows,
     same,
@@ -199,7 +199,7 @@ def test_another_number_of_ranks_continues_at_the_same_place(run, tmp_path, in_f
         os.kill(job.process.pid, signal.SIGTERM)
         job.end()
     refused = torchrun(*command, "--out", out, ranks=3)
-    assert "does not divide by 3 ranks" in one_line(refused.stderr) and "exitcode  : 2 " in refused.stderr
+    assert "does not divide by 3 ranks" in first_line(refused.stderr) and "exitcode  : 2 " in refused.stderr
     done = torchrun(*command, "--out", out, ranks=2, program=(*program, code))
     assert done.returncode == 0 and "continued with world_size 2, begun with 1: not bit for bit" in done.stderr
     assert difference(weights(tmp_path / "whole"), weights(out)) < 1e-12
@@ -222,7 +222,7 @@ def test_the_rank_that_fails_first_is_the_one_that_speaks(run, tmp_path):
     started = time.time()
     done = torchrun(*command)
     assert done.returncode == 1 and time.time() - started < 60
-    assert broken.name in one_line(done.stderr) and "exitcode  : 3 " in done.stderr
+    assert broken.name in first_line(done.stderr) and "exitcode  : 3 " in done.stderr
     done = torchrun(*command, "--on-bad-sample", "skip")
     assert (
         done.returncode == 0
