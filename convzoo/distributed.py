@@ -2,15 +2,18 @@
 
 import contextlib
 import importlib
+import itertools
 import os
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as td
+from torch.distributed.rendezvous import rendezvous
 
 from convzoo.errors import MissingPackageError, UsageError
 
@@ -73,8 +76,33 @@ def start(device: torch.device) -> bool:
     if world_size() == 1 or td.is_initialized():
         return False
     with _stdout_as_stderr():
-        td.init_process_group(td.get_default_backend_for_device(device))
+        store, _, _ = next(rendezvous("env://"))
+        store = td.PrefixStore(_group_name(store), store)  # pyright: ignore[reportPrivateImportUsage]
+        backend = td.get_default_backend_for_device(device)
+        td.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
     return True
+
+
+def _group_name(store: Any) -> str:
+    """Agree with the other ranks on a name that no earlier start of this job has used.
+
+    torchrun has one store for all its restarts, in which ranks would find the addresses of the dead
+    (pytorch/pytorch#167288). A rank greets again and again; a greeting that no longer changes is a dead one's.
+    """
+    if rank() > 0:
+        mine = uuid.uuid4().hex
+        for beat in itertools.count():
+            store.set(f"greeting/{rank()}", f"{mine} {beat}")
+            if store.check([f"answer/{mine}"]):
+                return store.get(f"answer/{mine}").decode()
+            time.sleep(0.05)
+    name = uuid.uuid4().hex
+    for other in range(1, world_size()):
+        first = store.get(f"greeting/{other}")
+        while (greeting := store.get(f"greeting/{other}")) == first:
+            time.sleep(0.02)
+        store.set(f"answer/{greeting.split()[0].decode()}", name)
+    return name
 
 
 @contextlib.contextmanager

@@ -1,10 +1,16 @@
 """One exception class per exit code, and the only place that turns errors into exit codes and messages."""
 
+import contextlib
 import errno
+import json
 import os
 import signal
 import sys
+import time
 import traceback
+from pathlib import Path
+
+LOST_RANK_WAITS_S = 1.0  # so that the rank that failed first says why
 
 
 class ConvzooError(Exception):
@@ -67,13 +73,47 @@ def exit_code_and_message(error: BaseException) -> tuple[int, str]:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return 1, "out of memory; lower train.batch_size, or keep it and raise --accumulate"
     text = " ".join(str(error).split()) or "no message"
+    if _lost_rank(error):
+        return 1, f"the exchange with another rank failed; its own message, or the scheduler's, says why ({text[:120]})"
     return 1, f"{type(error).__name__}: {text} (CONVZOO_DEBUG=1 shows where)"
 
 
 def report(error: BaseException, hint: str = "") -> int:
-    """Print message and hint on stderr, with a traceback when CONVZOO_DEBUG is set, and return the exit code."""
+    """Print message and hint on stderr, with a traceback when CONVZOO_DEBUG is set, and return the exit code.
+
+    Of several ranks that torchrun started here only the first that fails prints; each tells torchrun its message.
+    """
     if os.environ.get("CONVZOO_DEBUG"):
         traceback.print_exception(error)
     code, message = exit_code_and_message(error)
-    print(f"convzoo: {message}{hint}", file=sys.stderr)
+    if os.environ.get("RANK", "0") != "0" and not isinstance(error, InterruptedRun):
+        message = f"rank {os.environ['RANK']}: {message}"
+    if _lost_rank(error):
+        time.sleep(LOST_RANK_WAITS_S)
+    if _first_to_fail(f"{message}{hint}"):
+        print(f"convzoo: {message}{hint}", file=sys.stderr)
     return code
+
+
+def _lost_rank(error: BaseException) -> bool:
+    """Tell whether what failed was the exchange with another rank, which failed before."""
+    if not isinstance(error, RuntimeError) or os.environ.get("WORLD_SIZE", "1") == "1":
+        return False
+    return type(error).__name__.startswith("Dist") or any(
+        name in str(error) for name in ("gloo", "Gloo", "NCCL", "HCCL")
+    )
+
+
+def _first_to_fail(message: str) -> bool:
+    """Write torchrun's error file of this rank, and tell whether it is the first on this machine in this start."""
+    path = Path(os.environ.get("TORCHELASTIC_ERROR_FILE", ""))
+    if path.name != "error.json":  # no torchrun, or one that keeps no files
+        return True
+    about = {"py_callstack": message, "timestamp": str(int(time.time()))}
+    with contextlib.suppress(OSError):
+        path.write_text(json.dumps({"message": {"message": message, "extraInfo": about}}), encoding="utf-8")
+        try:
+            (path.parents[1] / "first-to-fail").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+    return True

@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +92,33 @@ STILL = [
 ]
 
 
+def torchrun_command(*argv: object, ranks: int = 2, restarts: int = 0, program: tuple[str, ...] = ("-m", "convzoo")):
+    """Return the command line of convzoo under torchrun on this machine."""
+    launcher = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        f"--max-restarts={restarts}",
+    ]
+    return [sys.executable, *launcher, *program, *map(str, argv)]
+
+
+def torchrun(*argv: object, **options) -> subprocess.CompletedProcess:
+    """Run a command line under torchrun to its end; options as torchrun_command's."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(torchrun_command(*argv, **options), capture_output=True, text=True, env=env, timeout=300)
+
+
+def rank_pids(launcher: int) -> dict[int, int]:
+    """Return the process of each rank that a torchrun has started."""
+    pids = {}
+    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+        environ = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        pids |= {int(entry[5:]): int(child) for entry in environ if entry.startswith(b"RANK=")}
+    return pids
+
+
 @functools.cache
 def openvino_runs() -> bool:
     """Tell whether OpenVINO runs a pool and an upsampling here; held to SSE4.1 it has no kernels for them."""
@@ -115,9 +144,14 @@ def skip_without_openvino(format: str = "openvino") -> None:
 
 def one_line(stderr: str) -> str:
     """Return the error message, which must be the only line that convzoo printed as one."""
+    assert "Traceback" not in stderr
+    return first_line(stderr)
+
+
+def first_line(stderr: str) -> str:
+    """The same of several ranks, beside torchrun's own words."""
     lines = [line for line in stderr.splitlines() if line.startswith("convzoo: ")]
     assert len(lines) == 1, stderr
-    assert "Traceback" not in stderr
     return lines[0]
 
 

@@ -31,7 +31,7 @@ RUN = [
     "convzoo export MODEL --format onnx",
     "convzoo convert model.safetensors --to darknet --out model.weights",
 ]
-LAUNCHER = ["torchrun", "--nproc-per-node", "8", "-m"]  # the same command, once a rank
+LAUNCHER = ["torchrun", "--nproc-per-node", "8", "--max-restarts", "3", "-m"]  # the same command, once a rank
 
 
 def arguments(command: str) -> list[str]:
