@@ -134,7 +134,7 @@ def _opened(
         if continued:
             _restore(state, run)
         if distributed.rank() == 0:
-            run.write_description(options.command, device, state.data_account)
+            run.write_description(options.command, device, state.data_account, state.split_lists)
             _log_start(state, run)
         steps_left = state.total_steps - state.progress.step
         with StopRequest() as stop, profiled(options.profile, run.path / "profile", steps_left) as profiler_step:

@@ -8,6 +8,7 @@ import contextlib
 import csv
 import fcntl
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -43,13 +44,19 @@ class RunFolder:
         """The file that is there once everything of the run is."""
         return self.path / "finished"
 
-    def write_description(self, command: str, device: torch.device, data: dict[str, Any]) -> None:
-        """Write the resolved recipe, the command, the environment and the data's account."""
+    def write_description(
+        self, command: str, device: torch.device, data: dict[str, Any], split_lists: Mapping[str, list[str]] = {}
+    ) -> None:
+        """Write the resolved recipe, the command, the environment, the data's account and lists of its splits."""
         header = f"# {self.recipe.name}, every key written out. convzoo {__version__}\n"
         (self.path / "recipe.yaml").write_text(header + self.recipe.to_yaml(), encoding="utf-8")
         (self.path / "command.txt").write_text(f"{command}\n", encoding="utf-8")
         _write_json(self.path / "env.json", environment(device))
         _write_json(self.path / "data.json", data)
+        for split, paths in split_lists.items():
+            (self.path / "splits").mkdir(exist_ok=True)
+            lines = "".join(f"{path}\n" for path in paths)
+            (self.path / "splits" / f"{split}.txt").write_text(lines, encoding="utf-8", errors="surrogateescape")
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl; the file stays open, and each row is in it at once."""
