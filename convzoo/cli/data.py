@@ -8,9 +8,11 @@ from typing import Annotated, Any, NamedTuple
 import typer
 
 from convzoo import errors
-from convzoo.cli.options import Data, Json, Split
+from convzoo.cli.options import Data, Device, Json, Split
 
 data_app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
+DISAGREEMENTS = Path("disagreements")
+NAMED_DISAGREEMENTS = 12
 DataName = Annotated[
     str,
     typer.Argument(
@@ -75,35 +77,72 @@ def _datasets(name: str, keys: list[str] | None, data: Path | None, splits: tupl
 
 
 @data_app.command()
-def check(dataset: DataName, keys: Keys = None, data: Data = None, json_: Json = False) -> None:
+def check(
+    dataset: DataName,
+    keys: Keys = None,
+    data: Data = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            "--model", help="List the pictures where this model and the labels disagree most.", dir_okay=False
+        ),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", help="With --model: folder for the list and the sheet.")
+    ] = DISAGREEMENTS,
+    device: Device = "auto",
+    json_: Json = False,
+) -> None:
     """Read every picture: unreadable ones, duplicates within and across the splits, different classes, wrong boxes.
 
     Exit 3 if a picture is unreadable or has another size than its annotation says.
     """
-    from convzoo.data.checks import boxes
-    from convzoo.data.checks import splits as checks
     from convzoo.data.loader import check_same_classes
 
     splits = _datasets(dataset, keys, data, ("train", "val"))
     check_same_classes(splits["train"].class_names, splits["val"].class_names)
-    (train_account, train_digests), (val_account, val_digests) = (
-        checks.check_split(split) for split in splits.values()
-    )
+    if model:
+        _disagreements(splits, model, out, device, json_)
+    else:
+        _check(splits, json_)
+
+
+def _disagreements(splits: dict[str, Any], model: Path, out: Path, device: str, json_: bool) -> None:
+    from convzoo import distributed
+    from convzoo.deploy.exported import open_any
+    from convzoo.inference.disagreement import disagreements
+
+    rows = disagreements(open_any(model, distributed.resolve_device(device), None), splits, out)
+    for row in rows if json_ else rows[:NAMED_DISAGREEMENTS]:
+        print(
+            json.dumps(row, ensure_ascii=False) if json_ else f"{row['disagreement']:.2f}  {row['path']}: {row['why']}"
+        )
+    if not json_:
+        print(f"{len(rows)} pictures by disagreement in {out}/disagreements.csv, the first in disagreements.png")
+
+
+def _check(splits: dict[str, Any], json_: bool) -> None:
+    from convzoo.data.checks import boxes
+    from convzoo.data.checks import splits as checks
+
+    (train, train_digests), (val, val_digests) = (checks.check_split(split) for split in splits.values())
     across = [[train_digests[digest], val_digests[digest]] for digest in train_digests.keys() & val_digests.keys()]
-    findings = {"train": train_account.plain(), "val": val_account.plain(), "in_both": sorted(across)}
+    alike = [pair for pair in checks.alike_across(train, val) if pair not in across]
+    findings = {"train": train.plain(), "val": val.plain(), "in_both": sorted(across), "alike_in_both": sorted(alike)}
     if json_:
         print(json.dumps(findings, ensure_ascii=False))
     else:
-        print(train_account.text("train"))
-        print(val_account.text("val"))
-        print(f"in both splits: {len(across)}")
+        print(
+            f"{train.text('train')}\n{val.text('val')}\nin both splits: {len(across)}, and {len(alike)} that look alike"
+        )
         for pair in sorted(across)[: boxes.NAMED]:
             print(f"  {' = '.join(pair)}")
-    unreadable, mismatched = (
-        len(getattr(train_account, kind)) + len(getattr(val_account, kind)) for kind in ("unreadable", "mismatched")
-    )
-    parts = [f"{unreadable} pictures cannot be read"] * bool(unreadable)
-    parts += [f"{mismatched} pictures have another size than annotated"] * bool(mismatched)
+        for pair in sorted(alike)[: boxes.NAMED]:
+            print(f"  {' ~ '.join(pair)}")
+    parts = []
+    for kind, what in (("unreadable", "cannot be read"), ("mismatched", "have another size than annotated")):
+        count = len(getattr(train, kind)) + len(getattr(val, kind))
+        parts += [f"{count} pictures {what}"] * bool(count)
     if parts:
         raise errors.DataError(", ".join(parts))
 

@@ -46,11 +46,51 @@ def inspect(folder: Folder, keys: Keys = None, json_: Json = False) -> None:
 
 def _commands(plain: dict[str, Any], folder: Path, keys: list[str] | None) -> list[str]:
     """Return the commands that train on a folder and measure what came out."""
-    run = f"runs/{folder.resolve().name}"
+    run = f"runs/{folder.resolve().name.partition('.')[0]}"
     overrides = [*data_overrides(keys), f"model.num_classes={len(plain['classes'])}"]
     train = ["convzoo", "train", RECIPES[plain["task"]], *overrides, "--data", str(folder), "--out", run]
     measure = ["convzoo", "eval", f"{run}/checkpoints/last.safetensors", "--data", str(folder)]
     return [shlex.join(train), shlex.join(measure)]
+
+
+@data_app.command()
+def split(
+    folder: Folder,
+    val: Annotated[float, typer.Option("--val", help="Share for validation.", show_default=False)],
+    keys: Keys = None,
+    test: Annotated[float, typer.Option("--test", help="Share for a test.")] = 0.0,
+    json_: Json = False,
+) -> None:
+    """Share pictures out to training, validation and test, as lists in DIR/splits; nothing is moved.
+
+    Each class is shared out in proportion, and pictures that look alike are on one side.
+    """
+    from convzoo.data.layouts.inventory import LISTS
+    from convzoo.data.layouts.split import read_lists, split_pictures, write_lists
+
+    if folder.is_file():
+        raise UsageError(f"{folder}: an archive takes no lists beside its pictures; unpack it first")
+    labels, _ = _labels(folder, keys)
+    if read_lists(labels) is not None:
+        raise UsageError(f"{folder / LISTS}: the lists are there already; remove them to split anew")
+    if labels.splits is not None:
+        raise UsageError(f"{folder}: its layout has splits already: {', '.join(sorted(set(labels.splits)))}")
+    splits = split_pictures(labels, val, test)
+    paths = write_lists(folder / LISTS, labels.files, splits)
+    counts = labels.counts() > 0
+    rows = {name: counts[[other == name for other in splits]].sum(0).tolist() for name in dict.fromkeys(splits)}
+    by_class = {name: {part: rows[part][i] for part in rows} for i, name in enumerate(labels.class_names)}
+    if json_:
+        totals = {name: splits.count(name) for name in rows}
+        print(json.dumps({"lists": [str(path) for path in paths], "images": totals, "classes": by_class}))
+        return
+    width = max(8, *map(len, labels.class_names))
+    order = [path.stem for path in paths]
+    print(f"{'pictures':{width}}" + "".join(f"  {part:>7}" for part in order))
+    for name, row in by_class.items():
+        print(f"{name:{width}}" + "".join(f"  {row[part]:7,}" for part in order))
+    print(f"{'all':{width}}" + "".join(f"  {splits.count(part):7,}" for part in order))
+    print(f"lists in {folder / LISTS}; every verb takes them from there")
 
 
 @data_app.command(name="import")

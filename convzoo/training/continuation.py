@@ -18,7 +18,7 @@ from convzoo.training.run_folder import RunFolder
 FREE_KEYS = {"train.keep_checkpoint_max", "train.save_every_epochs"}  # may change between two parts of a run
 # What a run that was killed as it began may have left; its recipe.yaml is written last.
 DESCRIPTION = {"data.json", "env.json", "command.txt"}
-BEGINNINGS = {".lock", "recipe.yaml.tmp"} | DESCRIPTION | {f"{name}.tmp" for name in DESCRIPTION}
+BEGINNINGS = {".lock", "splits", "recipe.yaml.tmp"} | DESCRIPTION | {f"{name}.tmp" for name in DESCRIPTION}
 
 
 def open_run(

@@ -262,7 +262,7 @@ def _open_on_rank_0(state: TrainState) -> RunFolder:
             fresh = options.fresh and not distributed.restarts()  # torchrun's second start continues its first
             run = open_run(state.recipe, state.data_account, options.out, resume=options.resume, fresh=fresh)
             if run.stage != "finished":
-                run.write_description(options.command, state.device, state.data_account)
+                run.write_description(options.command, state.device, state.data_account, state.split_lists)
             answer = (run.path, run.stage)
         except (ConvzooError, OSError) as error:
             answer = error

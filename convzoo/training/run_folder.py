@@ -7,6 +7,7 @@ rank 0 writes, but for the other ranks' logs.
 import contextlib
 import csv
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -44,18 +45,25 @@ class RunFolder:
         """The file that is there once everything of the run is."""
         return self.path / "finished"
 
-    def write_description(self, command: str, device: torch.device, data: dict[str, Any]) -> None:
-        """Write the data's account, the environment, the command, and the resolved recipe last: it makes it a run."""
+    def write_description(
+        self, command: str, device: torch.device, data: dict[str, Any], split_lists: Mapping[str, list[str]] = {}
+    ) -> None:
+        """Write the data's account and lists of its splits, the environment, the command, and the resolved recipe.
+
+        The recipe comes last: it makes the folder a run's.
+        """
         header = f"# {self.recipe.name}, every key written out. convzoo {__version__}\n"
-        texts = {
+        lists = {f"splits/{split}.txt": "".join(f"{path}\n" for path in paths) for split, paths in split_lists.items()}
+        texts = lists | {
             "data.json": _json(data),
             "env.json": _json(environment(device)),
             "command.txt": f"{command}\n",
             "recipe.yaml": header + self.recipe.to_yaml(),
         }
         for name, text in texts.items():
+            (self.path / name).parent.mkdir(exist_ok=True)
             with written_whole(self.path / name) as temporary:
-                temporary.write_text(text, encoding="utf-8")
+                temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
     def add_metrics(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl; the file stays open, and each row is in it at once."""

@@ -130,6 +130,7 @@ class TrainState:
             source = str(options.val_data or options.data)
             mapping = label_map(val_set.class_names, self.class_names, source)
             self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"), mapping)
+        self.split_lists = _split_lists(train_set, val_set)
         self.task = build_task(recipe, self.class_names)
         self.task.check_learnable()
         counted = "images" if self.task.predicts == "classes" else "objects"
@@ -229,3 +230,10 @@ class TrainState:
         for name, now in self._shares().items():
             if snapshot.get(name, now) != now:
                 log.warning(f"continued with {name} {now}, begun with {snapshot[name]}: not bit for bit the same run")
+
+
+def _split_lists(train_set: Any, val_set: Any) -> dict[str, list[str]]:
+    """Return the pictures of each split where nobody but we shared them out, nothing otherwise."""
+    splits = {"train": train_set, "val": val_set}
+    files = {name: getattr(dataset, "split_files", None) for name, dataset in splits.items()}
+    return {name: paths for name, paths in files.items() if paths}

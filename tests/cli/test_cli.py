@@ -32,9 +32,10 @@ OPTIONS = {
     "--resize --to --verbose",
     "list": "--help --json --weights",
     "doctor": "--help --json",
-    "data check": "--data --help --json",
+    "data check": "--data --device --help --json --model --out",
     "data stats": "--anchors --data --help --json --sheet --size",
     "data inspect": "--help --json",
+    "data split": "--help --json --test --val",
     "data import": "--help --json --out --val",
     "data save": "--count --data --help --out --split",
 }

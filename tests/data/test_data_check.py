@@ -42,8 +42,8 @@ def sample_of(*xyxy, labels=None, crowd=None):
 @pytest.mark.parametrize(
     ("box", "kind"),
     [
-        ((0, 0, 40, 30), None),
-        ((-0.4, 0, 40.4, 30.4), None),  # rounding
+        ((0, 0, 40, 30), "huge"),
+        ((-0.4, 0, 40.4, 30.4), "huge"),  # not outside: rounding
         ((-1, 0, 9, 9), "partly_outside"),
         ((30, 0, 41, 9), "partly_outside"),
         ((0, 25, 9, 31), "partly_outside"),

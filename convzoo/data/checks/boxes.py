@@ -14,6 +14,8 @@ from convzoo.types import Boxes, Sample
 
 NAMED = 20  # findings of a kind that are kept word by word, the others are counted
 SLACK_PX = 0.5  # what rounding in other programs leaves outside the picture
+TINY = 0.01  # of the picture's longer side: four pixels of a network's 416
+HUGE = 0.95  # of the picture's area: most often a slip, or the label of a whole picture
 SMALL, LARGE = 32**2, 96**2  # COCO's bounds of areas in pixels
 PICTURES_LOOKED_AT = 2000  # when samples are chosen
 
@@ -57,6 +59,8 @@ def _findings(boxes: Boxes, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
     height, width = size_hw
     x1, y1, x2, y2 = boxes.xyxy.T
     shorter = np.minimum(x2 - x1, y2 - y1)
+    corners = boxes.xyxy.clip(0, [width, height, width, height])
+    inside = corners[:, 2:] - corners[:, :2]
     empty = shorter <= 0
     wholly = ~empty & ((x2 <= 0) | (y2 <= 0) | (x1 >= width) | (y1 >= height))
     beyond = (x1 < -SLACK_PX) | (y1 < -SLACK_PX) | (x2 > width + SLACK_PX) | (y2 > height + SLACK_PX)
@@ -70,6 +74,8 @@ def _findings(boxes: Boxes, size_hw: tuple[int, int]) -> dict[str, np.ndarray]:
         "at_most_a_pixel_thick": ~empty
         & (shorter <= 1),  # what a slip of the mouse leaves in VOC, which counts both ends
         "duplicate": duplicate,
+        "tiny": (shorter > 1) & (shorter < TINY * max(size_hw)),
+        "huge": ~empty & (inside.prod(1) >= HUGE * height * width),
     }
 
 

@@ -12,9 +12,13 @@ from PIL import Image
 
 from convzoo.data.checks.boxes import NAMED, BoxAccount, box_sheet, choose
 from convzoo.data.datasets.boxed import SizeMismatchError
+from convzoo.data.layouts.alike import alike_pairs, pixel_hash
 from convzoo.errors import DataError
 from convzoo.logs import progress
 from convzoo.report.draw import INK, contact_sheet, save_png
+
+FEW = 10  # pictures of a class, below which it is hardly learned and its measure is chance
+ALIKE_FROM_PX = 32  # smaller pictures are alike by their size alone
 
 
 @dataclass
@@ -26,6 +30,8 @@ class SplitAccount:
         unreadable: messages, one a picture.
         mismatched: messages, one a picture of another size than its annotation says.
         duplicates: groups of paths whose pixels are the same.
+        few: classes on fewer than FEW pictures, and on how many.
+        hashes: perceptual hashes [N, 32] of the readable pictures from ALIKE_FROM_PX on, and hashed: their paths.
         boxes: None for classification.
     """
 
@@ -35,6 +41,9 @@ class SplitAccount:
     unreadable: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     duplicates: list[list[str]] = field(default_factory=list)
+    few: dict[str, int] = field(default_factory=dict)
+    hashes: np.ndarray = field(default_factory=lambda: np.zeros((0, 32), np.uint8))
+    hashed: list[str] = field(default_factory=list)
     boxes: BoxAccount | None = None
 
     def plain(self) -> dict[str, Any]:
@@ -45,6 +54,7 @@ class SplitAccount:
             "sizes_hw": sizes,
             "unreadable": self.unreadable,
             "duplicates": self.duplicates,
+            "few_pictures": self.few,
         }
         if self.boxes:
             plain |= {"mismatched": self.mismatched, "boxes": self.boxes.plain()}
@@ -58,6 +68,9 @@ class SplitAccount:
         lines[0] += f", {len(self.duplicates)} groups of duplicates"
         lines += [f"  {line}" for line in [*self.unreadable[:NAMED], *self.mismatched[:NAMED]]]
         lines += [f"  same pixels: {', '.join(group)}" for group in self.duplicates[:NAMED]]
+        if self.few:
+            few = ", ".join(f"{class_name} {count}" for class_name, count in list(self.few.items())[:NAMED])
+            lines.append(f"  {len(self.few)} classes on fewer than {FEW} pictures: {few}")
         if self.boxes:
             lines.append(f"  {self.boxes.objects:,} objects; {self.boxes.without_objects:,} images have none")
             kinds = [f"{self.boxes.counts[kind]:,} {kind.replace('_', ' ')}" for kind in self.boxes.named]
@@ -84,6 +97,7 @@ def check_split(dataset: Any) -> tuple[SplitAccount, dict[bytes, str]]:
     account = SplitAccount(len(dataset), count_classes(dataset))
     account.boxes = BoxAccount() if is_boxed(dataset) else None
     same: dict[bytes, list[str]] = {}
+    hashes, pictures = [], Counter()
     for index in progress(range(len(dataset)), len(dataset), "check"):
         try:
             sample = dataset.load(index)
@@ -96,9 +110,21 @@ def check_split(dataset: Any) -> tuple[SplitAccount, dict[bytes, str]]:
         if account.boxes:
             account.boxes.look_at(sample, dataset.class_names)
         account.sizes_hw[sample.original_hw] += 1
+        pictures.update(set(sample.target.labels.tolist()) if account.boxes else [sample.target])
+        if min(sample.original_hw) >= ALIKE_FROM_PX:
+            hashes.append(pixel_hash(Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())))
+            account.hashed.append(sample.path)
         same.setdefault(hashlib.sha1(sample.image.contiguous().numpy()).digest(), []).append(sample.path)
+    if hashes:
+        account.hashes = np.stack(hashes)
+    account.few = {name: pictures[i] for i, name in enumerate(dataset.class_names) if pictures[i] < FEW}
     account.duplicates = [paths for paths in same.values() if len(paths) > 1]
     return account, {digest: paths[0] for digest, paths in same.items()}
+
+
+def alike_across(train: SplitAccount, val: SplitAccount) -> list[list[str]]:
+    """Return pairs of paths, of training and validation, whose pictures look alike: copies, scaled or compressed."""
+    return [[train.hashed[i], val.hashed[j]] for i, j in alike_pairs(train.hashes, val.hashes)]
 
 
 def spread(dataset: Any, count: int) -> list[int]:

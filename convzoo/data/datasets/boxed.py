@@ -28,10 +28,10 @@ class BoxedImages:
     Attributes:
         labels: [M] int64 classes of all objects of all pictures.
         category_ids: K numbers that COCO's result files call the classes by.
-        split_note: how the pictures were shared out, where no file of the data set says it.
+        split_files: the pictures below the root, where nobody but we shared them out: a run keeps such lists.
     """
 
-    split_note: str | None = None
+    split_files: list[str] | None = None
 
     def __init__(
         self,

@@ -26,10 +26,10 @@ class FolderImages:
     Attributes:
         members: the zip that the files are in, None where root is a folder.
         is_whole_root: whether the class folders lie in the root itself, which then is either split.
-        split_note: how the pictures were shared out, where no file of the data set says it.
+        split_files: the pictures below the root, where nobody but we shared them out: a run keeps such lists.
     """
 
-    split_note: str | None = None
+    split_files: list[str] | None = None
 
     def __init__(
         self,

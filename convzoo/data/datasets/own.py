@@ -63,14 +63,14 @@ def own(
         raise DataError(f"{labels.folder}: no pictures for {name}; there are {_counted(splits)}")
     if split == "train":
         chosen = chosen[first_of_shuffled(len(chosen), max_train_images)]
-    return subset(labels, chosen, split_note=f"{source}: {_counted(splits)}" if source == MADE else None)
+    return subset(labels, chosen, is_ours=source == MADE)
 
 
-def subset(labels: Labels, chosen: np.ndarray, split_note: str | None = None) -> BoxedImages | FolderImages:
+def subset(labels: Labels, chosen: np.ndarray, is_ours: bool = False) -> BoxedImages | FolderImages:
     """Return the data set of some pictures, by their numbers.
 
     Args:
-        split_note: how the split was made, where nobody but we made it: a run then keeps its lists.
+        is_ours: nobody but we chose them: a run then keeps the list.
     """
     files = [labels.files[i] for i in chosen]
     dataset: BoxedImages | FolderImages
@@ -91,7 +91,7 @@ def subset(labels: Labels, chosen: np.ndarray, split_note: str | None = None) ->
             category_ids=labels.category_ids,
             normalised=labels.normalised,
         )
-    dataset.split_note = split_note
+    dataset.split_files = files if is_ours else None
     return dataset
 
 

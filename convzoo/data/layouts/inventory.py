@@ -5,7 +5,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 
 from convzoo.data.decode import EXTENSIONS
-from convzoo.errors import DataError, UsageError
+from convzoo.errors import DataError
 
 SPLIT_NAMES = {
     "train": ("train", "training", "train2017", "train2014"),
@@ -17,16 +17,8 @@ LISTS = "splits"  # the folder of lists that `data split` writes
 Stamp = tuple[tuple[str, int, int], ...]
 
 
-def stamp(root: Path | None) -> Stamp:
-    """Return (path below root, time of change in ns, bytes) of every file that is not hidden: what tells of a change.
-
-    Raises:
-        UsageError: no folder.
-    """
-    if root is None:
-        raise UsageError("this data set needs a folder with pictures and their labels", ("data",))
-    if not root.is_dir():
-        raise UsageError(f"{root}: {'a file, not a folder' if root.exists() else 'no such folder'}", ("data",))
+def stamp(root: Path) -> Stamp:
+    """Return (path below root, time of change in ns, bytes) of every file that is not hidden: it tells of changes."""
     files = []
     for folder, below, names in os.walk(root, followlinks=True):
         below[:] = sorted(name for name in below if not name.startswith((".", "__MACOSX")))

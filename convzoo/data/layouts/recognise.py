@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from convzoo.config.registry import nearest
+from convzoo.data.datasets.boxed import check_root
 from convzoo.data.layouts import coco_json, cvat_xml, label_studio, voc_xml, whole_pictures, yolo_text
 from convzoo.data.layouts.inventory import Inventory, Stamp, stamp
 from convzoo.data.layouts.labels import Labels, Reading
@@ -66,6 +67,7 @@ def read_labels(root: Path | None, layout: str | None = None, reading: Reading |
     """
     if layout is not None and layout not in LAYOUTS:
         raise UsageError(f"data.layout: no layout '{layout}'{nearest(layout, LAYOUTS)}")
+    root = check_root(root, "pictures and their labels")
     files = stamp(root)
     reading = reading or Reading()
     names = None if reading.class_names is None else tuple(reading.class_names)

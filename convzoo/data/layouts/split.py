@@ -6,65 +6,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from convzoo.data.datasets.boxed import read_bytes, read_text
-from convzoo.data.decode import FORMATS, decode_rgb
+from convzoo.data.datasets.boxed import read_text
+from convzoo.data.layouts.alike import HASH_BYTES, alike_groups, perceptual_hash
 from convzoo.data.layouts.inventory import LISTS
 from convzoo.data.layouts.labels import Labels
 from convzoo.errors import DataError, UsageError
 from convzoo.files import written_whole
 from convzoo.logs import progress
 
-HASH_PX = 16  # a hash has 16 x 16 bits
-ALIKE_BITS = 12  # of the 256 that may differ: copies that were scaled or compressed again stay below
 SPLITS = ("train", "val", "test")
-
-
-def perceptual_hash(path: str) -> np.ndarray:
-    """Return 256 bits as [32] uint8: whether each of 17 x 16 grey cells is brighter than its left neighbour.
-
-    The difference hash of N. Krawetz, "Kind of Like That" (hackerfactor.com, 2013), with four times its bits.
-    Raises:
-        DataError: the picture cannot be read.
-    """
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.draft("L", (8 * HASH_PX, 8 * HASH_PX))  # a JPEG is decoded at an eighth where that is enough
-            grey = image.convert("L").resize((HASH_PX + 1, HASH_PX), Image.Resampling.BOX)
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError):
-        decode_rgb(read_bytes(path), path)  # says best what is wrong with it
-        raise DataError(f"{path}: damaged picture") from None
-    cells = np.asarray(grey).astype(np.int16)
-    return np.packbits(cells[:, 1:] > cells[:, :-1])
-
-
-def alike_groups(hashes: np.ndarray) -> np.ndarray:
-    """Return the group [N] of each picture: the first one that it is alike, over any number of steps.
-
-    Args:
-        hashes: [N, 32] uint8.
-    """
-    words = hashes.view(np.uint64)
-    group = np.arange(len(words))
-
-    def root(i: int) -> int:
-        while group[i] != i:
-            group[i] = group[group[i]]
-            i = int(group[i])
-        return i
-
-    for i in range(len(words) - 1):
-        bits = np.bitwise_count(words[i + 1 :] ^ words[i]).sum(1, dtype=np.int64)
-        for j in (np.flatnonzero(bits <= ALIKE_BITS) + i + 1).tolist():
-            low, high = sorted((root(i), root(j)))
-            group[high] = low
-    return np.array([root(i) for i in range(len(words))], np.int64)
 
 
 def picture_groups(folder: Path, files: Sequence[str]) -> np.ndarray:
     """Return the group [N] of pictures that look alike; one that cannot be read is alone."""
-    hashes = np.zeros((len(files), HASH_PX * HASH_PX // 8), np.uint8)
+    hashes = np.zeros((len(files), HASH_BYTES), np.uint8)
     readable = []
     for i, file in enumerate(progress(files, len(files), "compare")):
         try:
