@@ -18,7 +18,7 @@ MAX_PIXELS = 100_000_000
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode_rgb(data: bytes, shown: str) -> Tensor:
+def decode_rgb(data: bytes, shown: str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode a picture to [3, H, W] uint8 RGB, rotated as its EXIF orientation says.
 
     Grey is repeated, CMYK and palettes are converted, 16-bit values keep their high byte, transparency is dropped.
@@ -26,20 +26,20 @@ def decode_rgb(data: bytes, shown: str) -> Tensor:
     Args:
         shown: the path to name in messages.
     Raises:
-        DataError: not a picture of a known format, truncated, or beyond MAX_PIXELS.
+        DataError: not a picture of a known format, truncated, or beyond max_pixels.
     """
     if not data:
         raise DataError(f"{shown}: empty file")
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(f"{shown}: {width}x{height} pixels, more than the {MAX_PIXELS:,} that are read")
+            if width * height > max_pixels:
+                raise DataError(f"{shown}: {width}x{height} pixels, more than the {max_pixels:,} that are read")
             pixels = np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except Image.UnidentifiedImageError:
         raise DataError(f"{shown}: not a picture in {', '.join(FORMATS)}; it begins with {data[:12]!r}") from None
     except Image.DecompressionBombError:
-        raise DataError(f"{shown}: more than the {MAX_PIXELS:,} pixels that are read") from None
+        raise DataError(f"{shown}: more than the {max_pixels:,} pixels that are read") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{shown}: damaged picture: {' '.join(str(error).split())}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
