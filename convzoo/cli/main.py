@@ -15,6 +15,7 @@ from convzoo.cli.info import doctor, list_
 from convzoo.cli.own import data_app
 from convzoo.cli.predict import predict
 from convzoo.cli.quantize import quantize
+from convzoo.cli.serve import serve
 from convzoo.cli.train import train
 from convzoo.environment import keep_memory
 from convzoo.errors import ConvzooError, UsageError
@@ -44,6 +45,7 @@ app.command()(predict)
 app.command()(export)
 app.command()(quantize)
 app.command()(bench)
+app.command()(serve)
 app.command()(convert)
 app.command(name="list")(list_)
 app.command()(doctor)

@@ -21,7 +21,7 @@ EXIF, EXIF_WITHIN = b"Exif\0\0", 2 * 65536
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def decode_rgb(data: bytes, shown: str) -> Tensor:
+def decode_rgb(data: bytes, shown: str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode a picture to [3, H, W] uint8 RGB, rotated as its EXIF orientation says.
 
     Grey is repeated, CMYK and palettes are converted, 16-bit values keep their high byte, transparency is dropped.
@@ -30,32 +30,32 @@ def decode_rgb(data: bytes, shown: str) -> Tensor:
     Args:
         shown: the path to name in messages.
     Raises:
-        DataError: not a picture of a known format, truncated, or beyond MAX_PIXELS.
+        DataError: not a picture of a known format, truncated, or beyond max_pixels.
     """
     if not data:
         raise DataError(f"{shown}: empty file")
-    pixels = _plain_jpeg(data)
+    pixels = _plain_jpeg(data, max_pixels)
     if pixels is None:
-        pixels = _by_pillow(data, shown)
+        pixels = _by_pillow(data, shown, max_pixels)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _by_pillow(data: bytes, shown: str) -> np.ndarray:
+def _by_pillow(data: bytes, shown: str, max_pixels: int) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise DataError(f"{shown}: {width}x{height} pixels, more than the {MAX_PIXELS:,} that are read")
+            if width * height > max_pixels:
+                raise DataError(f"{shown}: {width}x{height} pixels, more than the {max_pixels:,} that are read")
             return np.array(_to_rgb(ImageOps.exif_transpose(image)))
     except Image.UnidentifiedImageError:
         raise DataError(f"{shown}: not a picture in {', '.join(FORMATS)}; it begins with {data[:12]!r}") from None
     except Image.DecompressionBombError:
-        raise DataError(f"{shown}: more than the {MAX_PIXELS:,} pixels that are read") from None
+        raise DataError(f"{shown}: more than the {max_pixels:,} pixels that are read") from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise DataError(f"{shown}: damaged picture: {' '.join(str(error).split())}") from None
 
 
-def _plain_jpeg(data: bytes) -> np.ndarray | None:
+def _plain_jpeg(data: bytes, max_pixels: int) -> np.ndarray | None:
     """Return the pixels [H, W, 3] of an upright 8-bit JPEG in colour or grey; None for what Pillow has to judge."""
     if not data.startswith(b"\xff\xd8\xff"):
         return None
@@ -63,7 +63,7 @@ def _plain_jpeg(data: bytes) -> np.ndarray | None:
         if EXIF in data[:EXIF_WITHIN] and Image.open(io.BytesIO(data)).getexif().get(ExifTags.Base.Orientation, 1) != 1:
             return None
         height, width, colorspace, _ = simplejpeg.decode_jpeg_header(data)
-        if colorspace not in ("YCbCr", "Gray") or int(height) * int(width) > MAX_PIXELS:
+        if colorspace not in ("YCbCr", "Gray") or int(height) * int(width) > max_pixels:
             return None
         # The slow transform and upsampling, which are Pillow's too.
         return simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+
 from convzoo.data.decode import EXTENSIONS, decode_rgb
 from convzoo.data.imagenet import titles
 from convzoo.data.loader import OnBadSample
@@ -107,14 +109,19 @@ def _answers(
     if not samples:
         return
     batch = task.collate([pipeline(sample, Key(0, sample.index)) for _, sample in samples])
-    outputs, class_titles = runner(batch.images), titles(class_names)
-    predictions: list[Prediction] = task.postprocess(outputs, batch)
+    predictions: list[Prediction] = task.postprocess(runner(batch.images), batch)
     for (path, sample), prediction in zip(samples, predictions, strict=True):
-        labels, scores, boxes = prediction.labels, prediction.scores, prediction.boxes_xyxy
-        if boxes is not None and min_score is not None:
-            mask = scores >= min_score
-            labels, scores, boxes = labels[mask], scores[mask], boxes[mask]
-        names = [class_names[label] for label in labels]
-        readable = [class_titles[label] for label in labels] if class_titles else None
-        image = sample.image.permute(1, 2, 0).numpy()
-        yield Answer(path, names, scores.astype(float).tolist(), image, labels.tolist(), boxes, readable)
+        yield answer(path, sample.image.permute(1, 2, 0).numpy(), prediction, class_names, min_score)
+
+
+def answer(
+    path: str, image: np.ndarray, prediction: Prediction, class_names: list[str], min_score: float | None
+) -> Answer:
+    """Return a prediction about a picture [H, W, 3] uint8 with its names; min_score as in `predict`."""
+    labels, scores, boxes = prediction.labels, prediction.scores, prediction.boxes_xyxy
+    if boxes is not None and min_score is not None:
+        mask = scores >= min_score
+        labels, scores, boxes = labels[mask], scores[mask], boxes[mask]
+    names, class_titles = [class_names[label] for label in labels], titles(class_names)
+    readable = [class_titles[label] for label in labels] if class_titles else None
+    return Answer(path, names, scores.astype(float).tolist(), image, labels.tolist(), boxes, readable)

@@ -30,6 +30,8 @@ OPTIONS = {
     "bench": "--batch --calibration --data --formats --help --json --max-drop --out --rounds --seconds",
     "convert": "--cfg --check --classes --data --data-name --download --help --json --model --num-classes --out "
     "--resize --to --verbose",
+    "serve": "--batch --delay-ms --device --help --host --max-body-mb --max-megapixels --port --precision "
+    "--provider --queue --replaceable --timeout --token-file",
     "list": "--help --json --weights",
     "doctor": "--help --json",
     "data check": "--data --device --help --json --model --out",

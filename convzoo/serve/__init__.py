@@ -1,0 +1,1 @@
+"""Models over HTTP: the Open Inference Protocol, and pictures as they are."""
