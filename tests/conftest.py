@@ -1,13 +1,14 @@
 """Fixtures of all tests: the reference data, and the command line run in-process."""
 
 import os
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from convzoo import cli
-from helpers import QUICK, SHARED, THREADS
+from helpers import FIXTURES, QUICK, SHARED, THREADS
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -25,6 +26,23 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"reference data not found at {SHARED} (set CONVZOO_SHARED)")
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def own_mindspore(tmp_path_factory) -> Path:
+    """What MindSpore itself computed for `fixtures/write_mindspore.py`, unpacked."""
+    folder = tmp_path_factory.mktemp("mindspore")
+    with zipfile.ZipFile(FIXTURES / "mindspore.zip") as archive:
+        archive.extractall(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", params=["fixtures", "shared"])
+def mindspore_outputs(request) -> Path:
+    """The same of our own small fixtures, and of the reference data with the zoo's own programs."""
+    if request.param == "fixtures":
+        return request.getfixturevalue("own_mindspore")
+    return request.getfixturevalue("shared") / "fixtures/mindspore"
 
 
 @pytest.fixture

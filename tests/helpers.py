@@ -17,6 +17,7 @@ from convzoo.tasks.classify import ClassifyMetric
 from convzoo.training.checkpoints import load_state
 
 REPO = Path(__file__).resolve().parents[1]
+FIXTURES = REPO / "tests/fixtures"
 SHARED = Path(os.environ.get("CONVZOO_SHARED", REPO.parent / "shared"))
 THREADS = int(os.environ.get("CONVZOO_TEST_THREADS", "1"))  # one: as fast for small networks, much faster beside others
 DARKNET = SHARED / "fixtures/darknet"
@@ -140,6 +141,12 @@ def skip_without_openvino(format: str = "openvino") -> None:
     """Skip a test of that format where OpenVINO itself runs nothing."""
     if format == "openvino" and not openvino_runs():
         pytest.skip("OpenVINO has no kernels for the instructions that it is held to")
+
+
+def on_its_grid(picture: torch.Tensor, stored: torch.Tensor) -> torch.Tensor:
+    """Return every n-th pixel [..., H, W] both ways of a picture that is stored whole or like that."""
+    step = -(-picture.shape[-1] // stored.shape[-1])
+    return picture[..., ::step, ::step]
 
 
 def one_line(stderr: str) -> str:

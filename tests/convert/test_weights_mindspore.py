@@ -1,6 +1,7 @@
 """MindSpore checkpoints: equal to the zoo's outputs, read and written without MindSpore, and all that can be wrong."""
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,10 +19,9 @@ from convzoo.convert.state_dict import ExpectedWeights, file_bytes
 from convzoo.data.transforms.pipeline import Pipeline, normalize
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.types import Key, Sample
-from helpers import SHARED
+from fixtures.drawn import parameter
+from helpers import SHARED, on_its_grid
 
-FIXTURES = SHARED / "fixtures" / "mindspore"
-needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no zoo outputs at {FIXTURES} (CONVZOO_SHARED)")
 TOLERANCE = 1e-4
 TINY = {"name": "tinydarknet", "num_classes": 1000, **mindspore.ZOO["tinydarknet"]}
 VARIANTS = {
@@ -40,46 +40,51 @@ VARIANTS = {
 SLOW = ("vgg16_cifar10", "vgg16_imagenet")
 
 
-def make_params(name: str) -> dict[str, torch.Tensor]:
-    """Return the parameters behind a network's outputs, as the script beside them draws them."""
-    spec = importlib.util.spec_from_file_location("make_params", FIXTURES / "make_params.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {name: torch.from_numpy(value) for name, value in module.params(name).items()}
+def drawn(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the parameters behind a network's outputs, drawn again."""
+    if folder.is_relative_to(SHARED):  # by the script beside them
+        spec = importlib.util.spec_from_file_location("make_params", folder.parent / "make_params.py")
+        assert spec and spec.loader
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return {name: torch.from_numpy(value) for name, value in module.params(folder.name).items()}
+    rows = [line.split("\t") for line in (folder / "names.tsv").read_text().splitlines()[1:]]
+    shapes = {name: tuple(int(size) for size in shape.split("x")) for name, shape, _ in rows}
+    return {name: torch.from_numpy(parameter(name, shape)) for name, shape in shapes.items()}
 
 
-def fixture(path: str) -> torch.Tensor:
-    return torch.from_numpy(np.load(FIXTURES / path))
+def stored(path: Path) -> torch.Tensor:
+    return torch.from_numpy(np.load(path))
 
 
-def difference(outputs: torch.Tensor, path: str) -> float:
-    return float((outputs - fixture(path)).abs().max())
+def difference(outputs: torch.Tensor, path: Path) -> float:
+    expected = stored(path)
+    return float((outputs - expected).abs().max() / expected.abs().max().clamp(min=1))
 
 
-@needs_fixtures
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in VARIANTS if name != "yolov3"],
 )
-def test_classifiers_equal_mindspore(name):
-    path = FIXTURES / name / "model.ckpt"
-    converted = readers.read(path) if path.exists() else mindspore.read(write_records(make_params(name)))
-    num_classes = fixture(f"{name}/output.npy").shape[1]
+def test_classifiers_equal_mindspore(mindspore_outputs, name):
+    folder = mindspore_outputs / name
+    path = folder / "model.ckpt"
+    converted = readers.read(path) if path.exists() else mindspore.read(write_records(drawn(folder)))
+    num_classes = stored(folder / "output.npy").shape[1]
     assert converted.model == {"name": name.split("_")[0], "num_classes": num_classes, **VARIANTS[name]}
     assert converted.header["bytes_left"] == 0 and not converted.missing and not converted.dropped
     assert converted.header["records"] == len(converted.table)
     model = readers.network(converted)
     with torch.no_grad():
-        assert difference(model(fixture(f"{name}/input.npy")), f"{name}/output.npy") <= TOLERANCE
+        assert difference(model(stored(folder / "input.npy")), folder / "output.npy") <= TOLERANCE
         if name == "tinydarknet":
-            outputs = model(fixture("tinydarknet_227/input.npy"))
-            assert difference(outputs, "tinydarknet_227/output.npy") <= TOLERANCE
+            odd = mindspore_outputs / "tinydarknet_227"
+            assert difference(model(stored(odd / "input.npy")), odd / "output.npy") <= TOLERANCE
 
 
-@needs_fixtures
-def test_yolov3_raw_maps_equal_mindspore():
-    converted = mindspore.convert(make_params("yolov3"), "yolov3.ckpt")
+def test_yolov3_raw_maps_equal_mindspore(mindspore_outputs):
+    folder = mindspore_outputs / "yolov3"
+    converted = mindspore.convert(drawn(folder), "yolov3.ckpt")
     assert converted.model == {"name": "yolov3", "num_classes": 80, **VARIANTS["yolov3"]}
     assert (
         converted.class_names
@@ -89,9 +94,9 @@ def test_yolov3_raw_maps_equal_mindspore():
     model = readers.network(converted)
     for images, raw in (("input", "output_raw"), ("input_nonsquare", "nonsquare_raw")):
         with torch.no_grad():
-            maps = model(fixture(f"yolov3/{images}.npy"))
+            maps = model(stored(folder / f"{images}.npy"))
         for level, head in enumerate(reversed(maps)):  # the zoo gives the coarsest first
-            assert difference(head, f"yolov3/{raw}_{level}.npy") <= TOLERANCE
+            assert difference(head, folder / f"{raw}_{level}.npy") <= TOLERANCE
 
 
 def preprocess(image: torch.Tensor, transform: dict) -> torch.Tensor:
@@ -101,7 +106,6 @@ def preprocess(image: torch.Tensor, transform: dict) -> torch.Tensor:
     return normalize(sample.image[None], transform["mean"], transform["std"])[0]
 
 
-@needs_fixtures
 @pytest.mark.parametrize(
     "model, file",
     [
@@ -112,37 +116,38 @@ def preprocess(image: torch.Tensor, transform: dict) -> torch.Tensor:
         ({"name": "densenet100", "num_classes": 10}, "cifar_densenet32"),
     ],
 )
-def test_attached_preprocessing_equals_the_zoos(model, file):
+def test_attached_preprocessing_equals_the_zoos(mindspore_outputs, model, file):
     transform, names, _ = mindspore.evaluation(model)
-    wanted = fixture_npz(file)
+    folder = mindspore_outputs / "preprocess"
+    expected = images_of(folder / f"{file}.npz")
     if file.startswith("cifar"):
-        images = torch.from_numpy(fixture_npz("cifar_raw")).permute(0, 3, 1, 2)
+        images = torch.from_numpy(images_of(folder / "cifar_raw.npz")).permute(0, 3, 1, 2)
         assert names and names[0] == "airplane"
     else:
-        paths = sorted((FIXTURES / "preprocess" / "folder").glob("*/*.JPEG"), key=lambda path: path.parent.name)
+        paths = sorted(folder.glob("folder/*/*.JPEG"), key=lambda path: path.parent.name)
         images = [torch.from_numpy(np.array(Image.open(path).convert("RGB"))).permute(2, 0, 1) for path in paths]
     std_255 = 255 * torch.tensor(transform["std"]).view(3, 1, 1)
-    for image, expected in zip(images, wanted, strict=True):
-        assert float(((preprocess(image, transform) - torch.from_numpy(expected)) * std_255).abs().max()) <= 1.0001
+    for image, theirs in zip(images, torch.from_numpy(expected), strict=True):
+        ours = on_its_grid(preprocess(image, transform), theirs)
+        assert float(((ours - theirs) * std_255).abs().max()) <= 1.0001
 
 
-def fixture_npz(name: str) -> np.ndarray:
-    return np.load(FIXTURES / "preprocess" / f"{name}.npz")["images"]
+def images_of(path: Path) -> np.ndarray:
+    return np.load(path)["images"]
 
 
-@needs_fixtures
-@pytest.mark.parametrize("name", ["densenet100", "tinydarknet"])
-def test_files_of_mindspore_are_reproduced_byte_for_byte(name):
-    path = FIXTURES / name / "model.ckpt"
-    records = read_records(file_bytes(path), name)
-    assert write_records({key: record.tensor() for key, record in records.items()}) == path.read_bytes()
+def test_files_of_mindspore_are_reproduced_byte_for_byte(mindspore_outputs):
+    paths = list(mindspore_outputs.glob("*/model.ckpt"))
+    assert paths
+    for path in paths:
+        records = read_records(file_bytes(path), path.parent.name)
+        assert write_records({key: record.tensor() for key, record in records.items()}) == path.read_bytes()
 
 
-@needs_fixtures
 @pytest.mark.parametrize("name", ["densenet100", "tinydarknet", "yolov3"])
-def test_training_checkpoint(name):
+def test_training_checkpoint(mindspore_outputs, name):
     """Prefixes, optimiser slots and bookkeeping of a training run; the values are arbitrary."""
-    lines = (FIXTURES / "train_names" / f"{name}.tsv").read_text().splitlines()
+    lines = (mindspore_outputs / "train_names" / f"{name}.tsv").read_text().splitlines()
     tensors = {}
     for line in lines:
         key, shape, dtype = line.split("\t")
@@ -195,12 +200,11 @@ def test_mindspore_reads_what_we_write(tmp_path):
         assert np.array_equal(parameters[theirs].asnumpy(), state_dict[ours].numpy())
 
 
-def test_yolov3_names_map_both_ways():
+def test_yolov3_names_map_both_ways(mindspore_outputs):
     names = mindspore.zoo_names({"name": "yolov3", **mindspore.ZOO["yolov3"]})
     assert len(set(names.values())) == len(names) == 366
-    if FIXTURES.is_dir():
-        lines = (FIXTURES / "yolov3" / "names.tsv").read_text().splitlines()[1:]
-        assert {line.split("\t")[0] for line in lines} == set(names.values())
+    lines = (mindspore_outputs / "yolov3" / "names.tsv").read_text().splitlines()[1:]
+    assert {line.split("\t")[0] for line in lines} == set(names.values())
 
 
 def test_backbone_on_its_own():

@@ -11,6 +11,7 @@ from convzoo.data.datasets.image_folder import image_folder
 from convzoo.data.transforms.pipeline import Pipeline, keyed_rng, normalize, stack_images
 from convzoo.errors import DataError
 from convzoo.types import Boxes, Key, Sample
+from helpers import on_its_grid
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
@@ -24,6 +25,12 @@ def operation(name: str, **keys):
     return registry.bind("transform", {"name": name, **keys})
 
 
+def levels(ours: torch.Tensor, theirs: np.ndarray, std) -> float:
+    """Return the largest difference of normalised pictures [B, 3, H, W], in levels of 0..255."""
+    expected = torch.from_numpy(theirs)
+    return float(((on_its_grid(ours, expected) - expected).abs() * torch.tensor(std).view(3, 1, 1)).max()) * 255
+
+
 def noise(height: int = 40, width: int = 56) -> torch.Tensor:
     return torch.from_numpy(np.random.RandomState(0).randint(0, 256, (3, height, width)).astype(np.uint8))
 
@@ -32,17 +39,15 @@ def noise(height: int = 40, width: int = 56) -> torch.Tensor:
     ("file", "mode"),
     [("imagenet_256x256_c224_vgg_densenet", "stretch"), ("imagenet_short256_c224_tinydarknet", "short_side")],
 )
-def test_imagenet_evaluation_of_the_reference_programs(shared, file, mode):
-    folder = shared / "fixtures/mindspore/preprocess"
+def test_imagenet_evaluation_of_the_reference_programs(mindspore_outputs, file, mode):
+    folder = mindspore_outputs / "preprocess"
     expected = np.load(folder / f"{file}.npz")
     dataset = image_folder(folder / "folder", "val")
     pipeline = Pipeline(
         [operation("resize", size_px=256, mode=mode, antialias=False), operation("center_crop", size_px=224)], 0
     )
-    images = stack_images([pipeline(dataset.load(i), Key(0, i)) for i in range(4)])
-    got = normalize(images, *IMAGENET).numpy()
-    levels = np.abs(got - expected["images"]) * np.array(IMAGENET[1]).reshape(1, 3, 1, 1) * 255
-    assert levels.max() <= 1.001
+    images = stack_images([pipeline(dataset.load(i), Key(0, i)) for i in range(len(dataset))])
+    assert levels(normalize(images, *IMAGENET), expected["images"], IMAGENET[1]) <= 1.001
     assert dataset.labels.tolist() == expected["labels"].tolist()
 
 
@@ -54,17 +59,16 @@ def test_imagenet_evaluation_of_the_reference_programs(shared, file, mode):
         ("cifar_densenet32", "densenet100-cifar10", False),
     ],
 )
-def test_cifar_evaluation_of_the_reference_programs(shared, file, recipe, bgr):
-    folder = shared / "fixtures/mindspore/preprocess"
+def test_cifar_evaluation_of_the_reference_programs(mindspore_outputs, file, recipe, bgr):
+    folder = mindspore_outputs / "preprocess"
     loaded = recipes.load(recipe)
     mean, std = loaded.transform.mean, loaded.transform.std
     if bgr:  # the program's constants stand in the wrong order for its RGB pictures; the recipe has them right
         mean, std = mean[::-1], std[::-1]
     raw = np.load(folder / "cifar_raw.npz")["images"].transpose(0, 3, 1, 2)
     pipeline = build_pipeline(loaded, "eval")
-    got = normalize(stack_images([pipeline(sample(image), Key(0, 0)) for image in raw]), mean, std).numpy()
-    levels = np.abs(got - np.load(folder / f"{file}.npz")["images"]) * np.array(std).reshape(1, 3, 1, 1) * 255
-    assert levels.max() <= 1.001
+    images = stack_images([pipeline(sample(image), Key(0, 0)) for image in raw])
+    assert levels(normalize(images, mean, std), np.load(folder / f"{file}.npz")["images"], std) <= 1.001
 
 
 @pytest.mark.parametrize("recipe", recipes.shipped())

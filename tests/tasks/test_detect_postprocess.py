@@ -203,19 +203,19 @@ def test_detections_of_the_whole_network_equal_darknets(shared, tmp_path):
         assert largest_difference(rows(detections, size), theirs) <= 1e-3
 
 
-def test_detections_equal_the_mindspore_program(shared):
-    folder = shared / "fixtures/mindspore/yolov3_nms"
+def test_detections_equal_the_mindspore_program(mindspore_outputs):
+    folder = mindspore_outputs / "yolov3_nms"
     heads, meta = np.load(folder / "heads.npz"), np.load(folder / "meta.npz")
     decoded = torch.cat([torch.from_numpy(heads[name]).flatten(1, 3) for name in ("small", "me", "big")], 1)
-    original_hw = torch.from_numpy(meta["image_shape"]).flip(1)
-    placement = torch.tensor([stretch_placement(size, (416, 416)) for size in original_hw.tolist()])
-    boxes_xyxy, scores = cxcywh_to_xyxy(decoded[..., :4] * 416), decoded[..., 4:5] * decoded[..., 5:]
+    original_hw, side_px = torch.from_numpy(meta["image_shape"]).flip(1), 8 * heads["small"].shape[1]
+    placement = torch.tensor([stretch_placement(size, (side_px, side_px)) for size in original_hw.tolist()])
+    boxes_xyxy, scores = cxcywh_to_xyxy(decoded[..., :4] * side_px), decoded[..., 4:5] * decoded[..., 5:]
     options = {"score_threshold": 0.001, "iou_threshold": 0.5, "max_detections": None, "box_rule": "mindspore"}
     found = postprocess(boxes_xyxy, scores, placement, original_hw, **options)
-    assert sum(len(detections.scores) for detections in found) == 7622
     theirs = json.loads((folder / "det_boxes.json").read_text())
+    assert sum(len(detections.scores) for detections in found) == len(theirs) > 100
     categories = sorted({row["category_id"] for row in theirs})
-    assert len(categories) == 80
+    assert len(categories) == scores.shape[-1]
     for image_id, detections in zip(meta["image_id"].tolist(), found, strict=True):
         mine = torch.cat(
             [detections.labels[:, None], detections.scores[:, None], xyxy_to_ltwh(detections.boxes_xyxy)], 1

@@ -54,6 +54,24 @@ REFERENCE = {
 }
 
 
+# MindSpore's own functions in our archive -> the same; its warm-up begins at 0, ours a step later.
+MINDSPORE = {
+    "piecewise_constant_lr": reference("multi_step", 0.1, 10, 6, milestones=[1, 3]),
+    "cosine_decay_lr": reference("cosine_annealing", 0.1, 5, 12, per="epoch"),
+    "cosine_decay_lr_to_minimum": reference("cosine_annealing", 0.1, 5, 12, per="epoch", eta_min=0.01),
+    "polynomial_decay_lr": reference("polynomial", 0.1, 60, 1, power=2),
+    "warmup_lr": reference("constant", 0.4, 10, 4, warmup_epochs=2),
+}
+
+
+@pytest.mark.parametrize("name", MINDSPORE)
+def test_a_schedule_equals_mindspores(own_mindspore, name):
+    schedule, lr, steps_per_epoch, epochs = MINDSPORE[name]
+    expected = np.load(own_mindspore / "lr/lr.npz")[name][name == "warmup_lr" :]
+    lr_at = build_schedule(schedule, lr, steps_per_epoch, epochs)
+    assert [lr_at(step) for step in range(epochs * steps_per_epoch)] == pytest.approx(expected, abs=1e-6 * lr)
+
+
 @pytest.mark.parametrize("name", REFERENCE)
 def test_a_schedule_equals_the_reference_program(shared, name):
     schedule, lr, steps_per_epoch, epochs = REFERENCE[name]
