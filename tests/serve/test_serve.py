@@ -226,7 +226,7 @@ def test_whatever_the_description_allows_is_answered_as_described(models):
     """Schemathesis draws requests from /openapi.json, good and bad, and judges the answers."""
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, given, settings
-    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
 
     with Running(models, replaceable=True) as server:
         schema = schemathesis.openapi.from_url(f"http://127.0.0.1:{server.port}/openapi.json")
@@ -241,11 +241,11 @@ def test_whatever_the_description_allows_is_answered_as_described(models):
                 derandomize=True,
             )
             def holds(case):
-                case.call_and_validate(additional_checks=[not_a_server_error])
+                case.call_and_validate(excluded_checks=[positive_data_acceptance])  # no schema knows what a picture is
 
             holds()
             count += 1
-        assert count == len(openapi.document([], True)["paths"])
+        assert count == len(openapi.document([], True)["paths"]) - 1  # the description itself is not asked for
 
 
 def test_what_is_counted_adds_up(server, pictures):
