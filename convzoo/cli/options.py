@@ -10,7 +10,9 @@ Calibration = Annotated[
     Path | None,
     typer.Option("--calibration", help="Calibrate on a folder of pictures.", show_default="--data's training split"),
 ]
-MaxDrop = Annotated[float, typer.Option("--max-drop", help="What INT8 may lose of top-1 or AP, in points of percent.")]
+MaxDrop = Annotated[
+    float, typer.Option("--max-drop", help="What INT8 may lose of top-1, AP or AP50, in points of percent.")
+]
 
 
 class OnBad(StrEnum):

@@ -83,6 +83,8 @@ def test_int8_keeps_the_accuracy(run, fast, floats, model, tmp_path, format):
     path = tmp_path / f"last-int8{SUFFIX[format]}"
     assert said["file"] == str(path) and said["calibration_images"] == 100 and said["int8"]["images"] == 360
     assert said["float"]["top1"] > 0.8 and said["drop_points"] <= 1 and said["speedup"] == 2
+    low, points, high = (said["drops"]["top1"][key] for key in ("low", "points", "high"))
+    assert low <= points <= high and points == pytest.approx(said["drop_points"], abs=1e-3)
     assert said["drop_points"] == pytest.approx(100 * (said["float"]["top1"] - said["int8"]["top1"]), abs=1e-3)
     assert said["bytes"] < 0.4 * said["float_bytes"]
     opened = open_any(path, CPU)
@@ -120,7 +122,7 @@ def test_too_great_a_loss_is_refused_with_the_layers(run, fast, monkeypatch, mod
     code, _, err = run("quantize", model, "--format", format, "--calibration", pictures, "--out", out)
     assert code == 4 and not list(out.iterdir())
     message = one_line(err)
-    assert re.search(r"loses \d\d\.\d\d points of top1.*largest errors: node_conv2d", message)
+    assert re.search(r"loses \d\d\.\d\d \([\d. to]+\) points of top1.*largest errors: node_conv2d", message)
     layers = re.findall(r"^  (node_\w+) +([\d.]+) %$", err, re.M)
     errors = [float(error) for _, error in layers]
     assert len(errors) >= 16 and errors == sorted(errors, reverse=True)

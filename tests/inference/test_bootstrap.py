@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from convzoo.inference.bootstrap import drops
+from convzoo.deploy.quantize.comparison import Candidate
+from convzoo.deploy.quantize.schemes import QuantizationScheme
+from convzoo.inference.bootstrap import Drop, drops
 from convzoo.tasks.classify import ClassifyMetric
 from convzoo.tasks.detect_metric import DetectMetric, Pictured
 from convzoo.types import Batch, Boxes, Prediction
@@ -84,3 +86,10 @@ def test_pictures_that_are_hard_for_both_do_not_widen_it():
     lost = drops(answers(before), answers(after))["top1"]
     assert lost.high - lost.low < 3  # ten times as wide for two sets of pictures
     assert lost.points == pytest.approx(100 * (before.mean() - after.mean()))
+
+
+def test_int8_may_lose_the_budget_of_no_measure():
+    """A detector that keeps its AP and loses AP50 is over it."""
+    lost = {"AP": Drop(0.1, -0.4, 0.6), "AP50": Drop(0.7, 0.1, 1.2)}
+    candidate = Candidate(QuantizationScheme("nncf"), {"float32": 2.0, "int8": 1.0}, {}, lost)
+    assert candidate.drop == 0.7 and candidate.speedup == 2

@@ -33,7 +33,7 @@ class QuantizeOptions:
     Attributes:
         format: "onnx", "openvino", or "om" on an Ascend host.
         data: folder of the recipe's data set: its validation split is evaluated, its training split calibrated on.
-        max_drop: the largest loss of the task's measure, in points of percent.
+        max_drop: the largest loss of any measure, top-1, or AP and AP50, in points of percent.
         calibration: a folder of pictures to calibrate on instead; calibration_images: at most so many.
         eval_images: evaluate on a fixed random part of so many; None for all.
         out: the file, or a folder for it; None for `MODEL-int8` beside the model.
@@ -67,6 +67,11 @@ class Candidate:
     errors: list[tuple[str, float]] = field(default_factory=list)
 
     @property
+    def drop(self) -> float:
+        """The most points that any measure lost."""
+        return max(drop.points for drop in self.drops.values())
+
+    @property
     def speedup(self) -> float:
         """How many times as fast as the fastest float of the same runtime."""
         return min(value for name, value in self.seconds.items() if name != "int8") / self.seconds["int8"]
@@ -90,18 +95,21 @@ class QuantizeResult:
         times = ", ".join(f"{name} {value:.2f} ms" for name, value in description["latency_ms"].items())
         part = "" if description["eval_images"] is None else f" (a fixed random {description['eval_images']} of them)"
         by, size = f"{description['runtime']} INT8 by {description['by']}", f"{self.bytes / 1e6:.1f} MB"
-        lost = ", ".join(f"{name} {Drop(**drop)}" for name, drop in description["drops"].items())
-        allowed = f"{description['max_drop']:g} of {next(iter(description['drops']))} allowed"
+        points = lost({name: Drop(**drop) for name, drop in description["drops"].items()})
         faster = f"{description['speedup']:.2f} times the fastest float, {description['threads']} threads"
         lines = [
             f"{self.path}  {by}, {size} (float {self.float_bytes / 1e6:.1f})",
             f"  calibrated  {description['calibration_images']} pictures, {description['calibrated_on']}",
             f"  float       {tables.summary(description['float'])}{part}",
             f"  int8        {tables.summary(description['int8'])}",
-            f"  points lost {lost}; {allowed}; in brackets 95 % of 1000 resamplings of the pictures",
+            f"  lost        {points}, {description['max_drop']:g} allowed; in brackets 95 % of 1000 resamplings",
             f"  batch 1     {times}: {faster}",
         ]
         return "\n".join(lines)
+
+
+def lost(drops_: dict[str, Drop]) -> str:
+    return ", ".join(f"{drop} points of {name}" for name, drop in drops_.items())
 
 
 def measure_speed(before: ExportedModel, after: ExportedModel, image: np.ndarray) -> dict[str, float]:
@@ -179,14 +187,10 @@ class Comparison:
         evaluation = self._evaluated(after)
         return Candidate(scheme, seconds, evaluation.result, drops(self.float_evaluation.metric, evaluation.metric))
 
-    def _drop(self, candidate: Candidate) -> float:
-        """Return the points that the task's measure lost."""
-        return candidate.drops[self.task.best_metric].points
-
     def passes(self, candidate: Candidate) -> bool:
         """Tell whether it is faster than float and within the budget."""
         # Beyond the budget only by more than the rounding of a subtraction.
-        return candidate.speedup > 1 and self._drop(candidate) <= self.options.max_drop + 1e-9
+        return candidate.speedup > 1 and candidate.drop <= self.options.max_drop + 1e-9
 
     def _why(self, candidate: Candidate) -> str:
         if candidate.speedup <= 1:
@@ -194,7 +198,7 @@ class Comparison:
             return f"{candidate.scheme}: slower than float ({times})"
         worst = ", ".join(f"{layer_errors.shown(name)} {100 * error:.0f} %" for name, error in candidate.errors[:3])
         largest = f" (largest errors: {worst})" if worst else ""
-        loses = f"loses {candidate.drops[self.task.best_metric]} points of {self.task.best_metric}"
+        loses = f"loses {lost(candidate.drops)}"
         return f"{candidate.scheme}: {loses}, {candidate.speedup:.2f} times as fast{largest}"
 
     def refusal(self, candidates: list[Candidate]) -> ToleranceError:
@@ -203,7 +207,7 @@ class Comparison:
             return ToleranceError(f"{self.before.path.name}: no way of quantising it works; nothing is kept")
         measured = [candidate for candidate in candidates if candidate.errors]
         if measured:
-            nearest_miss = min(measured, key=self._drop)
+            nearest_miss = min(measured, key=lambda candidate: candidate.drop)
             log.warning(f"{nearest_miss.scheme}: {layer_errors.report(nearest_miss.errors)}")
         reasons = "; ".join(self._why(candidate) for candidate in candidates)
         return ToleranceError(
@@ -227,7 +231,7 @@ class Comparison:
             "max_drop": options.max_drop,
             "float": self.float_evaluation.result,
             "int8": candidate.result,
-            "drop_points": round(self._drop(candidate), 4),
+            "drop_points": round(candidate.drops[self.task.best_metric].points, 4),
             "drops": {name: drop._asdict() for name, drop in candidate.drops.items()},
             "latency_ms": {name: round(1e3 * value, 4) for name, value in candidate.seconds.items()},
             "speedup": round(candidate.speedup, 3),
