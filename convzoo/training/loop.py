@@ -74,7 +74,7 @@ def train(recipe: Recipe, options: RunOptions) -> Path:
             # --- gradients of one global batch
             state.train_mode()
             state.optimizer.zero_grad()
-            scalars, left_out, waited_s = _forward_backward(state, batches)
+            scalars, left_out, waited_s = forward_backward(state, batches)
             state.loss_scale.unscale(trained)
             grad_norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
 
@@ -147,7 +147,7 @@ def _opened(
             distributed.stop()
 
 
-def _forward_backward(state: TrainState, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
+def forward_backward(state: TrainState, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
     """Add up the gradients of one global batch.
 
     Returns:
