@@ -262,8 +262,8 @@ class Task(Protocol):
 
     def collate(self, samples: list[Sample]) -> Batch: ...
 
-    def check_learnable(self) -> None:
-        """Raise UsageError where no loss is for the network's outputs."""
+    def start_training(self, labels: np.ndarray) -> None:
+        """Take the classes of all training pictures or objects. Raises UsageError where no loss is for the outputs."""
         ...
 
     def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 import typer
 
 from convzoo.cli.data import Keys, bound, data_app, data_overrides
-from convzoo.cli.options import Json
+from convzoo.cli.options import Device, Json, Workers
 from convzoo.errors import UsageError
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pictures with their labels, as they lie.")]
+Minutes = Annotated[float, typer.Option("--minutes", help="What training may take on this machine.")]
 RECIPES = {"classify": "tinydarknet-own", "detect": "yolov3-tiny-own"}
 
 
@@ -26,7 +27,7 @@ def _labels(folder: Path, keys: list[str] | None) -> tuple[Any, float]:
 
 
 @data_app.command()
-def inspect(folder: Folder, keys: Keys = None, json_: Json = False) -> None:
+def inspect(folder: Folder, keys: Keys = None, minutes: Minutes = 30, json_: Json = False) -> None:
     """Say what a folder of labelled pictures is, how it was recognised, what it holds, and what trains on it."""
     from convzoo.data.datasets.own import MADE
     from convzoo.data.layouts.account import account, text
@@ -36,19 +37,31 @@ def inspect(folder: Folder, keys: Keys = None, json_: Json = False) -> None:
     lists = read_lists(labels)
     splits = lists if lists is not None else labels.splits
     plain = account(labels, splits, "lists" if lists is not None else "layout" if splits else MADE)
-    plain["commands"] = _commands(plain, folder, keys)
+    name = folder.resolve().name.partition(".")[0]
+    out = f"{name}.yaml"
+    made = ["data", "recipe", str(folder), *(keys or []), "--minutes", f"{minutes:g}", "--out", out]
+    shipped = [*data_overrides(keys), f"model.num_classes={len(plain['classes'])}"]
+    plain["commands"] = [shlex.join(["convzoo", *made]), *_trained(out, folder, [])]
+    plain["at_once"] = _trained(RECIPES[plain["task"]], folder, shipped)
     if json_:
         print(json.dumps(plain, ensure_ascii=False))
         return
+    titles = (
+        (f"train on it, in {minutes:g} minutes on this machine:", plain["commands"]),
+        (
+            "or with the recipe that is shipped:",
+            plain["at_once"],
+        ),
+    )
     print(text(plain))
-    print("\n".join(["", "train on it:", *(f"  {command}" for command in plain["commands"])]))
+    for title, commands in titles:
+        print("\n".join(["", title, *(f"  {command}" for command in commands)]))
 
 
-def _commands(plain: dict[str, Any], folder: Path, keys: list[str] | None) -> list[str]:
-    """Return the commands that train on a folder and measure what came out."""
+def _trained(recipe: str, folder: Path, overrides: list[str]) -> list[str]:
+    """Return the commands that train a recipe on a folder and measure what came out."""
     run = f"runs/{folder.resolve().name.partition('.')[0]}"
-    overrides = [*data_overrides(keys), f"model.num_classes={len(plain['classes'])}"]
-    train = ["convzoo", "train", RECIPES[plain["task"]], *overrides, "--data", str(folder), "--out", run]
+    train = ["convzoo", "train", recipe, *overrides, "--data", str(folder), "--out", run]
     measure = ["convzoo", "eval", f"{run}/checkpoints/last.safetensors", "--data", str(folder)]
     return [shlex.join(train), shlex.join(measure)]
 
@@ -91,6 +104,36 @@ def split(
         print(f"{name:{width}}" + "".join(f"  {row[part]:7,}" for part in order))
     print(f"{'all':{width}}" + "".join(f"  {splits.count(part):7,}" for part in order))
     print(f"lists in {folder / LISTS}; every verb takes them from there")
+
+
+@data_app.command(name="recipe")
+def recipe_(
+    folder: Folder,
+    out: Annotated[Path, typer.Option("--out", help="The YAML file to write; a new one.", show_default=False)],
+    keys: Keys = None,
+    minutes: Minutes = 30,
+    device: Device = "auto",
+    workers: Workers = None,
+    json_: Json = False,
+) -> None:
+    """Write a recipe for these pictures, this machine and this time, each choice with its reason."""
+    from convzoo.files import written_whole
+    from convzoo.training.own_recipe import make_recipe
+
+    if out.exists():
+        raise UsageError(f"{out}: there already; choose another name", ("out",))
+    if minutes <= 0:
+        raise UsageError(f"{minutes:g} minutes: more than 0", ("minutes",))
+    text, made = make_recipe(folder, dict(bound("own", keys).keywords), minutes, device, workers)
+    train = _trained(str(out), folder, [])[0]
+    text = f"{text}# Run: {train}\n"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    if json_:
+        print(json.dumps({"recipe": str(out), **made.recipe().plain()}, ensure_ascii=False))
+        return
+    print(f"{text}\n{out}\n  {train}")
 
 
 @data_app.command(name="import")

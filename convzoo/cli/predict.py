@@ -1,4 +1,4 @@
-"""The verb `predict`: what pictures show, as text, JSON lines, pictures or label files."""
+"""The verb `predict`: what pictures show, as text, JSON lines, pictures, label files or pre-annotations."""
 
 import json
 from functools import partial
@@ -11,6 +11,7 @@ from convzoo.cli.options import Cfg, Device, Json, OnBad, OnBadSample, Precision
 from convzoo.errors import UsageError
 
 Folder = partial(typer.Option, file_okay=False, show_default=False)
+File = partial(typer.Option, dir_okay=False, show_default=False)
 
 
 def predict(
@@ -24,6 +25,8 @@ def predict(
     yolo_txt: Annotated[
         Path | None, Folder("--yolo-txt", help="Folder for text files of boxes: class cx cy w h score, 0..1.")
     ] = None,
+    coco: Annotated[Path | None, File("--coco", help="COCO JSON to write, each box with its score.")] = None,
+    label_studio: Annotated[Path | None, File("--label-studio", help="Label Studio's tasks and configuration.")] = None,
     crops: Annotated[Path | None, Folder("--crops", help="Folder for what each box holds, by class.")] = None,
     dump_inputs: Annotated[
         Path | None,
@@ -60,21 +63,33 @@ def predict(
     parts = opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names
     least = MIN_SCORE if min_score is None else min_score
     answers = answers_to(*parts, sources, batch_size=batch_size, on_bad_sample=on_bad_sample.value, min_score=least)
-    answers = _written(answers, opened.class_names, min_score is not None, yolo_txt, crops, save)
+    answers = _written(_preannotated(answers, opened, coco, label_studio), opened, min_score, yolo_txt, crops, save)
     for answer in answers:
         print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
 
 
+def _preannotated(answers: Any, opened: Any, coco: Path | None, label_studio: Path | None) -> Any:
+    """Pass the answers on and write what annotation tools open."""
+    from convzoo.inference import preannotations
+
+    if coco:
+        answers = preannotations.save_coco(answers, coco, opened.class_names)
+    if label_studio:
+        version = f"{opened.path.name} {opened.sha256[:12]}"
+        answers = preannotations.save_label_studio(answers, label_studio, opened.class_names, version)
+    return answers
+
+
 def _written(
-    answers: Any, class_names: list[str], detections: bool, yolo_txt: Path | None, crops: Path | None, save: Path | None
+    answers: Any, opened: Any, min_score: float | None, yolo_txt: Path | None, crops: Path | None, save: Path | None
 ) -> Any:
     """Pass the answers on while they are written to what was asked for."""
     from convzoo.inference import answers as predict_files
 
-    if detections:
+    if min_score is not None:
         answers = predict_files.detections_only(answers)
     if yolo_txt:
-        answers = predict_files.save_yolo_txt(answers, yolo_txt, class_names)
+        answers = predict_files.save_yolo_txt(answers, yolo_txt, opened.class_names)
     if crops:
         answers = predict_files.save_crops(answers, crops)
     if save:

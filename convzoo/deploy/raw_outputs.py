@@ -127,7 +127,7 @@ class RecordedOutputs:
         self.names, self.owner = _names(folder), {}
         self.inner = inner = opened.task()
         self.predicts: Literal["classes", "boxes"] = inner.predicts
-        self.best_metric, self.loss, self.check_learnable = inner.best_metric, inner.loss, inner.check_learnable
+        self.best_metric, self.loss, self.start_training = inner.best_metric, inner.loss, inner.start_training
         self.collate, self.new_metric, self.options = inner.collate, inner.new_metric, inner.options
         self.size_step, self.decode, self.output_shapes = inner.size_step, inner.decode, inner.output_shapes
 

@@ -123,7 +123,7 @@ def save_yolo_txt(answers: Iterable[Answer], folder: Path, class_names: list[str
     used_names: dict[str, int] = {}
     for answer in answers:
         height, width = answer.image.shape[:2]
-        x1, y1, x2, y2 = (_boxes_of(answer) / [width, height, width, height]).T
+        x1, y1, x2, y2 = (boxes_of(answer) / [width, height, width, height]).T
         if not used_names:
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "classes.txt").write_text("".join(f"{name}\n" for name in class_names), encoding="utf-8")
@@ -140,7 +140,7 @@ def save_crops(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
     for answer in answers:
         height, width = answer.image.shape[:2]
         stem = _unique(answer, used_names)
-        low, high = np.floor(_boxes_of(answer)[:, :2]), np.ceil(_boxes_of(answer)[:, 2:])
+        low, high = np.floor(boxes_of(answer)[:, :2]), np.ceil(boxes_of(answer)[:, 2:])
         corners = np.clip(np.concatenate([low, high], 1), 0, [width, height, width, height]).astype(int)
         for number, (name, (x1, y1, x2, y2)) in enumerate(zip(answer.names, corners.tolist(), strict=True), 1):
             if x1 < x2 and y1 < y2:
@@ -152,14 +152,15 @@ def save_crops(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
 def detections_only(answers: Iterable[Answer]) -> Iterator[Answer]:
     """Pass a detector's answers on. Raises UsageError for a classifier's."""
     for answer in answers:
-        _boxes_of(answer)
+        boxes_of(answer)
         yield answer
 
 
-def _boxes_of(answer: Answer) -> np.ndarray:
+def boxes_of(answer: Answer) -> np.ndarray:
+    """Return a detector's boxes [N, 4] as float64. Raises UsageError for a classifier's answer."""
     if answer.boxes_xyxy is None:
         raise UsageError(
-            "the model classifies whole pictures; boxes take a detector", ("min_score", "yolo_txt", "crops")
+            "the model classifies whole pictures; boxes take a detector", ("min_score", "yolo_txt", "coco", "crops")
         )
     return np.asarray(answer.boxes_xyxy, dtype=np.float64)
 

@@ -136,28 +136,44 @@ class Classify:
     """Image classification with softmax cross-entropy.
 
     Label smoothing mixes the target with the uniform distribution over all classes (Szegedy et al. 2016,
-    arXiv:1512.00567, section 7).
+    arXiv:1512.00567, section 7). With class_weights "balanced" a picture counts n / (K n_k), of n training pictures, K
+    classes and n_k pictures of its own: every class as much as every other, and all of them 1 on average (King and Zeng
+    2001, "Logistic Regression in Rare Events Data", section 4.2).
     """
 
     best_metric: str = "top1"
     predicts: Literal["classes", "boxes"] = "classes"
     size_step = 1
 
-    def __init__(self, class_names: list[str], label_smoothing: float = 0.0):
+    def __init__(
+        self,
+        class_names: list[str],
+        label_smoothing: float = 0.0,
+        class_weights: Literal["balanced"] | None = None,
+    ):
         self.class_names = class_names
         self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.weights: Tensor | None = None  # [K], once the training pictures are known
         self.options: dict[str, Any] = {}
 
     def collate(self, samples: list[Sample]) -> Batch:
         return base_batch(samples, torch.tensor([sample.target for sample in samples]))
 
-    def check_learnable(self) -> None:
-        """See `types.Task`: logits always are."""
+    def start_training(self, labels: np.ndarray) -> None:
+        """Weigh the classes by how many of the pictures [N] have each, if that is asked for."""
+        if self.class_weights == "balanced":
+            counts = np.bincount(labels, minlength=len(self.class_names))
+            self.weights = torch.from_numpy(len(labels) / (len(counts) * np.maximum(1, counts)))
 
     def loss(self, outputs: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Return mean loss and share of right answers of logits [B, K]; half precision is computed in float32."""
         logits = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-        loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        if self.weights is None:
+            loss = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing)
+        else:  # not divided by the batch's own weights: the sum over micro-batches and ranks stays the batch's
+            each = F.cross_entropy(logits, batch.targets, label_smoothing=self.label_smoothing, reduction="none")
+            loss = (each * self.weights.to(each)[batch.targets]).mean()
         return {"loss": loss, "train_top1": (logits.detach().argmax(1) == batch.targets).float().mean()}
 
     def decode(self, outputs: Tensor) -> Tensor:
@@ -189,9 +205,13 @@ def _caption(row: dict[str, Any]) -> tuple[str, str]:
 
 
 @register("loss", "classify")
-def cross_entropy(*, label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0) -> dict[str, Any]:
-    """Return the settings of the loss."""
-    return {"label_smoothing": label_smoothing}
+def cross_entropy(
+    *,
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    class_weights: Literal["balanced"] | None = None,
+) -> dict[str, Any]:
+    """Return the settings of the loss; class_weights: see `Classify`."""
+    return {"label_smoothing": label_smoothing, "class_weights": class_weights}
 
 
 @register("task")

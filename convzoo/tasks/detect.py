@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -55,7 +56,11 @@ class BoxTask(abc.ABC):
         return base_batch(samples, targets)
 
     def check_learnable(self) -> None:  # noqa: B027  # a task is learnable unless it says otherwise
+        """Raise UsageError where no loss is for the network's outputs."""
+
+    def start_training(self, labels: np.ndarray) -> None:
         """See `types.Task`."""
+        self.check_learnable()
 
     @abc.abstractmethod
     def loss(self, outputs: Sequence[Tensor], batch: Batch) -> dict[str, Tensor]: ...

@@ -75,7 +75,7 @@ def train(recipe: Recipe, options: RunOptions, stop: StopRequest | None = None) 
             # --- gradients of one global batch
             state.train_mode()
             state.optimizer.zero_grad()
-            scalars, left_out, waited_s = _forward_backward(state, batches)
+            scalars, left_out, waited_s = forward_backward(state, batches)
             state.loss_scale.unscale(trained)
             grad_norm = nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
 
@@ -149,7 +149,7 @@ def _opened(
         yield state, run, stop, profiler_step
 
 
-def _forward_backward(state: TrainState, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
+def forward_backward(state: TrainState, batches: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
     """Add up the gradients of one global batch.
 
     Returns:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -132,7 +133,7 @@ class TrainState:
             self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"), mapping)
         self.split_lists = _split_lists(train_set, val_set)
         self.task = build_task(recipe, self.class_names)
-        self.task.check_learnable()
+        self.task.start_training(np.asarray(train_set.labels))
         counted = "images" if self.task.predicts == "classes" else "objects"
         per_class = torch.bincount(torch.as_tensor(train_set.labels), minlength=num_classes)
         self.data_account = {

@@ -23,8 +23,8 @@ OPTIONS = {
     "--precision --provider --raw-outputs --workers",
     "export": "--batch --data --dynamic-size --format --help --json --out --precision --preprocessing --size "
     "--soc-version --stage --tolerance",
-    "predict": "--batch-size --cfg --crops --data --device --dump-inputs --help --json --min-score --npy "
-    "--on-bad-sample --precision --provider --save --yolo-txt",
+    "predict": "--batch-size --cfg --coco --crops --data --device --dump-inputs --help --json --label-studio "
+    "--min-score --npy --on-bad-sample --precision --provider --save --yolo-txt",
     "quantize": "--calibration --calibration-images --data --eval-images --format --help --json --max-drop --out "
     "--soc-version",
     "bench": "--batch --calibration --data --formats --help --json --max-drop --out --rounds --seconds",
@@ -36,7 +36,8 @@ OPTIONS = {
     "doctor": "--help --json",
     "data check": "--data --device --help --json --model --out",
     "data stats": "--anchors --data --help --json --sheet --size",
-    "data inspect": "--help --json",
+    "data inspect": "--help --json --minutes",
+    "data recipe": "--device --help --json --minutes --out --workers",
     "data split": "--help --json --test --val",
     "data import": "--help --json --out --val",
     "data save": "--count --data --help --out --split",

@@ -107,3 +107,20 @@ def test_the_report_shows_what_was_counted(tmp_path):
     for name in ("confusion.png", "worst.png"):
         assert np.asarray(Image.open(tmp_path / name).convert("L")).std() > 5
     json.dumps(metric.worst_rows())
+
+
+def test_balanced_weights_by_hand_and_over_micro_batches():
+    """Three of class 0 and one of class 1: weights 4 / (2 * 3) and 4 / (2 * 1)."""
+    task, plain = Classify(["ant", "bee"], class_weights="balanced"), Classify(["ant", "bee"])
+    labels = [0, 0, 1, 0]
+    task.start_training(np.array(labels))
+    logits = torch.tensor([[1.0, 0.0], [0.5, 0.5], [2.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    each = [float(plain.loss(logits[i : i + 1], batch_of([labels[i]]))["loss"]) for i in range(4)]
+    weighted = sum(loss * (2 if label else 2 / 3) for loss, label in zip(each, labels, strict=True)) / 4
+    assert float(task.loss(logits, batch_of(labels))["loss"]) == pytest.approx(weighted, abs=1e-12)
+    halves = [float(task.loss(logits[i : i + 2], batch_of(labels[i : i + 2]))["loss"]) for i in (0, 2)]
+    assert sum(halves) / 2 == pytest.approx(weighted, abs=1e-12)
+    even = Classify(["ant", "bee"], class_weights="balanced")
+    even.start_training(np.array([0, 1, 1, 0]))
+    same = plain.loss(logits, batch_of(labels))["loss"]
+    assert float(even.loss(logits, batch_of(labels))["loss"]) == pytest.approx(float(same), abs=1e-12)

@@ -25,14 +25,14 @@ class stop_after:
     """Send this process a real signal after some steps, as a scheduler would."""
 
     def __init__(self, monkeypatch, steps: int, number: int = signal.SIGTERM):
-        inner, number_of = train_module._forward_backward, itertools.count(1)
+        inner, number_of = train_module.forward_backward, itertools.count(1)
 
         def step(*args):
             if next(number_of) == steps:
                 os.kill(os.getpid(), number)
             return inner(*args)
 
-        monkeypatch.setattr(train_module, "_forward_backward", step)
+        monkeypatch.setattr(train_module, "forward_backward", step)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +79,14 @@ def test_interrupted_equals_uninterrupted_bit_for_bit(run, tmp_path, monkeypatch
 
 def test_every_step_of_a_long_run_has_its_row_at_once(run, tmp_path, monkeypatch):
     """8000 steps; what lies on disk is looked at while the run goes, as a kill would find it."""
-    inner, on_disk = train_module._forward_backward, []
+    inner, on_disk = train_module.forward_backward, []
 
     def step(*args):
         path = tmp_path / "run/metrics.jsonl"
         on_disk.append(len(rows(tmp_path / "run", "step")) if path.exists() else 0)
         return inner(*args)
 
-    monkeypatch.setattr(train_module, "_forward_backward", step)
+    monkeypatch.setattr(train_module, "forward_backward", step)
     stop_after(monkeypatch, 6)
     long = ["train.epochs=1000", "train.eval_every_epochs=1000"]
     assert run("train", "tinydarknet-digits", *QUICK, *long, "--out", tmp_path / "run")[0] == 75
@@ -146,7 +146,7 @@ def test_epochs_are_saved_as_often_as_asked_the_last_and_the_best_always(run, tm
 def test_a_run_reports_while_it_goes_and_when_it_is_stopped(run, tmp_path, monkeypatch):
     """What lies in the folder in the middle of the second epoch, after a stop there, and at the end."""
     command = ["train", "tinydarknet-digits", *QUICK, "train.epochs=3", "train.eval_every_epochs=1"]
-    folder, inner, between = tmp_path / "run", train_module._forward_backward, {}
+    folder, inner, between = tmp_path / "run", train_module.forward_backward, {}
 
     def step(state, batches):
         if state.progress.step == 5:
@@ -156,7 +156,7 @@ def test_a_run_reports_while_it_goes_and_when_it_is_stopped(run, tmp_path, monke
 
     curves = {"loss.png", "accuracy.png", "learning_rate.png"}
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_forward_backward", step)
+        patch.setattr(train_module, "forward_backward", step)
         stop_after(patch, 6)
         assert run(*command, "--out", folder)[0] == 75
     (row,) = rows(folder, "epoch")

@@ -72,7 +72,8 @@ def _reference(task: Any, place: str) -> str:
     if not texts:
         raise DataError(f"{place}: data names no picture")
     parts = urlsplit(texts[0])
-    return unquote(parse_qs(parts.query).get("d", [parts.path])[0]).lstrip("/")
+    local = parse_qs(parts.query).get("d")
+    return (local[0] if local else unquote(parts.path)).lstrip("/")
 
 
 def _picture(inventory: Inventory, reference: str, file: str) -> str | None:
