@@ -21,7 +21,8 @@ OPTIONS = {
     "--profile --resume --save-every-steps --val-data --weights --workers",
     "eval": "--batch-size --data --device --download --help --json --on-bad-sample --out --precision --provider "
     "--raw-outputs --workers",
-    "export": "--batch --data --dynamic-size --format --help --json --out --precision --preprocessing --size "
+    "export": "--batch --calibration --data --dynamic-size --format --help --json --max-drop --out --precision "
+    "--preprocessing --size "
     "--soc-version --stage --tolerance",
     "predict": "--batch-size --crops --device --help --json --min-score --on-bad-sample --precision --provider "
     "--save --yolo-txt --dump-inputs --npy --data",

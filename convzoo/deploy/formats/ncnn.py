@@ -74,10 +74,16 @@ def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -
     names = {"in0": INPUT, **{f"out{i}": name for i, name in enumerate(info.output_shapes())}}
     text = re.sub(r"\b(in0|out\d+)\b", lambda match: names.get(match[0], match[0]), text.decode()).encode()
     _check_layers(text)
-    path.write_bytes(text)
-    path.with_suffix(".bin").write_bytes(weights)
-    path.with_suffix(".json").write_bytes(sealed(info.to_json().encode(), text, weights))
-    return [path.with_suffix(".bin"), path.with_suffix(".json")]
+    return relabel((text, weights), info, path)
+
+
+def relabel(content: tuple[bytes, bytes], info: ExportInfo, path: Path) -> list[Path]:
+    """Write .param and .bin with other metadata. Raises OSError."""
+    weights, beside = path.with_suffix(".bin"), path.with_suffix(".json")
+    for file, data in zip((path, weights), content, strict=True):
+        file.write_bytes(data)
+    beside.write_bytes(sealed(info.to_json().encode(), *content))
+    return [weights, beside]
 
 
 def _convert(script: Path, shape: tuple[int, ...], half: bool) -> None:
@@ -133,7 +139,7 @@ def read(path: Path) -> tuple[str, tuple[bytes, bytes]]:
 
 
 def start(content: tuple[bytes, bytes], info: ExportInfo, options: RuntimeOptions) -> Session:
-    """Load the file in the precision asked for, with as many threads as PyTorch has. Raises UsageError, ConvzooError."""
+    """Load the file to compute in a precision, with as many threads as PyTorch has. Raises UsageError, ConvzooError."""
     ncnn = library("ncnn", "running an NCNN file")
     if options.precision not in SWITCHES:
         raise UsageError(f"--precision {options.precision}: one of {', '.join(SWITCHES)}")
