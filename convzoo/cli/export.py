@@ -18,6 +18,9 @@ class Stage(StrEnum):
     nms = "nms"
 
 
+ComparisonData = Annotated[
+    Path | None, typer.Option("--data", help="Compare on this data set's pictures.", show_default="embedded pictures")
+]
 WeightPrecision = Annotated[
     Precision, typer.Option("--precision", metavar="fp32|fp16", help="Of the weights; fp16 for NCNN.")
 ]
@@ -59,10 +62,7 @@ def export(
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Take any size that is a multiple of 32 pixels.")
     ] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", help="Compare on this data set's pictures.", show_default="embedded pictures"),
-    ] = None,
+    data: ComparisonData = None,
     tolerance: Annotated[
         float,
         typer.Option("--tolerance", min=0, help="Largest relative difference from PyTorch's outputs."),
