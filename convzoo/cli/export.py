@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convzoo.cli.options import Json, Precision, SocVersion
+from convzoo.cli.options import Calibration, Json, Precision, SocVersion
 from convzoo.deploy import FORMATS
 from convzoo.errors import UsageError
 
@@ -16,6 +16,18 @@ class Stage(StrEnum):
     raw = "raw"
     decoded = "decoded"
     nms = "nms"
+
+
+ComparisonData = Annotated[
+    Path | None, typer.Option("--data", help="Compare on this data set's pictures.", show_default="embedded pictures")
+]
+WeightPrecision = Annotated[
+    Precision, typer.Option("--precision", metavar="fp32|fp16", help="Of the weights; fp16 for NCNN.")
+]
+BudgetOfFastest = Annotated[
+    float | None,
+    typer.Option("--max-drop", help="What the fastest may lose of top-1 or AP, in points.", show_default="0.5"),
+]
 
 
 def parse_size(text: str | None) -> tuple[int, int] | None:
@@ -50,31 +62,31 @@ def export(
     dynamic_size: Annotated[
         bool, typer.Option("--dynamic-size", help="Take any size that is a multiple of 32 pixels.")
     ] = False,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", help="Compare on this data set's pictures.", show_default="embedded pictures"),
-    ] = None,
+    data: ComparisonData = None,
     tolerance: Annotated[
         float,
         typer.Option("--tolerance", min=0, help="Largest relative difference from PyTorch's outputs."),
     ] = 1e-4,
-    precision: Annotated[
-        Precision, typer.Option("--precision", metavar="fp32|fp16", help="Of the weights; fp16 for NCNN.")
-    ] = Precision.fp32,
+    precision: WeightPrecision = Precision.fp32,
+    max_drop: BudgetOfFastest = None,
+    calibration: Calibration = None,
     soc_version: SocVersion = "Ascend310",
     json_: Json = False,
 ) -> None:
     """Write a model for another runtime, run it there, compare it with PyTorch, and only then keep the file.
 
-    Exit 4, and nothing left behind, where they differ.
+    Exit 4, and nothing left behind, where they differ. --format fastest writes and measures all that run here, on
+    --data, and keeps the fastest that loses at most --max-drop.
     """
     wanted_size = parse_size(size)
+    if format != "fastest" and (max_drop is not None or calibration):
+        raise UsageError("--max-drop and --calibration are for --format fastest")
     from convzoo.deploy.export import ExportOptions
     from convzoo.deploy.export import export as run_export
 
     pictures: dict[str, Any] = {"batch": batch, "size": wanted_size, "dynamic_size": dynamic_size, "data": data}
     form: dict[str, Any] = {"stage": stage.value, "preprocessing": preprocessing, "precision": precision.value}
-    form["soc_version"] = soc_version
+    form |= {"soc_version": soc_version, "max_drop": 0.5 if max_drop is None else max_drop, "calibration": calibration}
     from convzoo.inference.torch_model import open_model
 
     result = run_export(open_model(model), ExportOptions(format, out=out, tolerance=tolerance, **pictures, **form))

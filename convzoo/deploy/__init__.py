@@ -6,6 +6,7 @@ A format is a module with
     suppress(...)                  non-maximum suppression as its graphs can hold it: `graph.Suppress`
     write(program, info, path)     write a traced network; returns the other files that belong to it
     read(path)                     -> (document, content): the metadata's JSON and the verified bytes, not yet run
+    relabel(content, info, path)   where it is a form of `fastest`: write what was read with other metadata
     start(content, info, options)  -> `exported.Session`: pictures in the file's own input form -> outputs in order
 Everything else - metadata, normalisation, the comparison, the final name - is common to all.
 """
@@ -26,6 +27,7 @@ FORMATS = {
     "om": "convzoo.deploy.formats.ascend",
     "air": "convzoo.deploy.formats.ascend",
     "triton": "convzoo.deploy.formats.triton",
+    "fastest": "convzoo.deploy.fastest",
 }
 SUFFIXES = {  # of the files that open: an AIR file is for `atc` alone, and a Triton model is a folder
     "onnx": ".onnx",

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from convzoo.deploy.exported import ExportedModel, open_any
 from convzoo.deploy.parity import compare, pictures
 from convzoo.deploy.quantize import comparison, quantize
 from convzoo.environment import environment
-from convzoo.errors import ConvzooError, DataError, MissingPackageError, ToleranceError, UsageError
+from convzoo.errors import ConvzooError, DataError, ToleranceError, UsageError
 from convzoo.inference import evaluate
 from convzoo.inference.bootstrap import Drop, drops
 from convzoo.inference.loaded import LoadedModel
@@ -63,6 +63,8 @@ class BenchOptions:
         rounds, seconds: every row is timed `seconds` in each round, one row after the other.
         batch: pictures in the batch whose latency is taken.
         out: folder for bench.json and bench.md.
+        exporting: how each form is written, but for format, folder, data and precision.
+        memory: measure each form's memory too, which takes a process.
     """
 
     formats: tuple[str, ...] = tuple(ROWS)
@@ -73,6 +75,8 @@ class BenchOptions:
     seconds: float = 2.0
     batch: int = 1
     out: Path | None = None
+    exporting: export.ExportOptions = field(default_factory=lambda: export.ExportOptions(""))
+    memory: bool = True
 
 
 @dataclass
@@ -115,6 +119,7 @@ class BenchResult:
         lines = [_cells(row, measure) for row in self.rows if row.measured]
         notes = [f"- {row.name}: {row.note}" for row in self.rows if row.note]
         where = facts["data"] or "no data given, so no accuracy"
+        memory = f"Peak: {MEMORY}. " if facts["memory"] else ""
         about = (
             f"{facts['cpu']}, {facts['threads']} of {facts['cores']} cores; "
             f"{facts['rounds']} rounds of {facts['seconds']:g} s, "
@@ -122,7 +127,7 @@ class BenchResult:
             f"Points lost: of {measure}, against the first row, in brackets 95 % of 1000 resamplings of the pictures. "
             "Difference: the largest |a-b| / max|b| from PyTorch's outputs on real pictures, "
             "agreement of the predictions there. "
-            f"Peak: {MEMORY}. {', '.join(f'{name} {version}' for name, version in facts['versions'].items())}."
+            f"{memory}{', '.join(f'{name} {version}' for name, version in facts['versions'].items())}."
         )
         return "\n".join([f"# {self.model.name}", "", table(head, lines), "", *notes, *[""] * bool(notes), about])
 
@@ -130,7 +135,7 @@ class BenchResult:
 def _cells(row: Row, measure: str) -> list[str]:
     measured = row.measured
     agreed = f"{measured['agreed']} of {measured['predictions']}" if "agreed" in measured else ""
-    memory, lost = measured["peak_memory_bytes"], measured.get("drops", {}).get(measure)
+    memory, lost = measured.get("peak_memory_bytes"), measured.get("drops", {}).get(measure)
     return [
         row.name,
         f"{measured['bytes'] / MB:.1f}",
@@ -158,24 +163,33 @@ def bench(model: Path, options: BenchOptions) -> BenchResult:
         raise UsageError(f"--formats {unknown[0]}: unknown{nearest(unknown[0], ROWS)}")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
-    opened = open_any(model, torch.device("cpu"))
     with tempfile.TemporaryDirectory(prefix="convzoo-bench-") as name:
-        rows = _forms(opened, options, Path(name)) if isinstance(opened, TorchModel) else _own(opened)
-        run = [row for row in rows if not row.note]
-        if not run:
-            raise ConvzooError(f"{model}: nothing to measure: {'; '.join(f'{row.name}: {row.note}' for row in rows)}")
-        real = _pictures(opened, options.data)
-        for row in run:
-            row.measured["bytes"] = export.bytes_of(row.path)
-            row.measured["peak_memory_bytes"] = peak_memory(row, real)
-            _compare(row, opened, real)
-            _evaluate(row, run[0], opened, options.data)
-        _time(run, real, options)
-    result = BenchResult(model, rows, _facts(opened, real, options))
+        result = measure(open_any(model, torch.device("cpu")), options, Path(name))
     if options.out:
         (options.out / "bench.json").write_text(json.dumps(result.plain, indent=2) + "\n", encoding="utf-8")
         (options.out / "bench.md").write_text(result.text() + "\n", encoding="utf-8")
     return result
+
+
+def measure(opened: LoadedModel, options: BenchOptions, folder: Path) -> BenchResult:
+    """Measure a model in every form asked for, which is written into a folder, or an exported file in its own.
+
+    Raises: as `bench`.
+    """
+    real = _pictures(opened, options.data)
+    rows = _forms(opened, options, folder) if isinstance(opened, TorchModel) else _own(opened)
+    run = [row for row in rows if not row.note]
+    if not run:
+        notes = "; ".join(f"{row.name}: {row.note}" for row in rows)
+        raise ConvzooError(f"{opened.path}: nothing to measure: {notes}")
+    for row in run:
+        row.measured["bytes"] = export.bytes_of(row.path)
+        if options.memory:
+            row.measured["peak_memory_bytes"] = peak_memory(row, real)
+        _compare(row, opened, real)
+        _evaluate(row, run[0], opened, options.data)
+    _time(run, real, options)
+    return BenchResult(opened.path, rows, _facts(opened, real, options))
 
 
 def _own(opened: LoadedModel) -> list[Row]:
@@ -190,37 +204,38 @@ def _own(opened: LoadedModel) -> list[Row]:
 
 def _forms(opened: TorchModel, options: BenchOptions, folder: Path) -> list[Row]:
     """Write the model in every form asked for; a form that is not to be had gets a note instead."""
-    floats, rows = {}, []
-    for name in options.formats:
-        format, precision = ROWS[name]
-        row = Row(name, opened.path, precision)
-        rows.append(row)
-        if format == "pytorch":
-            continue
+    floats: dict[tuple[str, str], Path] = {}
+    rows = [Row(name, opened.path) for name in options.formats]
+    for row in rows:
+        format, precision = ROWS[row.name]
         if precision == "bf16" and not distributed.computes_bfloat16(torch.device("cpu")):
             row.note = "not measured: this CPU does not compute in bfloat16"
-            continue
-        log.info(f"{name}: writing and checking it")
-        weights = precision if precision == "fp16" else "fp32"
-        try:
-            if (format, weights) not in floats:
-                place = folder / weights
-                place.mkdir(exist_ok=True)
-                asked = export.ExportOptions(format, out=place, data=options.data, precision=weights)
-                floats[format, weights] = export.export(opened, asked).path
-            row.path, row.precision = floats[format, weights], "bf16" if precision == "bf16" else "fp32"
-            if precision == "int8":
-                asked = comparison.QuantizeOptions(
-                    format, options.data, options.max_drop, options.calibration, out=folder
-                )
-                row.path = quantize.quantize(opened, asked, row.path).path
-        except (ToleranceError, MissingPackageError) as error:
-            row.note = f"refused: {error}" if isinstance(error, ToleranceError) else str(error)
-        except (UsageError, DataError) as error:
-            if precision != "int8" or options.data:
-                raise
-            row.note = f"not measured: {error}"  # no data given, and none embedded
+        elif format != "pytorch":
+            log.info(f"{row.name}: writing and checking it")
+            try:
+                _write(row, opened, options, folder, floats)
+            except ToleranceError as error:
+                row.note = f"refused: {error}"
+            except ConvzooError as error:
+                if precision == "int8" and options.calibration and isinstance(error, UsageError | DataError):
+                    raise  # these pictures were asked for
+                row.note = f"not measured: {error}"
     return rows
+
+
+def _write(row: Row, opened: TorchModel, options: BenchOptions, folder: Path, floats: dict) -> None:
+    """Write a row's file, from the float file of the same format where it is INT8. Raises as `export`, `quantize`."""
+    format, precision = ROWS[row.name]
+    weights = "fp16" if precision == "fp16" else "fp32"
+    if (format, weights) not in floats:
+        place = folder / weights
+        place.mkdir(exist_ok=True)
+        asked = replace(options.exporting, format=format, out=place, data=options.data, precision=weights)
+        floats[format, weights] = export.export(opened, asked).path
+    row.path, row.precision = floats[format, weights], "bf16" if precision == "bf16" else "fp32"
+    if precision == "int8":
+        limits = options.data, options.max_drop, options.calibration
+        row.path = quantize.quantize(opened, comparison.QuantizeOptions(format, *limits, out=folder), row.path).path
 
 
 def _pictures(opened: LoadedModel, data: Path | None) -> Tensor:
@@ -329,7 +344,7 @@ def _facts(opened: LoadedModel, real: Tensor, options: BenchOptions) -> dict[str
         "platform": env["platform"],
         "commit": env["commit"],
         "versions": versions,
-        "memory": MEMORY,
+        "memory": MEMORY if options.memory else None,
         "computes_bfloat16": distributed.computes_bfloat16(torch.device("cpu")),
         "data": str(options.data) if options.data else name if name in EMBEDDED else None,
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -58,6 +58,8 @@ class ExportOptions:
         precision: of the weights: "fp32", for NCNN also "fp16"; the file is then compared with the model of those
             weights, which differs from the model by at most the tolerance or 2e-2.
         soc_version: the Ascend chip of an .om file, as `atc` calls it.
+        max_drop: what the fastest form may lose of the task's measure, in points of percent.
+        calibration: pictures for the INT8 files among its forms; None for the training split.
     """
 
     format: str
@@ -71,6 +73,8 @@ class ExportOptions:
     tolerance: float = 1e-4
     precision: str = "fp32"
     soc_version: str = "Ascend310"
+    max_drop: float = 0.5
+    calibration: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ OPTIONS = {
     "--out --profile --resume --save-every-steps --val-data --weights --workers",
     "eval": "--batch-size --cfg --coco-eval --data --device --download --help --json --on-bad-sample --out "
     "--precision --provider --raw-outputs --workers",
-    "export": "--batch --data --dynamic-size --format --help --json --out --precision --preprocessing --size "
-    "--soc-version --stage --tolerance",
+    "export": "--batch --calibration --data --dynamic-size --format --help --json --max-drop --out --precision "
+    "--preprocessing --size --soc-version --stage --tolerance",
     "predict": "--batch-size --cfg --coco --crops --data --device --dump-inputs --help --json --label-studio "
     "--min-score --npy --on-bad-sample --precision --provider --save --yolo-txt",
     "quantize": "--calibration --calibration-images --data --eval-images --format --help --json --max-drop --out "

@@ -74,10 +74,16 @@ def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -
     names = {"in0": INPUT, **{f"out{i}": name for i, name in enumerate(info.output_shapes())}}
     text = re.sub(r"\b(in0|out\d+)\b", lambda match: names.get(match[0], match[0]), text.decode()).encode()
     _check_layers(text)
-    path.write_bytes(text)
-    path.with_suffix(".bin").write_bytes(weights)
-    path.with_suffix(".json").write_bytes(sealed(info.to_json().encode(), text, weights))
-    return [path.with_suffix(".bin"), path.with_suffix(".json")]
+    return relabel((text, weights), info, path)
+
+
+def relabel(content: tuple[bytes, bytes], info: ExportInfo, path: Path) -> list[Path]:
+    """Write .param and .bin with other metadata. Raises OSError."""
+    weights, beside = path.with_suffix(".bin"), path.with_suffix(".json")
+    for file, data in zip((path, weights), content, strict=True):
+        file.write_bytes(data)
+    beside.write_bytes(sealed(info.to_json().encode(), *content))
+    return [weights, beside]
 
 
 def _convert(script: Path, shape: tuple[int, ...], half: bool) -> None:

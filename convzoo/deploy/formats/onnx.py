@@ -11,7 +11,7 @@ from torchvision.ops import nms
 from convzoo.deploy import library
 from convzoo.deploy.exported import RuntimeOptions, Session
 from convzoo.deploy.graph import quiet
-from convzoo.deploy.metadata import ExportInfo, check_seal, first_line, sealed
+from convzoo.deploy.metadata import MAX_DOCUMENT, ExportInfo, check_seal, first_line, sealed
 from convzoo.errors import ConvzooError, UsageError
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -43,10 +43,21 @@ def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -
     onnx = library("onnx", "--format onnx")
     library("onnxscript", "--format onnx")
     proto = translate(program, info)
-    proto.metadata_props.add(key=KEY, value=info.to_json())
-    if proto.ByteSize() > MAX_BYTES:
+    if proto.ByteSize() > MAX_BYTES - MAX_DOCUMENT:
         raise ConvzooError(f"{path.name}: an ONNX file in one piece holds at most 2 GB")
     onnx.checker.check_model(proto, full_check=True)
+    return save(proto, info, path)
+
+
+def relabel(content: bytes, info: ExportInfo, path: Path) -> list[Path]:
+    """Write the bytes of a file with other metadata. Raises OSError, MissingPackageError."""
+    return save(library("onnx", "--format onnx").load_model_from_string(content), info, path)
+
+
+def save(proto: Any, info: ExportInfo, path: Path) -> list[Path]:
+    """Write an ONNX ModelProto with its metadata. Raises OSError."""
+    del proto.metadata_props[:]
+    proto.metadata_props.add(key=KEY, value=info.to_json())
     path.write_bytes(sealed(proto.SerializeToString()))
     return []
 

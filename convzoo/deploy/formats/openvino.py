@@ -42,6 +42,17 @@ def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -
             "or use onnx"
         ) from error
     through.unlink()
+    return save(model, info, path)
+
+
+def relabel(content: tuple[bytes, bytes], info: ExportInfo, path: Path) -> list[Path]:
+    """Write the bytes of both files with other metadata. Raises OSError, MissingPackageError."""
+    return save(library("openvino", "--format openvino").Core().read_model(*content), info, path)
+
+
+def save(model: Any, info: ExportInfo, path: Path) -> list[Path]:
+    """Write a network as OpenVINO holds it, with its metadata. Raises OSError."""
+    openvino = library("openvino", "--format openvino")
     model.set_rt_info(info.to_json(), "convzoo")
     openvino.save_model(model, path, compress_to_fp16=False)
     weights = path.with_suffix(".bin")

@@ -32,10 +32,13 @@ def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer, extra_files={Path(DOCUMENT).name: info.to_json()})
-    files = cleaned(members(buffer.getvalue()))
-    seal = archive_digest(files)
-    files[DOCUMENT] = files[DOCUMENT].replace(UNSEALED.encode(), seal.encode())
-    path.write_bytes(archive(files))
+    return relabel(cleaned(members(buffer.getvalue())), info, path)
+
+
+def relabel(files: dict[str, bytes], info: ExportInfo, path: Path) -> list[Path]:
+    """Write an archive's files with other metadata. Raises OSError."""
+    document = info.to_json().replace(UNSEALED, archive_digest(files))
+    path.write_bytes(archive({**files, DOCUMENT: document.encode()}))
     return []
 
 

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from convzoo.deploy import library
-from convzoo.deploy.formats import onnx
+from convzoo.deploy import format_module, library
 from convzoo.deploy.graph import quiet
-from convzoo.deploy.metadata import ExportInfo, first_line, sealed
+from convzoo.deploy.metadata import ExportInfo, first_line
 from convzoo.deploy.quantize.calibration import Calibration
 from convzoo.errors import ConvzooError
 
@@ -95,16 +94,7 @@ def quantised(
 
 def write(model: Any, format: str, info: ExportInfo, path: Path) -> list[Path]:
     """Write an INT8 network with its metadata; return the other files that belong to it. Raises OSError."""
-    if format == "openvino":
-        model.set_rt_info(info.to_json(), "convzoo")
-        library("openvino", "INT8 for OpenVINO").save_model(model, path, compress_to_fp16=False)
-        weights = path.with_suffix(".bin")
-        path.write_bytes(sealed(path.read_bytes(), weights.read_bytes()))
-        return [weights]
-    del model.metadata_props[:]
-    model.metadata_props.add(key=onnx.KEY, value=info.to_json())
-    path.write_bytes(sealed(model.SerializeToString()))
-    return []
+    return format_module(format).save(model, info, path)
 
 
 @contextlib.contextmanager
