@@ -27,6 +27,7 @@ from convzoo.inference.answers import Answer, save_annotated
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import MIN_SCORE, predict
 from convzoo.model_file import ModelInfo, tensors_sha256
+from convzoo.storage import local_path
 from convzoo.training.loop import train as run_training
 from convzoo.training.setup import RunOptions
 from convzoo.types import Runner
@@ -169,6 +170,8 @@ def load(
             "pretrained=False none"
         )
     expected = ExpectedWeights(model_name, num_classes, names)
+    if not sources.is_remote(source):
+        source = local_path(source)
     if sources.is_remote(source) or (Path(source).is_file() and is_foreign(Path(source))):
         return Model(open_converted(sources.open_source(source, expected, download), target))
     opened = open_any(source, target)

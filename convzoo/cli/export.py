@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convzoo.cli.options import Json, SocVersion
+from convzoo.cli.options import Json, SocVersion, output
 from convzoo.deploy import FORMATS
 from convzoo.errors import UsageError
 
@@ -73,5 +73,7 @@ def export(
     form: dict[str, Any] = {"stage": stage.value, "preprocessing": preprocessing, "soc_version": soc_version}
     from convzoo.inference.torch_model import open_model
 
-    result = run_export(open_model(model), ExportOptions(format, out=out, tolerance=tolerance, **pictures, **form))
+    with output(out, model) as local:
+        options = ExportOptions(format, out=local, tolerance=tolerance, **pictures, **form)
+        result = run_export(open_model(model), options)
     print(json.dumps(result.plain) if json_ else result.text())
