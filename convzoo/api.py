@@ -27,6 +27,7 @@ from convzoo.inference.answers import Answer, save_annotated
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import MIN_SCORE, predict
 from convzoo.model_file import ModelInfo, tensors_sha256
+from convzoo.storage import local_path
 from convzoo.training.loop import train as run_training
 from convzoo.training.setup import RunOptions
 from convzoo.types import Runner
@@ -172,7 +173,9 @@ def load(
             "pretrained=False none"
         )
     expected = ExpectedWeights(model_name, num_classes, names, Path(cfg) if cfg else None, resize)
-    if sources.is_remote(source):
+    if not sources.is_remote(source):
+        source = local_path(source)
+    else:
         return Model(open_converted(sources.open_source(source, expected, download), target))
     opened = open_any(source, target, expected=expected)
     expected.require(str(source), opened.recipe.model)

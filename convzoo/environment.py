@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from convzoo.logs import redacted
 from convzoo.version import __version__
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def optional_packages() -> dict[str, str | None]:
 
 
 def command_line(argv: list[str]) -> str:
-    """Return the command as typed."""
-    return shlex.join(["convzoo", *argv])
+    """Return the command as typed, without the passwords of URLs."""
+    return shlex.join(["convzoo", *map(redacted, argv)])
 
 
 def _git_commit() -> str | None:

@@ -3,6 +3,7 @@
 import logging
 import logging.handlers
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,6 +11,22 @@ from pathlib import Path
 from tqdm import tqdm
 
 log = logging.getLogger("convzoo")
+SECRETS = (
+    re.compile(r"(?<=://)[^/@\s'\"]+(?=@)"),  # the user and password of a URL
+    re.compile(r"(?<=[?&])[^=&\s'\"]*(?:sig|credential|token|secret|passw|key|auth)[^=&\s'\"]*=[^&\s'\"]+", re.I),
+)
+
+
+def redacted(text: str) -> str:
+    """Return the text with the passwords and signatures of its URLs as ***; every line of a log goes through this."""
+    for secret in SECRETS:
+        text = secret.sub("***", text)
+    return text
+
+
+class _Redacted(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return redacted(super().format(record))
 
 
 class _AboveProgressBar(logging.Handler):
@@ -22,7 +39,7 @@ class _AboveProgressBar(logging.Handler):
 def setup(rank: int = 0) -> None:
     """Send the log of rank 0 to stderr, and only warnings of the other ranks."""
     handler = _AboveProgressBar(logging.INFO if rank == 0 else logging.WARNING)
-    handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"rank {rank}: %(message)s"))
+    handler.setFormatter(_Redacted("%(message)s" if rank == 0 else f"rank {rank}: %(message)s"))
     log.handlers = [handler]
     log.setLevel(logging.INFO)
     log.propagate = False
@@ -50,7 +67,7 @@ class Copy:
     def open(self, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         file = _File(path, encoding="utf-8")
-        file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        file.setFormatter(_Redacted("%(asctime)s %(message)s"))
         self._held.setTarget(file)
         self.close()  # writes what was held
         self._current = file

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convzoo.cli.options import Calibration, Data, Json, MaxDrop
+from convzoo.cli.options import Calibration, Data, Json, MaxDrop, output
 
 
 def bench(
@@ -35,5 +35,6 @@ def bench(
     from convzoo.deploy.bench import bench as run_bench
 
     names = tuple(ROWS) if formats == "all" else tuple(dict.fromkeys(formats.split(",")))
-    result = run_bench(model, BenchOptions(names, data, calibration, max_drop, rounds, seconds, batch, out))
+    with output(out) as local:
+        result = run_bench(model, BenchOptions(names, data, calibration, max_drop, rounds, seconds, batch, local))
     print(json.dumps(result.plain) if json_ else result.text())

@@ -10,6 +10,7 @@ from convzoo.cli.download import require_download
 from convzoo.cli.files import _each
 from convzoo.cli.options import Cfg, Download, Json, Resize, To, Verbose
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.storage import local_path, written
 
 Source = Annotated[
     str,
@@ -59,16 +60,21 @@ def convert(
     which becomes a recipe; or, with --to, a model file; or a folder of such weights. Darknet .weights of a network that
     is none of these need their --cfg.
     """
+    from convzoo.convert.sources import is_remote
     from convzoo.convert.state_dict import ExpectedWeights
 
     if data and not check:
         raise UsageError("--data has no meaning without --check")
+    if not is_remote(source):
+        source = str(local_path(source))
+    data = local_path(data) if data else None
     expected = ExpectedWeights(model, num_classes, classes, cfg, resize)
     options: dict[str, Any] = {"check": check, "data": data, "data_name": data_name, "download": download}
-    if not Path(source).is_dir():
-        _file(source, out, to, expected, options, json_, verbose)
-    else:
-        _folder(source, out, to, expected, options, json_)
+    with written(out) as local:
+        if not Path(source).is_dir():
+            _file(source, local, to, expected, options, json_, verbose)
+        else:
+            _folder(source, local, to, expected, options, json_)
 
 
 def _file(

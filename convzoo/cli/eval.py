@@ -24,6 +24,7 @@ from convzoo.cli.options import (
     Provider,
     Workers,
 )
+from convzoo.storage import shown, written
 
 Report = Annotated[
     Path | None, typer.Option("--out", help="Folder for tables, plots and the worst images.", show_default=False)
@@ -79,7 +80,8 @@ def eval_(
         if distributed.rank() == 0:
             _show(file, evaluation, json_)
             if out:
-                evaluation.write(_folder_of(file, files, out), build.build_dataset(opened.recipe, data, "val"))
+                with written(_folder_of(file, files, out)) as folder:
+                    evaluation.write(folder, build.build_dataset(opened.recipe, data, "val"))
 
     try:
         _each(files, row, model, stop=distributed.world_size() > 1)
@@ -99,9 +101,9 @@ def _show(file: Path, evaluation: Any, json_: bool) -> None:
 
     if json_:
         speed = {"seconds": round(evaluation.seconds, 3), "images_per_s": round(evaluation.images_per_s, 1)}
-        print(json.dumps({"model": str(file), **evaluation.result, **speed}))
+        print(json.dumps({"model": shown(file), **evaluation.result, **speed}))
         return
     speed = f"{evaluation.seconds:.1f} s, {evaluation.images_per_s:.0f} img/s"
-    print(f"{file}  {summary(evaluation.result)}  {speed}")
+    print(f"{shown(file)}  {summary(evaluation.result)}  {speed}")
     if evaluation.metric.text():
         print(evaluation.metric.text())

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convzoo.cli.options import Calibration, Json, Precision, SocVersion
+from convzoo.cli.options import Calibration, Json, Precision, SocVersion, output
 from convzoo.deploy import FORMATS
 from convzoo.errors import UsageError
 
@@ -89,5 +89,7 @@ def export(
     form |= {"soc_version": soc_version, "max_drop": 0.5 if max_drop is None else max_drop, "calibration": calibration}
     from convzoo.inference.torch_model import open_model
 
-    result = run_export(open_model(model), ExportOptions(format, out=out, tolerance=tolerance, **pictures, **form))
+    with output(out, model) as local:
+        options = ExportOptions(format, out=local, tolerance=tolerance, **pictures, **form)
+        result = run_export(open_model(model), options)
     print(json.dumps(result.plain) if json_ else result.text())

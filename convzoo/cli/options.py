@@ -1,10 +1,15 @@
 """The options that several verbs share."""
 
+import contextlib
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from convzoo.errors import UsageError
+from convzoo.storage import url_of, written
 
 Calibration = Annotated[
     Path | None,
@@ -69,3 +74,19 @@ Provider = Annotated[
     typer.Option("--provider", help="ONNX Runtime's execution provider, by name.", show_default="CPUExecutionProvider"),
 ]
 SocVersion = Annotated[str, typer.Option("--soc-version", help="The Ascend chip of an .om file, as `atc` calls it.")]
+
+
+@contextlib.contextmanager
+def output(path: Path | None, beside: Path | None = None) -> Iterator[Path | None]:
+    """Give where to write: a local path is its own, what is written for a URL goes up at the end.
+
+    Args:
+        beside: the file that it is written beside where there is no path; beside a URL nothing is written unnamed.
+    """
+    if path is None:
+        if beside is not None and url_of(beside):
+            raise UsageError(f"{url_of(beside)}: name what is to be written", ("out",))
+        yield None
+        return
+    with written(path) as local:
+        yield local

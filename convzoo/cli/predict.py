@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convzoo.cli.options import Cfg, Device, Json, OnBad, OnBadSample, Precision
+from convzoo.cli.options import Cfg, Device, Json, OnBad, OnBadSample, Precision, output
 from convzoo.errors import UsageError
 
 Folder = partial(typer.Option, file_okay=False, show_default=False)
@@ -60,12 +60,13 @@ def predict(
         return
     if not sources:
         raise UsageError("predict needs picture files, folders or globs")
-    parts = opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names
+    network = opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names
     least = MIN_SCORE if min_score is None else min_score
-    answers = answers_to(*parts, sources, batch_size=batch_size, on_bad_sample=on_bad_sample.value, min_score=least)
-    answers = _written(_preannotated(answers, opened, coco, label_studio), opened, min_score, yolo_txt, crops, save)
-    for answer in answers:
-        print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
+    answers = answers_to(*network, sources, batch_size=batch_size, on_bad_sample=on_bad_sample.value, min_score=least)
+    answers = _preannotated(answers, opened, coco, label_studio)
+    with output(yolo_txt) as labels, output(crops) as parts, output(save) as copies:
+        for answer in _written(answers, opened, min_score, labels, parts, copies):
+            print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
 
 
 def _preannotated(answers: Any, opened: Any, coco: Path | None, label_studio: Path | None) -> Any:

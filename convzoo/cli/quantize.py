@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convzoo.cli.options import Calibration, Data, Json, MaxDrop, SocVersion
+from convzoo.cli.options import Calibration, Data, Json, MaxDrop, SocVersion, output
 
 
 def quantize(
@@ -34,9 +34,10 @@ def quantize(
     """
     from convzoo.deploy.quantize.comparison import QuantizeOptions
     from convzoo.deploy.quantize.quantize import quantize as run_quantize
-
-    options = QuantizeOptions(format, data, max_drop, calibration, calibration_images, eval_images, out, soc_version)
     from convzoo.inference.torch_model import open_model
 
-    result = run_quantize(open_model(model), options)
+    images = calibration, calibration_images, eval_images
+    with output(out, model) as local:
+        options = QuantizeOptions(format, data, max_drop, *images, local, soc_version)
+        result = run_quantize(open_model(model), options)
     print(json.dumps(result.plain) if json_ else result.text())

@@ -7,6 +7,7 @@ import typer
 
 from convzoo.cli.download import fetch
 from convzoo.cli.options import Data, Device, Download, OnBad, OnBadSample, Overrides, Workers
+from convzoo.storage import shown
 
 
 def train(
@@ -84,4 +85,4 @@ def train(
         )
         path = run_training(loaded, options, stop)
     if distributed.rank() == 0:
-        print(path)
+        print(shown(path))

@@ -22,6 +22,7 @@ from convzoo.convert.state_dict import ANY, CfgFile, ConvertedWeights, ExpectedW
 from convzoo.errors import ConvzooError, MissingPackageError, UsageError
 from convzoo.files import file_sha256
 from convzoo.model_file import ModelInfo, load_model, tensors_sha256
+from convzoo.storage import local_path
 
 LIBRARIES = ("torchvision", "timm", "darknet")
 WEIGHT_SUFFIXES = (".weights", ".ckpt", ".pth", ".pt", ".pth.tar")  # of other programs; content tells them apart
@@ -76,7 +77,7 @@ def open_source(source: str | Path, expected: ExpectedWeights = ANY, download: b
     """
     if is_remote(source):
         return _fetch(str(source), expected, download)
-    path = Path(source)
+    path = local_path(source)
     if is_own(path):
         return _open_own(path, expected)
     converted = read(path, expected)
@@ -87,9 +88,10 @@ def source_sha256(source: str | Path, download: bool = False) -> str:
     """Return the SHA-256 of a file, or of the tensors that a library gives. Raises as `open_source`."""
     if is_remote(source):
         return open_source(source, download=download).sha256
-    if not Path(source).is_file():
+    path = local_path(source)
+    if not path.is_file():
         raise UsageError(f"{source}: no such file")
-    return file_sha256(Path(source))
+    return file_sha256(path)
 
 
 def _open_own(path: Path, expected: ExpectedWeights) -> WeightSource:

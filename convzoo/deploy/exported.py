@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,7 @@ from convzoo.deploy.metadata import ExportInfo, check_document, first_line
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.inference import torch_model
 from convzoo.inference.loaded import LoadedModel
+from convzoo.storage import Remote, local_path, url_of
 from convzoo.types import Task
 
 STEP = re.compile(r"step-\d+\.safetensors$")  # what a run saves
@@ -161,7 +162,7 @@ def open_exported(
         ConvzooError: not a file that convzoo exported, or a damaged one.
         MissingPackageError: its library is not installed.
     """
-    path = Path(path)
+    path = local_path(path)
     name = format_of(path)
     if name is None:
         known = ", ".join(SUFFIXES.values())
@@ -189,7 +190,7 @@ def open_any(
     Raises:
         UsageError, ConvzooError, MissingPackageError: as `open_exported`, `torch_model.open_model`, `open_source` say.
     """
-    path = Path(path)
+    path = local_path(path)
     if provider and path.suffix.lower() != ".onnx":
         raise UsageError(f"--provider {provider}: only ONNX Runtime has those; {path.name} is not an .onnx file")
     if is_foreign(path):
@@ -208,17 +209,32 @@ def is_foreign(path: Path) -> bool:
     return path.suffix != ".safetensors" or path.open("rb").read(9)[8:] == b"{"
 
 
+def _files_in(path: Path) -> list[Path] | None:
+    """Return the files in a folder, or in its `checkpoints` where it has them; None for what is no folder."""
+    if url_of(path) is None:
+        if not path.is_dir():
+            return None
+        folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+        return [file for file in sorted(folder.iterdir()) if file.is_file()]
+    names = [PurePosixPath(name) for name in Remote(path).files() if name]
+    folders = {name.parent for name in names}
+    folder = PurePosixPath("checkpoints" if PurePosixPath("checkpoints") in folders else ".")
+    return [path / name for name in names if name.parent == folder] or None
+
+
 def model_files(path: Path) -> list[Path]:
     """Return the file itself, a run's checkpoints, or every file in a folder that its name says opens.
+
+    Of a URL likewise; the files come when they are opened.
 
     Raises:
         UsageError: no such file in the folder.
     """
-    if not path.is_dir():
+    inside = _files_in(path)
+    if inside is None:
         return [path]
-    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     suffixes = (".safetensors", *WEIGHT_SUFFIXES, *SUFFIXES.values())
-    files = [file for file in sorted(folder.iterdir()) if file.name.lower().endswith(suffixes) and file.is_file()]
+    files = [file for file in inside if file.name.lower().endswith(suffixes)]
     files = [file for file in files if not file.name.endswith(".state.pt")]
     if any(STEP.match(file.name) for file in files):  # `last` and `best` are two of these
         files = [file for file in files if file.name not in ("last.safetensors", "best.safetensors")]

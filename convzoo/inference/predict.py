@@ -16,6 +16,7 @@ from convzoo.data.transforms.pipeline import Pipeline
 from convzoo.errors import DataError, UsageError
 from convzoo.inference.answers import Answer
 from convzoo.logs import log
+from convzoo.storage import local_path
 from convzoo.types import Key, Prediction, Runner, Sample, Task
 
 MIN_SCORE = 0.25  # what people want to see of a detector; its measures count much lower scores too
@@ -27,7 +28,7 @@ def find_pictures(sources: Iterable[str | Path]) -> Iterator[str]:
     Raises:
         UsageError: a source that does not exist or matches nothing.
     """
-    for source in map(str, sources):
+    for source in (str(local_path(source)) for source in sources):
         if os.path.isdir(source):
             paths = (
                 os.path.join(folder, file)

@@ -15,6 +15,7 @@ from convzoo.config.recipe import Recipe
 from convzoo.data.transforms.pipeline import Pipeline, normalize
 from convzoo.errors import UsageError
 from convzoo.model_file import ModelInfo, StateDict, load_into, load_model
+from convzoo.storage import local_path
 from convzoo.types import Task
 
 CPU = torch.device("cpu")
@@ -91,8 +92,7 @@ def open_model(path: str | Path, device: torch.device = CPU, overrides: tuple[st
         UsageError: no such file, or an override that does not fit.
         ConvzooError: an unreadable, damaged or mismatching file.
     """
-    path = Path(path)
-    state_dict, info, digest = load_model(path)
+    state_dict, info, digest = load_model(path := local_path(path))
     recipe = recipes.with_overrides(recipes.from_plain(info.recipe, path.name), overrides)
     return TorchModel(_build(recipe, state_dict, str(path), device), recipe, info, path, digest)
 

@@ -1,11 +1,40 @@
-"""Where things lie: local paths, zips and tars, read the same way."""
+"""Where things lie: local paths, zips and tars, and URLs of every scheme that fsspec knows, read the same way."""
 
 from pathlib import Path
 
 from convzoo.errors import UsageError
 from convzoo.storage.archives import ZipMembers, is_zip, unpack, unpacked
+from convzoo.storage.cache import cache_folder
+from convzoo.storage.urls import Remote, fetched, shown, url_of, written
 
-__all__ = ["ZipMembers", "is_zip", "local_folder", "unpack"]
+__all__ = [
+    "Remote",
+    "ZipMembers",
+    "cache_folder",
+    "is_zip",
+    "local_folder",
+    "local_path",
+    "shown",
+    "unpack",
+    "url_of",
+    "written",
+]
+
+
+def local_path(path: str | Path, options: tuple[str, ...] = ()) -> Path:
+    """Return a local path as it is, and of a URL the file or folder in the cache.
+
+    Raises:
+        UsageError: nothing is behind the URL.
+        ConvzooError: its store does not answer, or the cache has no room.
+        MissingPackageError: the package of its scheme is not installed.
+    """
+    url = url_of(path)
+    if url is None:
+        return Path(path)
+    if url.startswith("file://"):
+        return Path("/" + url.removeprefix("file://").lstrip("/"))
+    return fetched(url, options)
 
 
 def local_folder(path: Path) -> Path:
@@ -14,10 +43,11 @@ def local_folder(path: Path) -> Path:
     Raises:
         UsageError: there is nothing.
         DataError: a file that is no archive, or one that is damaged or holds what it should not.
-        ConvzooError: the cache has no room for it.
+        ConvzooError, MissingPackageError: as `local_path`, or the cache has no room.
     """
-    if path.is_dir():
-        return path
-    if not path.exists():
+    local = local_path(path, ("data",))
+    if local.is_dir():
+        return local
+    if not local.exists():
         raise UsageError(f"{path}: no such folder or archive", ("data",))
-    return unpacked(path)
+    return unpacked(local)

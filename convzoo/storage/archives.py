@@ -138,7 +138,7 @@ class _Target:
             raise self.wrong(f"more than {MAX_MEMBERS:,} members")
         if self._bytes > RATIO_FROM and self._bytes > MAX_RATIO * self._packed_bytes:
             raise self.wrong(f"unpacks to more than {MAX_RATIO} times its {self._packed_bytes:,} bytes")
-        parts = _parts(name)
+        parts = member_parts(name)
         if parts is None:
             raise self.wrong(f"'{name[:80]}' leads out of the folder")
         if parts and (parts[0] == "__MACOSX" or parts[-1].startswith("._")):
@@ -161,7 +161,7 @@ class _Target:
         return DataError(f"{self.path}: {problem}; nothing was unpacked")
 
 
-def _parts(name: str) -> list[str] | None:
+def member_parts(name: str) -> list[str] | None:
     """Return a member's name as parts of a path inside the folder, or None where it leads out."""
     name = name.replace("\\", "/")
     parts = [part for part in name.split("/") if part not in ("", ".")]
@@ -227,7 +227,7 @@ def _unpack_tar(path: Path, target: _Target) -> None:
 def _link(member: tarfile.TarInfo, place: Path, target: _Target) -> None:
     """Make a link to a file that is unpacked already the same file under a second name. Raises DataError."""
     above = posixpath.dirname(member.name) if member.issym() else ""
-    parts = _parts(posixpath.normpath(posixpath.join(above, member.linkname)))
+    parts = member_parts(posixpath.normpath(posixpath.join(above, member.linkname)))
     source = None if parts is None else target.folder.joinpath(*parts)
     if source is None or not source.is_file():
         raise target.wrong(f"'{member.name[:80]}' is a link to '{member.linkname[:80]}', which is no file before it")

@@ -24,12 +24,14 @@ from convzoo.training.progress import ProgressLogger, profiled
 from convzoo.training.run_folder import RunFolder
 from convzoo.training.setup import RunOptions, TrainState
 from convzoo.training.stop import StopRequest
+from convzoo.training.upload import to_url
 from convzoo.types import Batch
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 EVAL_BATCH = 256
 
 
+@to_url
 def train(recipe: Recipe, options: RunOptions, stop: StopRequest | None = None) -> Path:
     """Train as the recipe says, and return the run's folder: begun, continued where it was, or as it was finished.
 

@@ -24,6 +24,7 @@ from convzoo.errors import ConvzooError, UsageError
 from convzoo.logs import log
 from convzoo.model_file import first_mismatch
 from convzoo.models.darknet_network import Network
+from convzoo.storage import local_path
 
 
 def check_pretrained_hash(recipe: Recipe, weights: str | Path | None, download: bool = False) -> Recipe:
@@ -67,6 +68,7 @@ def load_pretrained(
     Raises:
         ConvzooError: unreadable weights, or anything but the last layers does not fit.
     """
+    source = source if is_remote(source) else local_path(source)
     if recipe.model["name"] == "darknet" and not is_remote(source) and kind_of(Path(source)) == "darknet":
         _load_by_cfg(model, recipe.model["cfg"], Path(source))
         return

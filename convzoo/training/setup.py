@@ -28,6 +28,7 @@ from convzoo.data.sampler import TrainBatches, batch_arithmetic, check_batch_siz
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
 from convzoo.model_file import ModelInfo, StateDict, load_into
+from convzoo.storage import shown
 from convzoo.training.continuation import list_sha256
 from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 from convzoo.training.pretrained import load_pretrained
@@ -137,8 +138,8 @@ class TrainState:
         counted = "images" if self.task.predicts == "classes" else "objects"
         per_class = torch.bincount(torch.as_tensor(train_set.labels), minlength=num_classes)
         self.data_account = {
-            "root": str(options.data),
-            **({"val_root": str(options.val_data)} if options.val_data else {}),
+            "root": shown(str(options.data)),
+            **({"val_root": shown(options.val_data)} if options.val_data else {}),
             "train_images": len(train_set),
             "val_images": 0 if val_set is None else len(val_set),
             "class_names": self.class_names,

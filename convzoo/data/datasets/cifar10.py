@@ -13,7 +13,7 @@ from convzoo.data.datasets.image_folder import FolderImages, image_folder
 from convzoo.data.datasets.in_memory import ArrayImages, first_of_shuffled
 from convzoo.data.decode import EXTENSIONS
 from convzoo.errors import DataError, UsageError
-from convzoo.storage import ZipMembers, is_zip, local_folder
+from convzoo.storage import ZipMembers, is_zip, local_folder, local_path
 
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -35,6 +35,7 @@ def cifar10(root: Path | None, split: str, *, max_train_images: int | None = Non
         raise UsageError(
             "CIFAR-10 needs a folder, zip or tar with the binary batches or class folders", ("data", "download")
         )
+    root = local_path(root, ("data",))
     if not root.exists():
         raise UsageError(f"{root}: no such file or folder", ("data", "download"))
     if root.is_file() and not (is_zip(root) and _has_pictures(root)):

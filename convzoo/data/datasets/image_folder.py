@@ -14,7 +14,7 @@ from convzoo.config.registry import register
 from convzoo.data.datasets.in_memory import PackedStrings, first_of_shuffled
 from convzoo.data.decode import EXTENSIONS, decode_rgb
 from convzoo.errors import DataError, UsageError
-from convzoo.storage import ZipMembers, is_zip, local_folder
+from convzoo.storage import ZipMembers, is_zip, local_folder, local_path
 from convzoo.types import Sample
 
 SPLITS = {"train": ("train", "ilsvrc"), "val": ("val", "validation", "validation_preprocess", "test")}
@@ -78,6 +78,7 @@ def image_folder(root: Path | None, split: str, *, max_train_images: int | None 
         raise UsageError(
             "this recipe needs a folder, zip or tar with train/ and val/, one folder per class in each", ("data",)
         )
+    root = local_path(root, ("data",))
     if not root.exists():
         raise UsageError(f"{root}: no such file or folder", ("data",))
     members = _in_place(root)
