@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from annotated import write_coco
 from convzoo import cli
+from convzoo.config import registry
+from convzoo.convert import darknet
 from helpers import FIXTURES, QUICK, SHARED, THREADS
 
 
@@ -43,6 +46,35 @@ def mindspore_outputs(request) -> Path:
     if request.param == "fixtures":
         return request.getfixturevalue("own_mindspore")
     return request.getfixturevalue("shared") / "fixtures/mindspore"
+
+
+@pytest.fixture(scope="session")
+def own_coco(tmp_path_factory) -> Path:
+    """Fifty pictures a split in COCO's layout, made here."""
+    root = tmp_path_factory.mktemp("coco")
+    for split in ("train", "val"):
+        write_coco(root, split)
+    return root
+
+
+@pytest.fixture(scope="session", params=["made", "shared"])
+def coco_root(request) -> Path:
+    """The same, and as many real ones of the reference data."""
+    if request.param == "made":
+        return request.getfixturevalue("own_coco")
+    return request.getfixturevalue("shared") / "data/tiny-coco"
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory) -> Path:
+    """A file as Darknet's own tiny.weights, header and all, of random numbers."""
+    model = {"name": "tinydarknet"}
+    generator = torch.Generator().manual_seed(0)
+    state_dict = registry.bind("model", model)().state_dict()
+    state_dict = {name: torch.rand(t.shape, generator=generator) if t.dim() else t for name, t in state_dict.items()}
+    path = tmp_path_factory.mktemp("darknet") / "tiny.weights"
+    path.write_bytes(darknet.write(state_dict, model, seen=204_800_000, version=(0, 1, 0)))
+    return path
 
 
 @pytest.fixture

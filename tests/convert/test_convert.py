@@ -16,10 +16,10 @@ from convzoo.config import registry
 from convzoo.convert import darknet, mindspore
 from convzoo.convert.mindspore_ckpt import write_records
 from convzoo.data.datasets.cifar10 import CLASS_NAMES
+from convzoo.data.imagenet import darknet_wnids
+from convzoo.files import file_sha256
 from convzoo.model_file import ModelInfo, load_model, save_model, tensors_sha256
 from helpers import one_line
-
-TINY_SHA256 = "f1c3fe6b9bab9af69ae2a090682df3e5b9d83accba69551315f030ce1b37ea81"
 
 
 def random_state_dict(model: dict) -> dict[str, torch.Tensor]:
@@ -60,25 +60,28 @@ def ours(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny(shared, tmp_path_factory):
-    """The real tiny.weights converted, with its class names."""
+def tiny(tiny_weights, tmp_path_factory):
+    """Darknet's tiny.weights, of random numbers, converted with class names."""
     from convzoo import cli
 
     out = tmp_path_factory.mktemp("tiny") / "tiny.safetensors"
-    names = shared / "data/imagenet-sample/darknet_wnids.txt"
-    weights = shared / "data/weights/tiny.weights"
-    assert cli.main(["convert", str(weights), "--classes", str(names), "--check", "--out", str(out)]) == 0
+    names = out.with_name("names.txt")
+    names.write_text("\n".join(darknet_wnids()))
+    assert cli.main(["convert", str(tiny_weights), "--classes", str(names), "--check", "--out", str(out)]) == 0
     return out
 
 
-def test_the_real_tiny_darknet_is_as_good_as_in_darknet(run, shared, tiny):
+def test_the_real_tiny_darknet_is_as_good_as_in_darknet(run, shared, tmp_path):
+    tiny = tmp_path / "tiny.safetensors"
+    assert run("convert", shared / "data/weights/tiny.weights", "--check", "--out", tiny)[0] == 0
+    assert (load_model(tiny)[1].licence or "").startswith("public domain")
     code, out, _ = run("eval", tiny, "--data", shared / "data/imagenet-sample", "--json")
     found = json.loads(out)
     assert code == 0 and found["images"] == found["images_expected"] == 200
     assert found["top1"] * 200 >= 136 and found["top5"] * 200 >= 178
 
 
-def test_a_converted_file_says_where_it_comes_from(tiny):
+def test_a_converted_file_says_where_it_comes_from(tiny_weights, tiny):
     _, info, _ = load_model(tiny)
     recipe = recipes.from_plain(info.recipe, "tiny")
     check_recipe(recipe)
@@ -88,17 +91,17 @@ def test_a_converted_file_says_where_it_comes_from(tiny):
         0,
         0,
     ]
-    assert info.class_names[0] == "n02119789" and (info.licence or "").startswith("public domain")
+    assert info.class_names[0] == "n02119789" and info.licence is None  # known only of the published file
     provenance = info.provenance
-    assert provenance["converted_from"] == "tiny.weights" and provenance["sha256"] == TINY_SHA256
+    assert provenance["converted_from"] == "tiny.weights" and provenance["sha256"] == file_sha256(tiny_weights)
     assert provenance["format"].startswith("Darknet weights, version 0.1.0, 204800000 images seen: tinydarknet")
     assert provenance["converter"].startswith("convzoo ") and "byte for byte" in provenance["checked"][-1]
     assert "/" not in json.dumps([provenance["converted_from"], provenance["checked"]])
 
 
-def test_what_was_consumed_is_printed(run, shared, tmp_path):
-    weights, out = shared / "data/weights/tiny.weights", tmp_path / "tiny.safetensors"
-    code, text, _ = run("convert", weights, "--out", out)
+def test_what_was_consumed_is_printed(run, tiny_weights, tmp_path):
+    out = tmp_path / "tiny.safetensors"
+    code, text, _ = run("convert", tiny_weights, "--out", out)
     assert code == 0
     for line in (
         "bytes          4,185,968 used, 0 left",
@@ -110,12 +113,12 @@ def test_what_was_consumed_is_printed(run, shared, tmp_path):
     ):
         assert line in text.splitlines()
     assert len(text.splitlines()) < 15
-    listed = run("convert", weights, "--verbose", "--out", out)[1].splitlines()
+    listed = run("convert", tiny_weights, "--verbose", "--out", out)[1].splitlines()
     assert len(listed) == len(text.splitlines()) + 77 and "features.18.norm.running_var" in "".join(listed)
-    code, text, _ = run("convert", weights, "--out", out, "--json")
+    code, text, _ = run("convert", tiny_weights, "--out", out, "--json")
     found = json.loads(text)
     assert len(found["tensors"]) == 77 and found["tensors"][0]["shape"] == [16, 3, 3, 3]
-    assert found["header"]["bytes_used"] == 4_185_968 and found["source_sha256"] == TINY_SHA256
+    assert found["header"]["bytes_used"] == 4_185_968 and found["source_sha256"] == file_sha256(tiny_weights)
     assert any("Darknet's order" in note for note in found["notes"])
 
 
@@ -173,9 +176,9 @@ def test_check_runs_the_source_library(run, tmp_path):
     assert "preprocessing assumed" in " ".join(found["notes"])
 
 
-def test_to_darknet_and_back(run, shared, tiny, ours, tmp_path):
+def test_to_darknet_and_back(run, tiny_weights, tiny, ours, tmp_path):
     code, _, _ = run("convert", tiny, "--to", "darknet", "--out", tmp_path / "tiny.weights")
-    assert code == 0 and (tmp_path / "tiny.weights").read_bytes() == (shared / "data/weights/tiny.weights").read_bytes()
+    assert code == 0 and (tmp_path / "tiny.weights").read_bytes() == tiny_weights.read_bytes()
     foreign = tmp_path / "digits.weights"
     code, text, _ = run("convert", ours, "--to", "darknet", "--out", foreign)
     assert code == 0 and "Darknet feeds values 0..1 without a mean" in text

@@ -136,8 +136,8 @@ def test_a_network_without_batch_norm_has_nothing_to_compare(digits):
     assert batch_norm_statistics(model, pictures_of(model, digits[0])) is None
 
 
-def test_pictures_that_are_none_or_too_few(run, shared, digits, tmp_path):
-    weights, out = shared / "data/weights/tiny.weights", tmp_path / "x.safetensors"
+def test_pictures_that_are_none_or_too_few(run, tiny_weights, digits, tmp_path):
+    out = tmp_path / "x.safetensors"
     (tmp_path / "few").mkdir()
     shutil.copy(next(digits[0].rglob("*.png")), tmp_path / "few")
     for options, code, message in (
@@ -146,5 +146,5 @@ def test_pictures_that_are_none_or_too_few(run, shared, digits, tmp_path):
         (["--check", "--data", tmp_path / "none"], 2, "none"),
         (["--to", "darknet", "--data", tmp_path, "--check"], 2, "--check has no meaning with --to"),
     ):
-        got, _, err = run("convert", weights, *options, "--out", out)
+        got, _, err = run("convert", tiny_weights, *options, "--out", out)
         assert got == code and message in one_line(err) and not out.exists()

@@ -16,6 +16,7 @@ from pycocotools.coco import COCO
 from convzoo.data.datasets import voc as voc_module
 from convzoo.data.datasets.boxed import BoxedImages, SizeMismatchError, picture_size
 from convzoo.data.datasets.coco import coco
+from convzoo.data.datasets.digit_scenes import digit_scenes
 from convzoo.data.datasets.voc import voc
 from convzoo.data.datasets.yolo_txt import yolo_txt
 from convzoo.data.decode import decode_rgb
@@ -69,9 +70,8 @@ def test_coco_by_hand(tmp_path):
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_coco_reads_as_pycocotools_does(shared, split):
-    root = shared / "data/tiny-coco"
-    data, theirs = coco(root, split), COCO(root / f"annotations/instances_{split}2017.json")
+def test_coco_reads_as_pycocotools_does(coco_root, split):
+    data, theirs = coco(coco_root, split), COCO(coco_root / f"annotations/instances_{split}2017.json")
     assert [data.image_id(i) for i in range(len(data))] == sorted(theirs.getImgIds())
     assert data.category_ids == sorted(theirs.getCatIds()) and len(data.class_names) == 80
     assert data.class_names == [one["name"] for one in theirs.loadCats(data.category_ids)]
@@ -527,39 +527,54 @@ def test_the_size_of_a_picture_that_cannot_be_read_is_an_error_that_says_why(tmp
             picture_size(str(path))
 
 
-def test_the_same_objects_in_three_formats(shared, tmp_path):
-    real = voc(shared / "data/bccd", "val")
+@pytest.mark.parametrize("source", ["digit scenes", "bccd"])
+def test_the_same_objects_in_three_formats(request, source, tmp_path):
+    if source == "bccd":
+        real = voc(request.getfixturevalue("shared") / "data/bccd", "val")
+    else:
+        real = digit_scenes(None, "val")
+    count = 12
     plain = {
         "images": [],
         "annotations": [],
         "categories": [{"id": 7 + i, "name": n} for i, n in enumerate(real.class_names)],
     }
-    for i in range(12):
+    xmls = {}
+    for i in range(count):
         boxes, (height, width), stem = real.boxes(i), real.size_hw(i), f"{i:03d}"
-        for folder in ("images/val", "val"):
+        picture = Image.fromarray(real.load(i).image.permute(1, 2, 0).numpy())
+        picture.save(tmp_path / f"{stem}.png", compress_level=1)
+        for folder in ("images/val", "val", "JPEGImages"):
             (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-            shutil.copy(real.path(i), tmp_path / folder / f"{stem}.jpg")
-        plain["images"].append({"id": i, "file_name": f"{stem}.jpg", "width": width, "height": height})
-        lines = []
+            shutil.copy(tmp_path / f"{stem}.png", tmp_path / folder)
+        plain["images"].append({"id": i, "file_name": f"{stem}.png", "width": width, "height": height})
+        lines, objects = [], []
         for (x1, y1, x2, y2), label in zip(boxes.xyxy.tolist(), boxes.labels.tolist(), strict=True):
             one = {"image_id": i, "category_id": 7 + label, "bbox": [x1, y1, x2 - x1, y2 - y1], "iscrowd": 0}
             plain["annotations"].append({"id": len(plain["annotations"]), **one})
             shares = [(x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height]
             lines.append(f"{label} " + " ".join(f"{share:.6f}" for share in shares))
+            objects.append((real.class_names[label], x1 + 1, y1 + 1, x2, y2, 0))  # whole pixels, counted from 1
         (tmp_path / "labels/val").mkdir(parents=True, exist_ok=True)
         (tmp_path / f"labels/val/{stem}.txt").write_text("\n".join(lines))
+        xmls[stem] = voc_xml(stem, objects, size=(width, height))
     (tmp_path / "annotations").mkdir()
     (tmp_path / "annotations/val.json").write_text(json.dumps(plain))
     (tmp_path / "classes.txt").write_text("\n".join(real.class_names))
-    as_coco, as_yolo = coco(tmp_path, "val"), yolo_txt(tmp_path, "val")
-    for i in range(12):
-        wanted, in_coco, in_yolo = real.load(i), as_coco.load(i), as_yolo.load(i)
-        assert torch.equal(in_coco.image, wanted.image) and torch.equal(in_yolo.image, wanted.image)
-        assert in_coco.target.xyxy.tolist() == wanted.target.xyxy.tolist()
-        assert in_yolo.target.xyxy == pytest.approx(wanted.target.xyxy, abs=1e-3)  # six digits of 640 pixels
-        assert in_yolo.target.areas == pytest.approx(wanted.target.areas, rel=1e-2)
-        for other in (in_coco, in_yolo):
-            assert other.target.labels.tolist() == wanted.target.labels.tolist()
+    voc_tree(tmp_path, {"train": "\n".join(xmls), "val": "\n".join(xmls)}, **xmls)
+    in_all = coco(tmp_path, "val"), voc(tmp_path, "val"), yolo_txt(tmp_path, "val")
+    for i in range(count):
+        expected = real.load(i)
+        for other, places in zip(in_all, (0, 0, 1e-3), strict=True):  # YOLO's six digits of 640 pixels
+            loaded = other.load(i)
+            assert torch.equal(loaded.image, expected.image)
+            assert loaded.target.xyxy == pytest.approx(expected.target.xyxy, abs=places)
+            assert loaded.target.areas == pytest.approx(expected.target.areas, rel=1e-2)
+            names = [
+                [data.class_names[label] for label in labels]
+                for data, labels in ((other, loaded.target.labels), (real, expected.target.labels))
+            ]
+            assert names[0] == names[1]
 
 
 @settings(max_examples=60, deadline=None)

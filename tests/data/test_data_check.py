@@ -155,8 +155,8 @@ def test_sizes_are_shared_out_as_pycocotools_does():
     assert (found["small"], found["medium"], found["large"], found["crowd"]) == (2, 1, 1, 1)
 
 
-def test_the_sheet_shows_every_class_and_is_drawn_on(run, shared, tmp_path):
-    data = coco(shared / "data/tiny-coco", "train")
+def test_the_sheet_shows_every_class_and_is_drawn_on(run, coco_root, tmp_path):
+    data = coco(coco_root, "train")
     chosen = choose(data, 12)
     assert len(set(chosen)) == 12 and chosen == sorted(chosen) == choose(data, 12)
     shown = {label for i in chosen for label in data.boxes(i).labels.tolist()}
@@ -168,7 +168,7 @@ def test_the_sheet_shows_every_class_and_is_drawn_on(run, shared, tmp_path):
         tmp_path, list("abcdefghi"), ["x", "y", "z"], objects, np.arange(9), stated_hw=np.ones((9, 2), int)
     )
     assert choose(nine, 3) == [0, 5, 8]
-    code, _, _ = run("data", "stats", "voc", "--data", shared / "data/bccd", "--sheet", tmp_path / "sheet.png")
+    code, _, _ = run("data", "stats", "digit_scenes", "max_train_images=48", "--sheet", tmp_path / "sheet.png")
     with Image.open(tmp_path / "sheet.png") as sheet:
         counts = sheet.convert("RGB").getcolors(1 << 24)
     assert counts is not None
@@ -225,8 +225,8 @@ def run_recipe():
     return (SHIPPED / "tinydarknet-digits.yaml").read_text()
 
 
-def test_sizes_are_those_after_letterboxing(shared):
-    data = coco(shared / "data/tiny-coco", "val")
+def test_sizes_are_those_after_letterboxing(coco_root):
+    data = coco(coco_root, "val")
     sizes = letterboxed_sizes(gather(data), (416, 416))
     wanted = []
     for i in range(len(data)):
@@ -234,7 +234,7 @@ def test_sizes_are_those_after_letterboxing(shared):
         kept = torch.from_numpy(boxes.xyxy[~boxes.crowd].clip(0, [width, height, width, height]))
         xyxy = to_input(kept, letterbox_placement((height, width), (416, 416)))
         wanted.append(xyxy[:, 2:] - xyxy[:, :2])
-    assert sizes == pytest.approx(torch.cat(wanted).numpy(), rel=5e-3)  # whole pixels of the shorter side
+    assert sizes == pytest.approx(torch.cat(wanted).numpy(), rel=8e-3)  # whole pixels of the shorter side
 
 
 def test_anchors_of_clusters_that_anybody_can_see():
@@ -256,8 +256,8 @@ def test_mean_iou_by_hand():
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_anchors_of_real_boxes_are_at_least_as_good_as_those_of_coco(shared, split):
-    sizes = letterboxed_sizes(gather(coco(shared / "data/tiny-coco", split)), (416, 416))
+def test_anchors_of_its_own_boxes_are_better_than_those_of_coco(coco_root, split):
+    sizes = letterboxed_sizes(gather(coco(coco_root, split)), (416, 416))
     found = find_anchors(sizes, 9)
     assert found == find_anchors(sizes, 9)
     assert found.mean_iou == pytest.approx(mean_best_iou(sizes, np.array(found.sizes_px)), abs=1e-12)
@@ -275,21 +275,23 @@ def test_more_boxes_than_are_searched_give_nearly_the_same_anchors(monkeypatch, 
     assert find_anchors(sizes, 9).mean_iou == pytest.approx(whole, abs=0.01)
 
 
-def test_the_anchors_line_goes_into_a_recipe(run, shared):
-    code, out, _ = run("data", "stats", "voc", "--data", shared / "data/bccd", "--anchors", 9, "--size", 320)
+def test_the_anchors_line_goes_into_a_recipe(run):
+    scenes = ["digit_scenes", "max_train_images=300"]
+    count = len(gather(digit_scenes(None, "train", max_train_images=300)).boxes)
+    code, out, _ = run("data", "stats", *scenes, "--anchors", 9, "--size", 320)
     *_, summary, line = out.splitlines()
-    assert code == 0 and "letterboxed to 320x320" in summary and "2,805 training boxes" in summary
+    assert code == 0 and "letterboxed to 320x320" in summary and f"{count:,} training boxes" in summary
     with torch.device("meta"):
-        registry.bind("model", {"name": "yolov3", "num_classes": 3, **yaml.safe_load(line)})()
-    code, out, _ = run("data", "stats", "voc", "--data", shared / "data/bccd", "--anchors", 9, "--size", 320, "--json")
+        registry.bind("model", {"name": "yolov3", "num_classes": 10, **yaml.safe_load(line)})()
+    code, out, _ = run("data", "stats", *scenes, "--anchors", 9, "--size", 320, "--json")
     found = json.loads(out)["anchors"]
     assert found["anchors_px"] == yaml.safe_load(line)["anchors_px"] and 0.8 < found["mean_iou"] < 1
     for argv, words in (
-        (["voc", "--anchors", "8"], "three for each scale"),
+        (["digit_scenes", "--anchors", "8"], "three for each scale"),
         (["digits", "--anchors", "9"], "has no boxes"),
-        (["yolov3-tiny-bccd", "--anchors", "9"], "the yolov3_tiny of this recipe has 6 at 2 scales"),
+        (["yolov3-tiny-digits", "--anchors", "9"], "the yolov3_tiny of this recipe has 6 at 2 scales"),
     ):
-        code, out, err = run("data", "stats", *argv, "--data", shared / "data/bccd")
+        code, out, err = run("data", "stats", *argv)
         assert code == 2 and words in one_line(err) and out == ""
 
 

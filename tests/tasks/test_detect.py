@@ -152,11 +152,11 @@ def by_hand(annotations, detections):
     return run.stats, printed.getvalue().rstrip("\n")
 
 
-def test_the_twelve_numbers_are_pycocotools_own_on_the_written_files(shared, tmp_path):
-    """Real annotations, crowds and all, and detections made from them by shifting, dropping and renaming."""
+def test_the_twelve_numbers_are_pycocotools_own_on_the_written_files(coco_root, tmp_path):
+    """Annotations, crowds and all, and detections made from them by shifting, dropping and renaming."""
     from convzoo.data.datasets.coco import coco
 
-    dataset = coco(shared / "data/tiny-coco", "val")
+    dataset = coco(coco_root, "val")
     rng = np.random.default_rng(0)
     metric, task = DetectMetric(dataset.class_names), Detect(dataset.class_names, yolov3.heads())
     for i in range(len(dataset)):
@@ -168,7 +168,7 @@ def test_the_twelve_numbers_are_pycocotools_own_on_the_written_files(shared, tmp
         height, width = dataset.size_hw(i)
         metric.update([prediction], task.collate([sample(i, truth, height, width)]))
     write_report(tmp_path, metric.report(dataset), dataset)
-    annotations = shared / "data/tiny-coco/annotations/instances_val2017.json"
+    annotations = coco_root / "annotations/instances_val2017.json"
     for truth_file in (annotations, tmp_path / "truth.json"):
         stats, lines = by_hand(truth_file, tmp_path / "detections.json")
         result = metric.result()

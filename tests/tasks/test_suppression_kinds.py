@@ -12,31 +12,12 @@ from convzoo.convert.darknet_network import load_weights
 from convzoo.models.darknet_network import darknet
 from convzoo.tasks.heads import decode_heads
 from convzoo.tasks.postprocess import Detections, postprocess, similarity
+from darknet_in_numpy import likeness, survivors
 from helpers import DETECTORS, DIFFERENCES, SHARED
 
 ZOO = SHARED / "fixtures/darknet/zoo"
 KINDS = [("default", 0.6), ("greedynms", 0.9), ("diounms", 0.6), ("diounms", 1.5)]
 every_kind = pytest.mark.parametrize(("kind", "beta"), KINDS)
-
-
-def measure(a: np.ndarray, b: np.ndarray, kind: str, beta: float) -> float:
-    """Return by definition how alike two boxes are: x_centre, y_centre, width, height in shares of the picture."""
-    low = np.minimum(a[:2] - a[2:] / 2, b[:2] - b[2:] / 2)
-    high = np.maximum(a[:2] + a[2:] / 2, b[:2] + b[2:] / 2)
-    common = np.prod(np.maximum(a[2:] + b[2:] - (high - low), 0))  # what two lengths have in common of their span
-    iou = common / (np.prod(a[2:]) + np.prod(b[2:]) - common)
-    exponent = {"default": np.inf, "greedynms": 0.6, "diounms": beta}[kind]
-    return iou - (((a[:2] - b[:2]) ** 2).sum() / ((high - low) ** 2).sum()) ** exponent
-
-
-def survivors(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, limit: float, kind: str, beta: float) -> list:
-    """Return the indices of what survives, best first: a box of which no better survivor of its class is too like."""
-    chosen: list[int] = []
-    for i in np.argsort(-scores, kind="stable"):
-        rivals = [j for j in chosen if labels[j] == labels[i]]
-        if all(measure(boxes[i], boxes[j], kind, beta) <= limit for j in rivals):
-            chosen.append(int(i))
-    return chosen
 
 
 def detect(cxcywh: torch.Tensor, scores: torch.Tensor, size: tuple[int, int], **options) -> Detections:
@@ -147,5 +128,5 @@ def test_detections_are_the_originals(name):
     assert not unmatched(before[chosen], theirs, 1e-6)
     for row in unmatched(ours, theirs, limit):  # rounding may decide there, and nowhere else
         rivals = [other for other in before if other[0] == row[0]]
-        alike = [measure(row[2:], other[2:], network.nms_kind, network.nms_beta) for other in rivals]
+        alike = [likeness(row[2:], other[2:], network.nms_kind, network.nms_beta) for other in rivals]
         assert min(abs(row[1] - threshold), *(abs(value - overlap) for value in alike)) <= limit, row

@@ -117,10 +117,8 @@ def test_sizes_are_a_function_of_seed_and_step_and_the_same_on_all_ranks():
     assert all(len({key.size_px for key in batch}) == 1 for batch in TrainBatches(64, 8, 0, 0, 5, sizes_px=sizes))
 
 
-def test_classes_that_the_model_does_not_know_are_no_silent_zero(run, small_run, shared):
-    code, out, err = run(
-        "eval", small_run / "checkpoints/last.safetensors", "data={name: coco}", "--data", shared / "data/tiny-coco"
-    )
+def test_classes_that_the_model_does_not_know_are_no_silent_zero(run, small_run, own_coco):
+    code, out, err = run("eval", small_run / "checkpoints/last.safetensors", "data={name: coco}", "--data", own_coco)
     assert code == 3 and out == "" and "classes that the model does not know" in one_line(err)
 
 
