@@ -3,10 +3,10 @@
     python benchmarks/darknet_converters.py ZOO [--darknet2any FOLDER[:FOLDER]] [--json] [NETWORK ...]
 
 ZOO has a folder a network: slim.cfg, slim.weights, detections.json or outputs.npz; a README.md with a table of what
-float32 costs each. FOLDER is where darknet2any and what it imports were installed (`pip install --target`); it runs in
-a process of its own. Right is within four times what float32 costs, or 1e-3 where that is more; else the largest error
-of a score, or of a box over its size where that is larger. A box that one side lacks counts by how far its score is
-above the threshold.
+float32 costs each. FOLDER, or CONVZOO_DARKNET2ANY, is where darknet2any and what it imports were installed
+(`pip install --target`); it runs in a process of its own. Right is within four times what float32 costs, or 1e-3 where
+that is more; else the largest error of a score, or of a box over its size where that is larger. A box that one side
+lacks counts by how far its score is above the threshold.
 """
 
 import argparse
@@ -92,7 +92,10 @@ def darknet2any(folder: Path, scratch: Path, install: str) -> Outputs:
     except subprocess.TimeoutExpired:
         raise ConverterError(f"no end after {TIMEOUT_S} s") from None
     if done.returncode or not path.exists():
-        raise ConverterError((done.stderr.strip().splitlines() or ["no file"])[-1])
+        message = (done.stderr.strip().splitlines() or ["no file"])[-1]
+        if message.startswith("ModuleNotFoundError"):
+            raise SystemExit(f"darknet2any does not start, so nothing is measured: {message}")
+        raise ConverterError(message)
     try:
         outputs = outputs_of(path, picture(folder))
     except Exception as error:
@@ -146,7 +149,7 @@ def error_of(folder: Path, outputs: Outputs) -> float:
 
 
 def verdict(folder: Path, tolerance: float, converter: str, install: str | None) -> dict:
-    """Return {"verdict": "right", "wrong" or "fails", and "error" or "message"}."""
+    """Return {"verdict": "right", "wrong" or "fails", "error", infinite where it fails, and then "message"}."""
     with tempfile.TemporaryDirectory() as name:
         try:
             if converter == "convzoo":
@@ -156,7 +159,7 @@ def verdict(folder: Path, tolerance: float, converter: str, install: str | None)
                 outputs = darknet2any(folder, Path(name), install)
             error = error_of(folder, outputs)
         except ConverterError as failure:
-            return {"verdict": "fails", "message": str(failure)}
+            return {"verdict": "fails", "error": float("inf"), "message": str(failure)}
     return {"verdict": "right" if error <= tolerance else "wrong", "error": error}
 
 
@@ -174,8 +177,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", type=Path)
     parser.add_argument("networks", nargs="*")
-    parser.add_argument("--darknet2any", metavar="FOLDER")
-    parser.add_argument("--json", action="store_true", help="one object at the end: network, converter, verdict")
+    parser.add_argument("--darknet2any", metavar="FOLDER", default=os.environ.get("CONVZOO_DARKNET2ANY"))
+    parser.add_argument("--json", action="store_true", help="one object at the end: network, what is right, verdicts")
     arguments = parser.parse_intermixed_args()
     converters = ["convzoo", *(["darknet2any"] if arguments.darknet2any else [])]
     costs, rows = float32_costs(arguments.zoo), {}
@@ -196,7 +199,8 @@ def main() -> None:
         for converter in converters
     }
     if arguments.json:
-        print(json.dumps({"networks": rows, "verdicts": verdicts}))
+        networks = {name: {"right": max(1e-3, 4 * costs[name]), **row} for name, row in rows.items()}
+        print(json.dumps({"networks": networks, "verdicts": verdicts}))
     else:
         counts = (", ".join(f"{count} {key}" for key, count in row.items()) for row in verdicts.values())
         print(f"| all {len(rows)} | {' | '.join(counts)} |")

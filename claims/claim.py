@@ -1,6 +1,7 @@
 """What a claim is: commands, the values read from their JSON, the conditions, and what was measured so far."""
 
 import json
+import math
 import statistics
 from functools import cache
 from pathlib import Path
@@ -45,7 +46,7 @@ class Claim(_Part):
         commands: run in order; {out} is the claim's folder, {seed} the seed, {shared} the reference data, {ID} another
             claim's folder, which is then measured first.
         seeds, settings: what a recorded measurement covers; a check takes the first of each.
-        needs: avx2, vnni, no-vnni, bfloat16, cuda, or a path below the reference data.
+        needs: avx2, vnni, no-vnni, bfloat16, cuda, darknet2any, or a path below the reference data.
         threads: of a command; minutes: what it takes on two cores.
         quick: part of `--quick`.
     """
@@ -124,7 +125,7 @@ def shown(value: Value, number: float) -> str:
         "percent": lambda: f"{100 * number:.2f} %",
         "points": lambda: f"{number:.2f}",
         "times": lambda: f"{number:.2f}",
-        "difference": lambda: "0" if number == 0 else f"{number:.1e}",
+        "difference": lambda: "fails" if number == math.inf else "0" if number == 0 else f"{number:.1e}",
         "count": lambda: f"{number:.0f}",
         "bytes": lambda: f"{number / 1e6:.1f} MB",
     }

@@ -61,6 +61,7 @@ def missing(claim: Claim) -> str | None:
             torch.backends.cpu.get_cpu_capability() != "DEFAULT",
         ),
         "cuda": ("no GPU", torch.cuda.is_available()),
+        "darknet2any": ("CONVZOO_DARKNET2ANY does not say where it is", "CONVZOO_DARKNET2ANY" in os.environ),
     }
     for need in claim.needs:
         reason, is_here = known.get(need, (f"no {need} in the reference data", (SHARED / need).exists()))

@@ -148,7 +148,7 @@ def pictures_of(model: TorchModel, data: Path, count: int = NUM_PICTURES) -> Ite
     dataset = None if paths else build_dataset(model.recipe, data, "val", alone=True)
     total = len(paths) if dataset is None else len(dataset)
     if total < MIN_PICTURES:
-        raise DataError(f"{data}: {total} pictures; statistics of fewer than {MIN_PICTURES} depend on which they are")
+        raise DataError(f"{data}: {total} pictures; fewer than {MIN_PICTURES} tell too little: give more")
     for index in np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)).tolist():
         yield _picture(paths[index], index) if dataset is None else dataset.load(index)
 

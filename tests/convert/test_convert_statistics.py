@@ -141,7 +141,7 @@ def test_pictures_that_are_none_or_too_few(run, tiny_weights, digits, tmp_path):
     (tmp_path / "few").mkdir()
     shutil.copy(next(digits[0].rglob("*.png")), tmp_path / "few")
     for options, code, message in (
-        (["--check", "--data", tmp_path / "few"], 3, "1 pictures; statistics of fewer than 8"),
+        (["--check", "--data", tmp_path / "few"], 3, "1 pictures; fewer than 8 tell too little"),
         (["--data", tmp_path], 2, "--data has no meaning without --check"),
         (["--check", "--data", tmp_path / "none"], 2, "none"),
         (["--to", "darknet", "--data", tmp_path, "--check"], 2, "--check has no meaning with --to"),
