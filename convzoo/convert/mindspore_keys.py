@@ -12,8 +12,7 @@ from convzoo.convert import mindspore_config
 from convzoo.errors import ConvzooError, UsageError
 
 MAX_BYTES = 1 << 20
-NOT_YET = "not here yet"
-CLOUD = f"cloud (ModelArts): {NOT_YET}"
+CLOUD = "cloud: python -m convzoo.modelarts takes it"
 EXPORT = "convzoo export MODEL --format F --out FILE --stage raw|decoded|nms"
 DEVICE_RESULTS = "eval --raw-outputs DIR, whose index.json and --data have the labels"
 DATA = "--data DIR"
