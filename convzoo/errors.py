@@ -73,6 +73,11 @@ def exit_code_and_message(error: BaseException) -> tuple[int, str]:
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
         return 1, "out of memory; lower train.batch_size, or keep it and raise --accumulate"
     text = " ".join(str(error).split()) or "no message"
+    if text.startswith("DataLoader worker"):
+        return (
+            1,
+            f"a loader process was killed or ran out of memory ({_shared_memory()}); lower --workers, or give more",
+        )
     if _lost_rank(error):
         return 1, f"the exchange with another rank failed; its own message, or the scheduler's, says why ({text[:120]})"
     return 1, f"{type(error).__name__}: {text} (CONVZOO_DEBUG=1 shows where)"
@@ -93,6 +98,15 @@ def report(error: BaseException, hint: str = "") -> int:
     if _first_to_fail(f"{message}{hint}"):
         print(f"convzoo: {message}{hint}", file=sys.stderr)
     return code
+
+
+def _shared_memory() -> str:
+    try:
+        total = os.statvfs("/dev/shm")
+    except OSError:
+        return "there is no /dev/shm"
+    mib = total.f_frsize / 2**20
+    return f"/dev/shm has {total.f_bavail * mib:,.0f} of {total.f_blocks * mib:,.0f} MiB free"
 
 
 def _lost_rank(error: BaseException) -> bool:

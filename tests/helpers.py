@@ -115,7 +115,10 @@ def rank_pids(launcher: int) -> dict[int, int]:
     """Return the process of each rank that a torchrun has started."""
     pids = {}
     for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
-        environ = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        try:
+            environ = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        except OSError:  # it ended
+            continue
         pids |= {int(entry[5:]): int(child) for entry in environ if entry.startswith(b"RANK=")}
     return pids
 

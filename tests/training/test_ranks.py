@@ -43,6 +43,10 @@ class Job:
             argv = torchrun_command(*command, "--out", out, **options)
             self.process = subprocess.Popen(argv, stdout=file, stderr=file, env=env)
 
+    def steps(self) -> int:
+        path = self.out / "metrics.jsonl"
+        return len(rows(self.out, "step")) if path.exists() else 0
+
     def wait_for_step(self, step: int) -> None:
         deadline = time.time() + 120
         while time.time() < deadline and self.process.poll() is None:
@@ -140,7 +144,7 @@ def test_ten_kills_of_two_ranks_lose_nothing(long_whole, tmp_path):
     out = tmp_path / "run"
     for victims in itertools.islice(itertools.cycle(["0", "1", "launcher", "all"]), 10):
         job = Job(out, *LONG)
-        steps = len(rows(out, "step")) if (out / "metrics.jsonl").exists() else 0
+        steps = job.steps()
         if draw.random() < 0.7:  # else while it starts
             job.wait_for_step(steps + draw.randrange(4))
         time.sleep(draw.random() * (1.0 if steps else 3.0))
@@ -163,7 +167,7 @@ def test_a_stop_at_any_rank_at_any_moment_saves_once_and_exits_with_75(long_whol
     for moment in range(4):
         job = Job(out, *LONG)
         if moment:
-            job.wait_for_step(len(rows(out, "step")) + draw.randrange(8))
+            job.wait_for_step(job.steps() + draw.randrange(8))
         else:
             while len(rank_pids(job.process.pid)) < 2:
                 time.sleep(0.05)

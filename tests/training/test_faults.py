@@ -1,0 +1,189 @@
+"""What happens to machines: full and closed folders, killed loaders, a clock set back, broken pictures and numbers."""
+
+import contextlib
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import signal
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from convzoo import logs
+from convzoo.errors import exit_code_and_message
+from convzoo.model_file import load_model
+from convzoo.training import loop as train_module
+from helpers import QUICK, one_line, rows, same, weights
+
+COMMAND = [
+    "train",
+    "tinydarknet-digits",
+    *QUICK,
+    "data.max_train_images=128",
+    "train.epochs=3",
+    "--save-every-steps",
+    1,
+]
+
+
+@contextlib.contextmanager
+def file_limit(size: int):
+    """Let no file grow beyond size bytes, which ends a write as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def before_step(monkeypatch, number: int, action) -> None:
+    """Do something as a step begins."""
+    inner = train_module._forward_backward
+
+    def forward_backward(state, batches):
+        if state.progress.step == number:
+            action()
+        return inner(state, batches)
+
+    monkeypatch.setattr(train_module, "_forward_backward", forward_backward)
+
+
+def test_a_disk_that_is_full_ends_the_run_and_the_same_command_continues_it(run, tmp_path, monkeypatch):
+    assert run(*COMMAND, "--out", tmp_path / "whole")[0] == 0
+    with monkeypatch.context() as patch, file_limit(1 << 40) as _:
+        before_step(patch, 3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)))
+        code, _, err = run(*COMMAND, "--out", tmp_path / "run")
+    assert code == 1 and "step-00000004.safetensors: cannot be written: no space left" in one_line(err)
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    code, _, err = run(*COMMAND, "--out", tmp_path / "run")
+    assert (
+        code == 0 and "continued at step 3 of 6" in err and same(weights(tmp_path / "run"), weights(tmp_path / "whole"))
+    )
+
+
+def test_a_full_disk_under_metrics_and_log_is_named(run, tmp_path, monkeypatch):
+    long = [*COMMAND[:-2], "train.epochs=60", "train.eval_every_epochs=60", "train.save_every_epochs=60"]
+    with monkeypatch.context() as patch, file_limit(1 << 40):
+        before_step(patch, 2, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, resource.RLIM_INFINITY)))
+        code, _, err = run(*long, "--out", tmp_path / "run")
+    assert code == 1 and "metrics.jsonl: cannot be written: no space left" in one_line(err)
+    copy = logs.Copy()
+    copy.open(tmp_path / "train.log")
+    try:
+        with file_limit(1_000), pytest.raises(OSError) as caught:
+            for _ in range(100):
+                logs.log.info("a line of the log")
+    finally:
+        copy.close()
+    code, message = exit_code_and_message(caught.value)
+    assert code == 1 and f"no space left while writing {tmp_path}/train.log" in message
+
+
+def test_a_folder_that_is_closed_to_us(run, monkeypatch, digits_run):
+    """Root may write everywhere, so that the test takes another user's rights."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        folder.chmod(0o555)
+        (folder / "run").mkdir()
+        (folder / "run").chmod(0o777)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            code, _, err = run(*COMMAND, "--out", folder / "new")
+            assert code == 2 and f"{folder}/new: permission denied" in one_line(err)
+            with monkeypatch.context() as patch:
+                before_step(patch, 2, lambda: (folder / "run/checkpoints").chmod(0o555))
+                code, _, err = run(*COMMAND, "--out", folder / "run")
+            assert code == 1 and "step-00000003.safetensors: cannot be written: permission denied" in one_line(err)
+            (folder / "run/checkpoints").chmod(0o755)
+            assert run(*COMMAND, "--out", folder / "run")[0] == 0
+        finally:
+            if root:
+                os.seteuid(0)
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_loader_process_that_is_killed(run, tmp_path, monkeypatch):
+    def kill():
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        time.sleep(0.3)
+
+    with monkeypatch.context() as patch:
+        before_step(patch, 3, kill)
+        code, _, err = run(*COMMAND, "train.epochs=20", "--workers", 1, "--out", tmp_path / "run")
+    assert code == 1 and re.search("a loader process was killed.*/dev/shm has .*lower --workers", one_line(err))
+    code, _, err = run(*COMMAND, "train.epochs=20", "--out", tmp_path / "run")
+    assert code == 0 and "continued at step " in err
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(run, tmp_path, monkeypatch):
+    inner = train_module._forward_backward
+
+    def forward_backward(state, batches):
+        result = inner(state, batches)
+        if state.progress.step == 3:
+            next(state.model.parameters()).grad.fill_(float("nan"))
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "_forward_backward", forward_backward)
+        code, _, err = run(*COMMAND, "--out", tmp_path / "run")
+    assert code == 1 and "step 3: a gradient is not finite; nothing was updated" in one_line(err)
+    for path in (tmp_path / "run/checkpoints").glob("*.safetensors"):
+        assert all(torch.isfinite(tensor.float()).all() for tensor in load_model(path)[0].values())
+    assert run(*COMMAND, "--out", tmp_path / "run")[0] == 0
+
+
+def test_a_picture_that_breaks_in_the_middle_of_an_epoch(run, tmp_path):
+    for split in ("train", "val"):
+        assert run("data", "save", "digits", "--out", tmp_path / split, "--count", 40, "--split", split)[0] == 0
+        for file in (tmp_path / split).iterdir():
+            folder = tmp_path / "tree" / split / ("even" if int(file.name[0]) % 2 == 0 else "odd")
+            folder.mkdir(parents=True, exist_ok=True)
+            file.rename(folder / file.name)
+    broken = sorted((tmp_path / "tree/train/odd").iterdir())[0]
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:50])
+    two = ["data={name: image_folder}", "model.num_classes=2", "train.batch_size=8", "data.max_train_images=null"]
+    command = [*COMMAND, *two, "--data", tmp_path / "tree"]
+    code, _, err = run(*command, "--out", tmp_path / "stopped")
+    assert code == 3 and broken.name in one_line(err) and "--on-bad-sample skip leaves such pictures out" in err
+    code, _, err = run(*command, "--on-bad-sample", "skip", "--out", tmp_path / "skipped")
+    assert code == 0 and err.count(f"skipped {broken}") == 3
+    assert "3 unreadable training images were left out" in (tmp_path / "skipped/README.md").read_text()
+    broken.write_bytes(whole)  # mended: the same command goes on
+    code, _, err = run(*command, "--out", tmp_path / "stopped")
+    assert code == 0
+    assert run(*command, "--out", tmp_path / "whole")[0] == 0
+    assert same(weights(tmp_path / "stopped"), weights(tmp_path / "whole"))
+
+
+def test_a_clock_that_was_set_back(run, tmp_path, monkeypatch):
+    """Everything in the folder is from tomorrow."""
+
+    class Killed(BaseException): ...
+
+    def kill():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        before_step(patch, 4, kill)
+        with pytest.raises(Killed):
+            run(*COMMAND, "--out", tmp_path / "run")
+    tomorrow = time.time() + 86_400
+    for path in (tmp_path / "run").rglob("*"):
+        os.utime(path, (tomorrow, tomorrow))
+    code, _, err = run(*COMMAND, "--out", tmp_path / "run")
+    assert code == 0 and "continued at step 4 of 6" in err
+    assert [row["step"] for row in rows(tmp_path / "run", "step")] == [1, 2, 3, 4, 5, 6]
+    assert (tmp_path / "run/checkpoints/last.safetensors").samefile(
+        tmp_path / "run/checkpoints/step-00000006.safetensors"
+    )
