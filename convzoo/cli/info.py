@@ -26,7 +26,10 @@ def list_(
         name: (recipes.SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
         for name in recipes.shipped()
     }
-    catalogue = {"recipes": headers, **{f"{kind}s": registry.names(kind) for kind in ("model", "dataset", "transform")}}
+    catalogue = {
+        "recipes": headers,
+        **{f"{kind}s": registry.declared(kind) for kind in ("model", "dataset", "transform")},
+    }
     if json_:
         print(json.dumps({**catalogue, "recipe_schema": recipes.Recipe.model_json_schema()}, ensure_ascii=False))
         return

@@ -5,13 +5,16 @@ its positional ones come from the program (a path, a split). Builders live in th
 package is searched when the kind is first asked for: a new model is one new file.
 """
 
+import ast
 import difflib
 import functools
 import importlib
+import importlib.util
 import inspect
 import json
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pydantic
@@ -53,6 +56,26 @@ def names(kind: str) -> list[str]:
     """Return the sorted names of all builders of a kind."""
     _load(PACKAGES[kind])
     return sorted(_builders[kind])
+
+
+def declared(kind: str) -> list[str]:
+    """Return the sorted names that the files of a kind's package register, read without running them."""
+    spec = importlib.util.find_spec(PACKAGES[kind])
+    names = []
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for path in Path(folder).glob("*.py"):
+            for node in ast.parse(path.read_text(encoding="utf-8")).body:
+                names += _marks(node, kind)
+    return sorted(names)
+
+
+def _marks(node: ast.stmt, kind: str) -> Iterator[str]:
+    """Yield the name under which each `@register(kind)` of a definition registers it."""
+    for mark in getattr(node, "decorator_list", ()):
+        if isinstance(mark, ast.Call) and getattr(mark.func, "id", None) == "register":
+            arguments = [ast.literal_eval(argument) for argument in mark.args]
+            if arguments[0] == kind:
+                yield arguments[1] if len(arguments) > 1 else node.name  # type: ignore[attr-defined]
 
 
 def builder(kind: str, name: str) -> Callable:

@@ -7,14 +7,13 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-WNIDS = Path(__file__).with_name("imagenet_wnids.txt")
+WNIDS, TITLES = (Path(__file__).with_name(f"imagenet_{what}.txt") for what in ("wnids", "titles"))
 
 
 @functools.cache
 def darknet_wnids() -> tuple[str, ...]:
     """Return the 1000 WordNet ids in the order of the outputs of Darknet's classifiers."""
-    lines = WNIDS.read_text(encoding="utf-8").splitlines()
-    return tuple(line for line in lines if not line.startswith("#"))
+    return _lines(WNIDS)
 
 
 def wnids() -> list[str]:
@@ -32,6 +31,8 @@ def titles(class_names: Sequence[str]) -> list[str] | None:
 
 @functools.cache
 def _title_of() -> dict[str, str]:
-    from torchvision.models import VGG16_Weights  # here: slow to import, and seldom needed
+    return dict(zip(wnids(), _lines(TITLES), strict=True))
 
-    return dict(zip(wnids(), VGG16_Weights.IMAGENET1K_V1.meta["categories"], strict=True))
+
+def _lines(path: Path) -> tuple[str, ...]:
+    return tuple(line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("#"))

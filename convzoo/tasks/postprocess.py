@@ -5,12 +5,14 @@ the exponent that Darknet's box.c gives it; the same 2020, arXiv:2005.03572, sec
 """
 
 import functools
+import importlib
+import importlib.util
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from convzoo.boxes import clip_boxes, pairwise_iou, to_original
 from convzoo.errors import ConvzooError
@@ -140,15 +142,38 @@ def _suppress(
     """
     total = len(score)
     tried = total if limit is None else min(total, max(FIRST_CANDIDATES, limit))
-    # batched_nms moves the classes apart: in float32, or with negative corners, it would mix them up
+    # Classes are moved apart: in float32, or with negative corners, they would be mixed up.
     boxes = boxes_xyxy.double()
     boxes = boxes - boxes.amin() if total else boxes
     while True:
-        survivors = batched_nms(boxes[:tried], score[:tried].to(boxes.dtype), label[:tried], iou_threshold)
+        survivors = _suppress_by_class(boxes[:tried], score[:tried].to(boxes.dtype), label[:tried], iou_threshold)
         survivors = survivors[visible[survivors]].sort().values[:limit]
         if tried == total or len(survivors) == limit:
             return survivors
         tried = min(total, 4 * tried)
+
+
+def _suppress_by_class(boxes_xyxy: Tensor, score: Tensor, label: Tensor, iou_threshold: float) -> Tensor:
+    """Return the indices of the survivors among boxes [P, 4] whose smallest corner is 0, in any order."""
+    nms = _nms()
+    if len(score) <= FIRST_CANDIDATES:
+        apart = label.to(boxes_xyxy) * (boxes_xyxy.max() + 1 if len(score) else 0)
+        return nms(boxes_xyxy + apart[:, None], score, iou_threshold)
+    groups = [(label == one).nonzero()[:, 0] for one in label.unique()]  # of many boxes few are of a class
+    return torch.cat([group[nms(boxes_xyxy[group], score[group], iou_threshold)] for group in groups])
+
+
+@functools.cache
+def _nms() -> Callable[..., Tensor]:
+    """Return torchvision's kernel. Its library is loaded by itself where it is found: the package takes seconds."""
+    spec = importlib.util.find_spec("torchvision")
+    for folder in (spec and spec.submodule_search_locations) or ():
+        for library in Path(folder).glob("_C*"):
+            torch.ops.load_library(library)
+    operators: Any = torch.ops.torchvision
+    if not hasattr(operators, "nms"):
+        importlib.import_module("torchvision")
+    return operators.nms
 
 
 def _suppress_alike(

@@ -12,8 +12,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as F
+from torch.nn import functional as F
 
 from convzoo.boxes import Placement
 from convzoo.config.registry import register
@@ -70,7 +69,12 @@ def resize(
 @register("transform")
 def center_crop(sample: Sample, rng: np.random.Generator, *, size_px: int) -> Sample:
     """Cut size_px x size_px from the middle; a smaller picture is padded with black."""
-    return replace(sample, image=F.center_crop(sample.image, [size_px, size_px]))
+    height, width = sample.image.shape[-2:]
+    lacking_y, lacking_x = max(0, size_px - height), max(0, size_px - width)
+    sides = [lacking_x // 2, (lacking_x + 1) // 2, lacking_y // 2, (lacking_y + 1) // 2]
+    image = F.pad(sample.image, sides) if any(sides) else sample.image
+    top, left = (round((side - size_px) / 2) for side in image.shape[-2:])
+    return replace(sample, image=image[:, top : top + size_px, left : left + size_px])
 
 
 @register("transform")
@@ -91,9 +95,7 @@ def random_resized_crop(
     height, width = sample.image.shape[-2:]
     top, left, crop_h, crop_w = _random_box(height, width, rng, scale, ratio)
     crop = sample.image[:, top : top + crop_h, left : left + crop_w]
-    return replace(
-        sample, image=F.resize(crop, [size_px, size_px], InterpolationMode(interpolation), antialias=antialias)
-    )
+    return replace(sample, image=interpolated(crop, [size_px, size_px], interpolation, antialias))
 
 
 def _random_box(
@@ -144,10 +146,16 @@ def color_jitter(
     hue: float = 0.0,
 ) -> Sample:
     """Change brightness, contrast, saturation by max(0, 1 - x) .. 1 + x, hue by -hue .. hue turns, in random order."""
-    adjustments = [(F.adjust_brightness, brightness), (F.adjust_contrast, contrast), (F.adjust_saturation, saturation)]
+    from torchvision.transforms.v2 import functional as colour  # here: slow to import, and for training alone
+
+    adjustments = [
+        (colour.adjust_brightness, brightness),
+        (colour.adjust_contrast, contrast),
+        (colour.adjust_saturation, saturation),
+    ]
     steps = [(adjust, rng.uniform(max(0.0, 1 - amount), 1 + amount)) for adjust, amount in adjustments if amount]
     if hue:
-        steps.append((F.adjust_hue, rng.uniform(-hue, hue)))
+        steps.append((colour.adjust_hue, rng.uniform(-hue, hue)))
     image = sample.image
     for i in rng.permutation(len(steps)):
         adjust, amount = steps[i]
@@ -160,14 +168,15 @@ def hsv_distort(
     sample: Sample, rng: np.random.Generator, *, hue: float = 0.1, saturation: float = 1.5, exposure: float = 1.5
 ) -> Sample:
     """Shift hue by -hue .. hue turns and scale saturation and value by 1 .. x or the inverse, as Darknet does."""
+    from torchvision.transforms.v2 import functional as colour  # here: slow to import, and for training alone
 
     def factor(largest: float) -> float:
         scale = rng.uniform(1.0, largest)
         return scale if rng.random() < 0.5 else 1 / scale
 
-    image = F.adjust_hue(sample.image, rng.uniform(-hue, hue)) if hue else sample.image
-    image = F.adjust_saturation(image, factor(saturation))
-    return replace(sample, image=F.adjust_brightness(image, factor(exposure)))
+    image = colour.adjust_hue(sample.image, rng.uniform(-hue, hue)) if hue else sample.image
+    image = colour.adjust_saturation(image, factor(saturation))
+    return replace(sample, image=colour.adjust_brightness(image, factor(exposure)))
 
 
 @register("transform")
@@ -199,10 +208,8 @@ def rotate_scale_crop(
         [cos * stretch * 2 / width, -sin / stretch * 2 / width, centre_x * 2 / width - 1],
         [sin * stretch * 2 / height, cos / stretch * 2 / height, centre_y * 2 / height - 1],
     ]
-    grid = torch.nn.functional.affine_grid(
-        torch.tensor([rows], dtype=torch.float32), [1, 3, size_px, size_px], align_corners=False
-    )
-    image = torch.nn.functional.grid_sample(sample.image[None].float(), grid, mode="bilinear", align_corners=False)[0]
+    grid = F.affine_grid(torch.tensor([rows], dtype=torch.float32), [1, 3, size_px, size_px], align_corners=False)
+    image = F.grid_sample(sample.image[None].float(), grid, mode="bilinear", align_corners=False)[0]
     return replace(sample, image=image.round_().clamp_(0, 255).byte())
 
 

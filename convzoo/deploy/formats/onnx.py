@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms
 
 from convzoo.deploy import library
 from convzoo.deploy.exported import RuntimeOptions, Session
@@ -23,6 +22,8 @@ MAX_BYTES = (2 << 30) - 1  # of a protobuf
 @torch.library.custom_op("convzoo::onnx_nms", mutates_args=())
 def suppress(boxes: Tensor, scores: Tensor, most: int, iou_threshold: float, score_threshold: float) -> Tensor:
     """Do in PyTorch what ONNX's NonMaxSuppression does; in the graph it becomes that operator."""
+    from torchvision.ops import nms  # here: slow to import, and running a file does without
+
     rows = []
     for image, class_ in torch.cartesian_prod(torch.arange(len(boxes)), torch.arange(scores.shape[1])).tolist():
         score = scores[image, class_]
