@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from convzoo.cli.options import Device, Json, OnBad, OnBadSample, Precision
+from convzoo.cli.options import Device, Json, OnBad, OnBadSample, Precision, Provider
 from convzoo.errors import UsageError
 
 Folder = partial(typer.Option, file_okay=False, show_default=False)
@@ -25,6 +25,9 @@ def predict(
         Path | None, Folder("--yolo-txt", help="Folder for text files of boxes: class cx cy w h score, 0..1.")
     ] = None,
     crops: Annotated[Path | None, Folder("--crops", help="Folder for what each box holds, by class.")] = None,
+    explain: Annotated[
+        Path | None, Folder("--explain", help="Folder for pictures that show what speaks for their best class or box.")
+    ] = None,
     dump_inputs: Annotated[
         Path | None,
         Folder("--dump-inputs", help="Only write the network's inputs and index.json, for another machine."),
@@ -32,9 +35,7 @@ def predict(
     npy: Annotated[bool, typer.Option("--npy", help="With --dump-inputs: .npy files instead of plain .bin.")] = False,
     data: Annotated[Path | None, Folder("--data", help="With --dump-inputs: the data set's pictures.")] = None,
     device: Device = "auto",
-    provider: Annotated[
-        str | None, typer.Option("--provider", help="ONNX Runtime's execution provider.", show_default=False)
-    ] = None,
+    provider: Provider = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.fp32,
     on_bad_sample: OnBadSample = OnBad.error,
@@ -57,24 +58,31 @@ def predict(
         raise UsageError("predict needs picture files, folders or globs")
     parts = opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names
     least = MIN_SCORE if min_score is None else min_score
-    answers = answers_to(*parts, sources, batch_size=batch_size, on_bad_sample=on_bad_sample.value, min_score=least)
-    answers = _written(answers, opened.class_names, min_score is not None, yolo_txt, crops, save)
+    options: dict[str, Any] = {"batch_size": batch_size, "on_bad_sample": on_bad_sample.value, "min_score": least}
+    answers = answers_to(*parts, sources, **options)
+    answers = _written(answers, opened, min_score is not None, (yolo_txt, crops, save, explain))
     for answer in answers:
         print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
 
 
 def _written(
-    answers: Any, class_names: list[str], detections: bool, yolo_txt: Path | None, crops: Path | None, save: Path | None
+    answers: Any, opened: Any, detections: bool, folders: tuple[Path | None, Path | None, Path | None, Path | None]
 ) -> Any:
     """Pass the answers on while they are written to what was asked for."""
     from convzoo.inference import answers as predict_files
 
+    yolo_txt, crops, save, explain = folders
+
     if detections:
         answers = predict_files.detections_only(answers)
     if yolo_txt:
-        answers = predict_files.save_yolo_txt(answers, yolo_txt, class_names)
+        answers = predict_files.save_yolo_txt(answers, yolo_txt, opened.class_names)
     if crops:
         answers = predict_files.save_crops(answers, crops)
     if save:
         answers = predict_files.save_annotated(answers, save)
+    if explain:
+        from convzoo.inference.explain import save_explained
+
+        answers = save_explained(answers, explain, opened)
     return answers

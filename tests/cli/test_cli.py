@@ -24,7 +24,7 @@ OPTIONS = {
     "export": "--batch --data --dynamic-size --format --help --json --out --preprocessing --size "
     "--soc-version --stage --tolerance",
     "predict": "--batch-size --crops --device --help --json --min-score --on-bad-sample --precision --provider "
-    "--save --yolo-txt --dump-inputs --npy --data",
+    "--save --yolo-txt --dump-inputs --npy --data --explain",
     "quantize": "--calibration --calibration-images --data --eval-images --format --help --json --max-drop --out "
     "--soc-version",
     "bench": "--batch --calibration --data --formats --help --json --max-drop --out --rounds --seconds",
