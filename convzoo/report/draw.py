@@ -52,10 +52,17 @@ def classified(
 def heated(image: np.ndarray, heat: np.ndarray) -> Image.Image:
     """Return a picture [H, W, 3] uint8 under a heat map [h, w] in 0..1 of the whole of it, the hottest brightest."""
     size = (image.shape[1], image.shape[0])
-    warmth = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
-    colours = np.stack([np.interp(warmth, HEAT[:, 0], HEAT[:, channel]) for channel in (1, 2, 3)], -1)
-    cover = 0.75 * warmth[..., None] ** 0.8
-    return Image.fromarray((image * (1 - cover) + colours * cover).round().astype(np.uint8))
+    warmth = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    picture = Image.fromarray(image).convert("RGBA")
+    return Image.alpha_composite(picture, heat_layer(warmth)).convert("RGB")
+
+
+def heat_layer(heat: np.ndarray) -> Image.Image:
+    """Return a heat map [h, w] in 0..1 as an RGBA picture to lay over another, clear where it is cold."""
+    warmth = heat.clip(0, 1)
+    colours = [np.interp(warmth, HEAT[:, 0], HEAT[:, channel]) for channel in (1, 2, 3)]
+    cover = 255 * 0.75 * warmth**0.8
+    return Image.fromarray(np.stack([*colours, cover], -1).round().astype(np.uint8))
 
 
 def contact_sheet(
