@@ -33,7 +33,7 @@ BUDGETS = {
     "data": 4500,
     "tasks": 1800,
     "models": 1600,
-    "training": 2000,
+    "training": 2700,
     "inference": 1400,
     "convert": 4200,
     "deploy": 5000,

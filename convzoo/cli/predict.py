@@ -7,11 +7,23 @@ from typing import Annotated, Any
 
 import typer
 
-from convzoo.cli.options import Cfg, Device, Json, OnBad, OnBadSample, Precision, output
+from convzoo.cli.options import Cfg, Device, Json, OnBad, OnBadSample, Precision, Provider, output
 from convzoo.errors import UsageError
 
 Folder = partial(typer.Option, file_okay=False, show_default=False)
 File = partial(typer.Option, dir_okay=False, show_default=False)
+YoloTxt = Annotated[
+    Path | None, Folder("--yolo-txt", help="Folder for text files of boxes: class cx cy w h score, 0..1.")
+]
+Coco = Annotated[Path | None, File("--coco", help="COCO JSON to write, each box with its score.")]
+LabelStudio = Annotated[Path | None, File("--label-studio", help="Label Studio's tasks and configuration.")]
+Crops = Annotated[Path | None, Folder("--crops", help="Folder for what each box holds, by class.")]
+Explain = Annotated[
+    Path | None, Folder("--explain", help="Folder for pictures that show what speaks for their best class or box.")
+]
+DumpInputs = Annotated[
+    Path | None, Folder("--dump-inputs", help="Only write the network's inputs and index.json, for another machine.")
+]
 
 
 def predict(
@@ -22,23 +34,17 @@ def predict(
         float | None,
         typer.Option("--min-score", min=0, max=1, help="Leave out boxes with a lower score.", show_default="0.25"),
     ] = None,
-    yolo_txt: Annotated[
-        Path | None, Folder("--yolo-txt", help="Folder for text files of boxes: class cx cy w h score, 0..1.")
-    ] = None,
-    coco: Annotated[Path | None, File("--coco", help="COCO JSON to write, each box with its score.")] = None,
-    label_studio: Annotated[Path | None, File("--label-studio", help="Label Studio's tasks and configuration.")] = None,
-    crops: Annotated[Path | None, Folder("--crops", help="Folder for what each box holds, by class.")] = None,
-    dump_inputs: Annotated[
-        Path | None,
-        Folder("--dump-inputs", help="Only write the network's inputs and index.json, for another machine."),
-    ] = None,
+    yolo_txt: YoloTxt = None,
+    coco: Coco = None,
+    label_studio: LabelStudio = None,
+    crops: Crops = None,
+    explain: Explain = None,
+    dump_inputs: DumpInputs = None,
     npy: Annotated[bool, typer.Option("--npy", help="With --dump-inputs: .npy files instead of plain .bin.")] = False,
     data: Annotated[Path | None, Folder("--data", help="With --dump-inputs: the data set's pictures.")] = None,
     cfg: Cfg = None,
     device: Device = "auto",
-    provider: Annotated[
-        str | None, typer.Option("--provider", help="ONNX Runtime's execution provider.", show_default=False)
-    ] = None,
+    provider: Provider = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1)] = 16,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.fp32,
     on_bad_sample: OnBadSample = OnBad.error,
@@ -62,10 +68,10 @@ def predict(
         raise UsageError("predict needs picture files, folders or globs")
     network = opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names
     least = MIN_SCORE if min_score is None else min_score
-    answers = answers_to(*network, sources, batch_size=batch_size, on_bad_sample=on_bad_sample.value, min_score=least)
-    answers = _preannotated(answers, opened, coco, label_studio)
-    with output(yolo_txt) as labels, output(crops) as parts, output(save) as copies:
-        for answer in _written(answers, opened, min_score, labels, parts, copies):
+    options: dict[str, Any] = {"batch_size": batch_size, "on_bad_sample": on_bad_sample.value, "min_score": least}
+    answers = _preannotated(answers_to(*network, sources, **options), opened, coco, label_studio)
+    with output(yolo_txt) as labels, output(crops) as parts, output(save) as copies, output(explain) as heat:
+        for answer in _written(answers, opened, min_score is not None, (labels, parts, copies, heat)):
             print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
 
 
@@ -82,12 +88,14 @@ def _preannotated(answers: Any, opened: Any, coco: Path | None, label_studio: Pa
 
 
 def _written(
-    answers: Any, opened: Any, min_score: float | None, yolo_txt: Path | None, crops: Path | None, save: Path | None
+    answers: Any, opened: Any, detections: bool, folders: tuple[Path | None, Path | None, Path | None, Path | None]
 ) -> Any:
     """Pass the answers on while they are written to what was asked for."""
     from convzoo.inference import answers as predict_files
 
-    if min_score is not None:
+    yolo_txt, crops, save, explain = folders
+
+    if detections:
         answers = predict_files.detections_only(answers)
     if yolo_txt:
         answers = predict_files.save_yolo_txt(answers, yolo_txt, opened.class_names)
@@ -95,4 +103,8 @@ def _written(
         answers = predict_files.save_crops(answers, crops)
     if save:
         answers = predict_files.save_annotated(answers, save)
+    if explain:
+        from convzoo.inference.explain import save_explained
+
+        answers = save_explained(answers, explain, opened)
     return answers

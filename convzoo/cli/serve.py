@@ -35,7 +35,7 @@ def serve(
         bool, typer.Option("--replaceable", help="Let POST /models/NAME open a model's file again.")
     ] = False,
 ) -> None:
-    """Answer over HTTP: POST /predict/NAME takes pictures, /v2 is the Open Inference Protocol."""
+    """Answer over HTTP: POST /predict/NAME takes pictures, /v2 is the Open Inference Protocol, / a page to try it."""
     token = _token(token_file)
     from convzoo import distributed
 

@@ -101,7 +101,7 @@ def save_annotated(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
     thumbnails: list[tuple[Image.Image, tuple[str, str]]] = []  # small: the pictures themselves may be large
     detector, used_names = False, {"overview": 1}
     for answer in answers:
-        save_png(answer.drawn(), folder / f"{_unique(answer, used_names)}.png")
+        save_png(answer.drawn(), folder / f"{unique_name(answer, used_names)}.png")
         detector = answer.boxes_xyxy is not None
         if len(thumbnails) < OVERVIEW_KEPT:
             thumbnails.append(answer.thumbnail())
@@ -130,7 +130,7 @@ def save_yolo_txt(answers: Iterable[Answer], folder: Path, class_names: list[str
             used_names["classes"] = 1
         columns = zip(answer.labels, (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, answer.scores, strict=True)
         lines = [" ".join([str(label), *(f"{value:.6f}" for value in values)]) + "\n" for label, *values in columns]
-        (folder / f"{_unique(answer, used_names)}.txt").write_text("".join(lines), encoding="utf-8")
+        (folder / f"{unique_name(answer, used_names)}.txt").write_text("".join(lines), encoding="utf-8")
         yield answer
 
 
@@ -139,7 +139,7 @@ def save_crops(answers: Iterable[Answer], folder: Path) -> Iterator[Answer]:
     used_names: dict[str, int] = {}
     for answer in answers:
         height, width = answer.image.shape[:2]
-        stem = _unique(answer, used_names)
+        stem = unique_name(answer, used_names)
         low, high = np.floor(boxes_of(answer)[:, :2]), np.ceil(boxes_of(answer)[:, 2:])
         corners = np.clip(np.concatenate([low, high], 1), 0, [width, height, width, height]).astype(int)
         for number, (name, (x1, y1, x2, y2)) in enumerate(zip(answer.names, corners.tolist(), strict=True), 1):
@@ -165,7 +165,7 @@ def boxes_of(answer: Answer) -> np.ndarray:
     return np.asarray(answer.boxes_xyxy, dtype=np.float64)
 
 
-def _unique(answer: Answer, used_names: dict[str, int]) -> str:
+def unique_name(answer: Answer, used_names: dict[str, int]) -> str:
     """Return the picture's name without its ending, numbered where several folders have that name."""
     name = stem = Path(answer.path).stem
     while name in used_names:

@@ -11,6 +11,8 @@ INK, PAPER, MUTED = (33, 37, 41), (255, 255, 255), (108, 117, 125)
 RIGHT, WRONG, NEUTRAL = (42, 157, 91), (214, 69, 65), (32, 99, 155)
 MIN_SIDE_PX, LONGEST_PX = 240, 1600  # a shorter picture is enlarged, but not beyond the longer
 ROW_PX = 26
+# Warmth in 0..1 and its RGB: of rising lightness, so that it is read without telling red from green.
+HEAT = np.array([(0, 60, 15, 110), (0.35, 150, 40, 100), (0.65, 225, 90, 50), (0.85, 250, 165, 30), (1, 252, 240, 150)])
 
 
 def classified(
@@ -45,6 +47,22 @@ def classified(
         )
         draw.text((picture.width - 12, top + ROW_PX / 2), percent, INK, font, anchor="rm")
     return canvas
+
+
+def heated(image: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """Return a picture [H, W, 3] uint8 under a heat map [h, w] in 0..1 of the whole of it, the hottest brightest."""
+    size = (image.shape[1], image.shape[0])
+    warmth = np.asarray(Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    picture = Image.fromarray(image).convert("RGBA")
+    return Image.alpha_composite(picture, heat_layer(warmth)).convert("RGB")
+
+
+def heat_layer(heat: np.ndarray) -> Image.Image:
+    """Return a heat map [h, w] in 0..1 as an RGBA picture to lay over another, clear where it is cold."""
+    warmth = heat.clip(0, 1)
+    colours = [np.interp(warmth, HEAT[:, 0], HEAT[:, channel]) for channel in (1, 2, 3)]
+    cover = 255 * 0.75 * warmth**0.8
+    return Image.fromarray(np.stack([*colours, cover], -1).round().astype(np.uint8))
 
 
 def contact_sheet(

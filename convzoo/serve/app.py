@@ -1,29 +1,36 @@
 """The HTTP application: its routes, and what each does."""
 
 import asyncio
+import io
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
+from convzoo.data.decode import decode_rgb
 from convzoo.errors import ConvzooError, DataError, UsageError
+from convzoo.inference.explain import explain
 from convzoo.inference.predict import MIN_SCORE
+from convzoo.report.draw import heat_layer
 from convzoo.serve import openapi, protocol
 from convzoo.serve.batching import Run
 from convzoo.serve.gate import Gate, refused, said
 from convzoo.serve.limits import Limits, Refusal
 from convzoo.serve.metrics import Metrics
 from convzoo.serve.models import Models, Pool, ServedModel
-from convzoo.serve.requests import House, fraction, is_form, pictures, unless_gone
+from convzoo.serve.requests import House, fraction, is_form, label_and_box, pictures, unless_gone
 from convzoo.version import __version__
 
 T = TypeVar("T")
+STATIC = Path(__file__).with_name("static")
 
 
 class Service:
@@ -33,9 +40,10 @@ class Service:
         self.models, self.limits, self.metrics, self.replaceable = models, limits, metrics, replaceable
         self.house, self.pool, self.draining = House(limits, metrics), Pool(), False
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[Route | Mount]:
         """Return every path that is served; `openapi` describes the same ones, which a test holds."""
         get: list[tuple[str, Callable[[Request], Awaitable[Response]]]] = [
+            ("/", self.page),
             ("/openapi.json", self.description),
             ("/metrics", self.prometheus),
             ("/models", self.cards),
@@ -49,6 +57,7 @@ class Service:
         ]
         post = [
             ("/predict/{name}", self.predict),
+            ("/explain/{name}", self.explain),
             ("/v2/models/{name}/infer", self.infer),
             ("/v2/models/{name}/versions/{version}/infer", self.infer),
             *([("/models/{name}", self.replace)] if self.replaceable else []),
@@ -56,12 +65,16 @@ class Service:
         return [
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get),
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post),
+            Mount("/static", StaticFiles(directory=STATIC), name="static"),
         ]
 
     def _model(self, request: Request) -> ServedModel:
         model = self.models.get(request.path_params["name"], request.path_params.get("version"))
         request.scope["model"] = model.name
         return model
+
+    async def page(self, request: Request) -> Response:
+        return FileResponse(STATIC / "index.html")
 
     async def description(self, request: Request) -> Response:
         return JSONResponse(openapi.document([model.name for model in self.models], self.replaceable))
@@ -126,6 +139,18 @@ class Service:
             raise Refusal(422, rows[0]["error"])
         return JSONResponse(rows if is_form(request) else rows[0], headers={"Server-Timing": _timing(runs)})
 
+    async def explain(self, request: Request) -> Response:
+        """Answer a picture with the heat of a class, or of a box's class, as a PNG to lay over it."""
+        model = self._model(request)
+        label, box = label_and_box(request, model.opened.class_names)
+        async with self.house.body(request, model) as body:
+            image = await self.pool(decode_rgb, body, "body", self.limits.pixels)
+            asked = model.batcher.alone(lambda: explain(model.opened, image, label, box))
+            layer = heat_layer(await unless_gone(request, asked))
+        buffer = io.BytesIO()
+        layer.save(buffer, "PNG")
+        return Response(buffer.getvalue(), media_type="image/png")
+
     async def replace(self, request: Request) -> Response:
         """Open a model's file again."""
         name = self._model(request).name
@@ -150,6 +175,7 @@ def build(service: Service, hosts: set[str] | None = None, token: str | None = N
     handlers: dict[Any, Any] = {
         Refusal: _sync(lambda error: refused(error)),
         UsageError: _sync(lambda error: said(str(error), 400)),
+        DataError: _sync(lambda error: said(str(error), 422)),
         ConvzooError: _sync(lambda error: said(str(error), 500)),
         HTTPException: _sync(lambda error: said(str(error.detail), error.status_code, error.headers)),
         ClientDisconnect: _sync(lambda error: Response(status_code=499)),

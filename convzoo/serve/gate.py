@@ -15,7 +15,7 @@ from convzoo.serve.limits import Refusal
 from convzoo.serve.metrics import Metrics
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
-OPEN = ("/v2/health/",)  # what needs no token
+OPEN = ("/static/", "/v2/health/")  # and the page itself: what needs no token
 # The page loads nothing from anywhere else, and nobody else's page holds it or reads from it.
 SECURITY = {
     b"content-security-policy": b"default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -74,7 +74,7 @@ class Gate:
         origin = headers.get("origin")
         if scope["method"] not in ("GET", "HEAD") and origin is not None and urlsplit(origin).netloc != host:
             raise Refusal(403, "a page of another site may not ask")
-        if self._token is None or scope["path"].startswith(OPEN):
+        if self._token is None or scope["path"] == "/" or scope["path"].startswith(OPEN):
             return
         scheme, _, credential = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(credential.strip().encode(), self._token.encode()):

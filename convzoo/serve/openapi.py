@@ -29,6 +29,7 @@ def document(names: Sequence[str], replaceable: bool) -> Schema:
         "/v2/health/live": {"get": _operation("Whether the server runs", _object(live=FLAG))},
         "/v2/health/ready": {"get": _operation("Whether it takes requests", _object(ready=FLAG), [503])},
         "/predict/{name}": {"post": _predict([name, {**min_score, "schema": fraction}])},
+        "/explain/{name}": {"post": _explain([name])},
     }
     for path, parameters in ((model, [name]), (versions, [name, version])):
         paths[path] = {"get": _operation("A model's metadata", _ref("Model"), [404], parameters)}
@@ -133,6 +134,14 @@ def _predict(parameters: Sequence[Schema]) -> Schema:
     answer = {"anyOf": [_ref("Row"), _ref("Rows")]}
     body = {"required": True, "content": content}
     return _operation("What pictures show", answer, _ASKING, parameters, requestBody=body)
+
+
+def _explain(parameters: Sequence[Schema]) -> Schema:
+    class_ = {"name": "class", "in": "query", "schema": TEXT}
+    box = {"name": "box", "in": "query", "schema": TEXT, "description": "x1,y1,x2,y2 in pixels of the picture"}
+    body = {"required": True, "content": {"image/jpeg": {}, "image/png": {}}}
+    asked = [*parameters, class_, box]
+    return _operation("What speaks for a class", {}, _ASKING, asked, media="image/png", requestBody=body)
 
 
 def _infer(parameters: Sequence[Schema]) -> Schema:

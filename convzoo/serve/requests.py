@@ -148,3 +148,15 @@ def fraction(request: Request, name: str, default: float) -> float:
     if not 0 <= value <= 1:
         raise Refusal(400, f"{name}: a number in 0..1, not {text!r:.40}")
     return value
+
+
+def label_and_box(request: Request, class_names: list[str]) -> tuple[int | None, tuple[float, ...] | None]:
+    """Return the index of the query's class, and its box x1,y1,x2,y2; None where it has none. Raises Refusal (400)."""
+    name, box = request.query_params.get("class"), request.query_params.get("box")
+    try:
+        corners = None if box is None else tuple(float(value) for value in box.split(","))
+        if corners is not None and (len(corners) != 4 or not all(map(math.isfinite, corners))):
+            raise ValueError
+        return None if name is None else class_names.index(name), corners
+    except ValueError:
+        raise Refusal(400, "class: one of the model's; box: x1,y1,x2,y2 in pixels") from None

@@ -58,7 +58,7 @@ def serve(
             log.info(f"{model.opened.path}: POST {url}/predict/{model.name}")
         if hosts is None and token is None:
             log.warning(f"{host}: everybody who reaches this address may ask; a token would keep them out")
-        log.info(f"serving {len(list(models))} models at {url}")
+        log.info(f"serving {len(list(models))} models; their page is {url}/")
         Server(service, build(service, hosts, token), limits).run([listener])
     log.info("served; every request that came was answered")
 

@@ -227,7 +227,7 @@ def _sized(made: OwnRecipe, pictures: int, measure: Measure, seconds: float) -> 
 
 def _anchored(made: OwnRecipe, train_set: BoxedImages) -> OwnRecipe:
     """Choose the anchors by the training boxes at the size that was chosen."""
-    sizes = letterboxed_sizes(gather(train_set), made.size_px)
+    sizes = letterboxed_sizes(gather(train_set), (made.size_px, made.size_px))
     known = np.reshape(ANCHORS_PX, (-1, 2))
     count = len(known)
     if len(np.unique(sizes, axis=0)) < count:
@@ -235,7 +235,7 @@ def _anchored(made: OwnRecipe, train_set: BoxedImages) -> OwnRecipe:
     anchors = find_anchors(sizes, count)
     better = f"{100 * anchors.mean_iou:.0f} % mean IoU with the training boxes; COCO's have"
     reason = f"anchors_px: {better} {100 * mean_best_iou(sizes, known):.0f} %"
-    return made.because("model", reason, anchors_px=[[list(pair) for pair in row] for row in anchors.rows()])
+    return made.because("model", reason, anchors_px=anchors.rows([len(row) for row in ANCHORS_PX]))
 
 
 def _batched(made: OwnRecipe, pictures: int, measure: Measure) -> tuple[OwnRecipe, float]:

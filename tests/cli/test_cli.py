@@ -23,8 +23,8 @@ OPTIONS = {
     "--precision --provider --raw-outputs --workers",
     "export": "--batch --calibration --data --dynamic-size --format --help --json --max-drop --out --precision "
     "--preprocessing --size --soc-version --stage --tolerance",
-    "predict": "--batch-size --cfg --coco --crops --data --device --dump-inputs --help --json --label-studio "
-    "--min-score --npy --on-bad-sample --precision --provider --save --yolo-txt",
+    "predict": "--batch-size --cfg --coco --crops --data --device --dump-inputs --explain --help --json "
+    "--label-studio --min-score --npy --on-bad-sample --precision --provider --save --yolo-txt",
     "quantize": "--calibration --calibration-images --data --eval-images --format --help --json --max-drop --out "
     "--soc-version",
     "bench": "--batch --calibration --data --formats --help --json --max-drop --out --rounds --seconds",

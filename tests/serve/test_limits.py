@@ -312,10 +312,10 @@ def test_sigterm_answers_what_was_asked_and_ends_with_0(model):
     assert process.stderr is not None
     try:
         lines = []
-        while not any("models at" in line for line in lines):
+        while not any("their page is" in line for line in lines):
             lines.append(process.stderr.readline())
             assert lines[-1], lines
-        port = int(re.findall(r":(\d+)$", lines[-1].strip())[-1])
+        port = int(re.findall(r":(\d+)/$", lines[-1].strip())[-1])
         silent = socket.create_connection(("127.0.0.1", port), timeout=20)
         with socket.create_connection(("127.0.0.1", port), timeout=20) as client:
             head = f"POST /predict/digits HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(PICTURE)}\r\n\r\n"

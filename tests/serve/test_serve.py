@@ -194,7 +194,7 @@ def test_the_description_has_every_route_and_no_other(server, replaceable):
     }
     document = openapi.document(["digits"], replaceable)
     described = {(path, method) for path, operations in document["paths"].items() for method in operations}
-    assert described == routes
+    assert described == routes - {("/", "get")}
 
 
 def test_answers_are_as_described(server, pictures):

@@ -38,14 +38,14 @@ class Killed(BaseException):
 
 
 def killed_at(monkeypatch, step: int) -> None:
-    inner = train_module._forward_backward
+    inner = train_module.forward_backward
 
     def forward_backward(state, batches):
         if state.progress.step == step:
             raise Killed
         return inner(state, batches)
 
-    monkeypatch.setattr(train_module, "_forward_backward", forward_backward)
+    monkeypatch.setattr(train_module, "forward_backward", forward_backward)
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
