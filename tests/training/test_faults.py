@@ -44,14 +44,14 @@ def file_limit(size: int):
 
 def before_step(monkeypatch, number: int, action) -> None:
     """Do something as a step begins."""
-    inner = train_module._forward_backward
+    inner = train_module.forward_backward
 
     def forward_backward(state, batches):
         if state.progress.step == number:
             action()
         return inner(state, batches)
 
-    monkeypatch.setattr(train_module, "_forward_backward", forward_backward)
+    monkeypatch.setattr(train_module, "forward_backward", forward_backward)
 
 
 def test_a_disk_that_is_full_ends_the_run_and_the_same_command_continues_it(run, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_a_loader_process_that_is_killed(run, tmp_path, monkeypatch):
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(run, tmp_path, monkeypatch):
-    inner = train_module._forward_backward
+    inner = train_module.forward_backward
 
     def forward_backward(state, batches):
         result = inner(state, batches)
@@ -134,7 +134,7 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(run, tmp_path, mo
         return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_module, "_forward_backward", forward_backward)
+        patch.setattr(train_module, "forward_backward", forward_backward)
         code, _, err = run(*COMMAND, "--out", tmp_path / "run")
     assert code == 1 and "step 3: a gradient is not finite; nothing was updated" in one_line(err)
     for path in (tmp_path / "run/checkpoints").glob("*.safetensors"):
