@@ -37,6 +37,10 @@ class Lease:
         if not self.lost and self._holder() == self._id:
             self._remote.remove()
 
+    def abandon(self) -> None:
+        """Leave the lease to its end where the store does not answer."""
+        self._released.set()
+
     def _take(self) -> None:
         seen, since = self._remote.read(), time.monotonic()
         if seen is not None and not _is_dead(seen):
@@ -72,7 +76,8 @@ class Lease:
                     return
                 self._write()
             except ConvzooError as error:
-                log.warning(f"{error}; the lease is not renewed")
+                if not self._released.is_set():
+                    log.warning(f"{error}; the lease is not renewed")
 
 
 def _plain(content: bytes | None) -> dict:

@@ -101,6 +101,7 @@ class RunUpload:
             self._send()
             self._lease.release()
         except ConvzooError as error:
+            self._lease.abandon()
             safe = f"what is not up is safe in {self.path}, from where the same command continues"
             raise ConvzooError(f"{error}; {safe}") from None
         if (self.path / "finished").is_file():
