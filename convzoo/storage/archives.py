@@ -27,6 +27,7 @@ MAX_MEMBERS = 4_000_000
 MAX_RATIO, RATIO_FROM = 200, 1 << 28  # what text and flat pictures are packed by, and from how many bytes it matters
 MAX_READ = 1 << 30  # of a member that is read at once
 CHUNK = 1 << 20
+ZIP_END_WITHIN = 22 + 65_535  # bytes at the end of a zip: its end record, and a comment
 SPLITS = ("train", "val", "valid", "validation", "validation_preprocess", "test", "ilsvrc")
 DAMAGED = (
     zipfile.BadZipFile,
@@ -115,7 +116,7 @@ class ZipMembers:
 
     def _opened(self) -> zipfile.ZipFile:
         if self._archive is None or self._pid != os.getpid():  # workers must not share a file position
-            self._archive, self._pid = zipfile.ZipFile(self.path), os.getpid()
+            self._archive, self._pid = _open_zip(self.path), os.getpid()
         return self._archive
 
     def __getstate__(self) -> dict:
@@ -169,8 +170,24 @@ def member_parts(name: str) -> list[str] | None:
     return None if outside else parts
 
 
+def _open_zip(path: Path) -> zipfile.ZipFile:
+    """Open a zip with all its members: where a length in their list is damaged, zipfile takes some for a comment.
+
+    Raises BadZipFile where there are not as many as the zip's end says; 0xFFFF there means that it says nothing.
+    """
+    archive = zipfile.ZipFile(path)
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - ZIP_END_WITHIN))
+        end = file.read()
+    count = int.from_bytes(end[end.rfind(b"PK\5\6") + 10 :][:2], "little")
+    if count not in (len(archive.infolist()) & 0xFFFF, 0xFFFF):
+        archive.close()
+        raise zipfile.BadZipFile("its list of members is damaged")
+    return archive
+
+
 def _unpack_zip(path: Path, target: _Target) -> None:
-    with zipfile.ZipFile(path) as archive:
+    with _open_zip(path) as archive:
         for info in archive.infolist():
             kind = stat.S_IFMT(info.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):

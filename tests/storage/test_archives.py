@@ -295,6 +295,18 @@ def test_a_flipped_byte_never_changes_what_is_read(tmp_path, suffix, place, valu
     assert sorted(file.read_bytes() for file in folder.rglob("*") if file.is_file()) == contents
 
 
+def test_a_zip_whose_list_swallows_members_is_refused(tmp_path):
+    """A damaged length takes the members behind it for a comment of the first."""
+    archive = packed(yolo_tree(tmp_path / "tree"), tmp_path / "whole.zip")
+    data = bytearray(archive.read_bytes())
+    first = data.index(b"PK\x01\x02")
+    data[first + 32 : first + 34] = (len(data) - 22 - first - 46 - data[first + 28]).to_bytes(2, "little")
+    (tmp_path / "damaged.zip").write_bytes(data)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="its list of members is damaged; nothing was unpacked"):
+        unpack(tmp_path / "damaged.zip", tmp_path / "out", lambda count: None)
+
+
 def test_a_corrupt_member_of_a_zip_read_in_place_is_named(tmp_path, run):
     archive = packed(folder_tree(tmp_path / "tree"), tmp_path / "a.zip")
     with zipfile.ZipFile(archive) as opened:
