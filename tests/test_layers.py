@@ -140,7 +140,7 @@ def test_files_and_functions_stay_small(path):
     assert not [i for i, line in enumerate(lines, 1) if len(line) > COLUMNS]
     for node in ast.walk(TREES[path]):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            limit = TRAIN_LINES if node.name == "train" else FUNCTION_LINES
+            limit = TRAIN_LINES if (room(path), node.name) == ("training", "train") else FUNCTION_LINES
             assert node.end_lineno is not None and node.end_lineno - node.lineno + 1 <= limit, node.name
 
 
