@@ -76,7 +76,7 @@ def exit_code_and_message(error: BaseException) -> tuple[int, str]:
     if text.startswith("DataLoader worker"):
         return (
             1,
-            f"a loader process was killed or ran out of memory ({_shared_memory()}); lower --workers, or give more",
+            f"a loader process was killed or ran out of memory ({shared_memory()}); lower --workers, or give more",
         )
     if _lost_rank(error):
         return 1, f"the exchange with another rank failed; its own message, or the scheduler's, says why ({text[:120]})"
@@ -100,13 +100,14 @@ def report(error: BaseException, hint: str = "") -> int:
     return code
 
 
-def _shared_memory() -> str:
+def shared_memory() -> str:
+    """Say how much of /dev/shm, through which processes hand over tensors, is free."""
     try:
         total = os.statvfs("/dev/shm")
     except OSError:
         return "there is no /dev/shm"
     mib = total.f_frsize / 2**20
-    return f"/dev/shm has {total.f_bavail * mib:,.0f} of {total.f_blocks * mib:,.0f} MiB free"
+    return f"/dev/shm has {total.f_bavail * mib:,.1f} of {total.f_blocks * mib:,.1f} MiB free"
 
 
 def _lost_rank(error: BaseException) -> bool:

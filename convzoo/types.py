@@ -138,6 +138,13 @@ class Batch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def share_memory(self) -> "Batch":
+        """Move the tensors to where another process takes them without a copy. Raises RuntimeError: no room."""
+        targets = self.targets if isinstance(self.targets, tuple) else (self.targets,)
+        for tensor in (self.images, self.ids, self.original_hw, self.placement, self.valid, *targets):
+            tensor.share_memory_()
+        return self
+
     def pin_memory(self) -> "Batch":
         """Move the pictures to page-locked memory, from where a GPU copies while it computes; the loader calls this."""
         self.images = self.images.pin_memory()

@@ -9,6 +9,7 @@ HINTS = {
     "download": "--download fetches CIFAR-10 there",
     "on_bad_sample": "--on-bad-sample skip leaves such pictures out",
     "fresh": "--fresh",
+    "workers": "--workers 0 loads in the main process",
 }
 OTHER_VERBS = {
     "classes": "convzoo convert --classes FILE names them",

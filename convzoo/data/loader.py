@@ -1,5 +1,6 @@
 """Load, transform and stack samples in worker processes; what cannot be read arrives as a message, not as a crash."""
 
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterable, Sequence
@@ -8,14 +9,15 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from convzoo.data.transforms.pipeline import Pipeline, stack_images
-from convzoo.errors import DataError, UsageError
+from convzoo.errors import ConvzooError, DataError, UsageError, shared_memory
 from convzoo.logs import log
 from convzoo.types import BadSample, Batch, Boxes, Key, Sample, Task
 
 OnBadSample = Literal["error", "skip"]
+SEMAPHORES = 6  # of a loader, and of each of its processes
 
 
 class Transformed(torch.utils.data.Dataset):
@@ -53,7 +55,7 @@ class Collate:
     def __init__(self, task: Task):
         self.task = task
 
-    def __call__(self, samples: list[Sample | BadSample]) -> Batch | DataError:
+    def __call__(self, samples: list[Sample | BadSample]) -> Batch | ConvzooError:
         good = [sample for sample in samples if isinstance(sample, Sample)]
         bad = [sample for sample in samples if isinstance(sample, BadSample)]
         if not good:
@@ -63,7 +65,14 @@ class Collate:
         except DataError as error:  # travels back as a value: an exception would arrive wrapped in a worker's traceback
             return error
         batch.bad = bad
-        return batch
+        if get_worker_info() is None:
+            return batch
+        try:
+            # The worker's queue would do it in a thread, which drops a batch without room: its reader waits for ever.
+            return batch.share_memory()
+        except RuntimeError:
+            size = f"{batch.images.nbytes / 2**20:,.1f} MiB"
+            return ConvzooError(f"no room for a loader process's batch of {size}; {shared_memory()}", ("workers",))
 
 
 def default_workers(device_type: str) -> int:
@@ -75,9 +84,14 @@ def default_workers(device_type: str) -> int:
 def build_loader(
     dataset: Transformed, task: Task, batches: Iterable[list[Key]], workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """Return a loader over given batches of keys."""
+    """Return a loader over given batches of keys. Raises ConvzooError where /dev/shm has no room for its processes."""
     if workers < 0:
         raise UsageError(f"{workers} workers: 0 or more", ("workers",))
+    try:  # as many as the loader will need; without room it ends untidily
+        _ = [multiprocessing.Semaphore() for _ in range(SEMAPHORES * (1 + workers) if workers else 0)]
+    except OSError as error:
+        why = f"{error.strerror}; {shared_memory()}"
+        raise ConvzooError(f"no loader processes can be started: {why}", ("workers",)) from None
     return DataLoader(
         dataset,
         batch_sampler=batches,  # type: ignore[arg-type]
@@ -97,9 +111,14 @@ def _quiet_worker(worker_id: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def checked(batch: Batch | DataError, on_bad_sample: OnBadSample) -> Batch:
-    """Return the batch, after applying the policy for unreadable samples. Raises DataError."""
-    if isinstance(batch, DataError):
+def checked(batch: Batch | ConvzooError, on_bad_sample: OnBadSample) -> Batch:
+    """Return the batch, after applying the policy for unreadable samples.
+
+    Raises:
+        DataError: a sample cannot be read.
+        ConvzooError: a loader process had no room for the batch.
+    """
+    if isinstance(batch, ConvzooError):
         raise batch
     if batch.bad and on_bad_sample == "error":
         raise DataError(batch.bad[0].reason, ("on_bad_sample",))

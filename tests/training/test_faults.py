@@ -1,12 +1,14 @@
 """What happens to machines: full and closed folders, killed loaders, a clock set back, broken pictures and numbers."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import re
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from convzoo import logs
+from convzoo import cli, logs
 from convzoo.errors import exit_code_and_message
 from convzoo.model_file import load_model
 from convzoo.training import loop as train_module
@@ -29,6 +31,7 @@ COMMAND = [
     "--save-every-steps",
     1,
 ]
+CLONE_NEWNS, MS_PRIVATE = 0x20000, 1 << 14 | 1 << 18  # of Linux's sched.h and mount.h, for all below
 
 
 @contextlib.contextmanager
@@ -122,6 +125,42 @@ def test_a_loader_process_that_is_killed(run, tmp_path, monkeypatch):
     assert code == 1 and re.search("a loader process was killed.*/dev/shm has .*lower --workers", one_line(err))
     code, _, err = run(*COMMAND, "train.epochs=20", "--out", tmp_path / "run")
     assert code == 0 and "continued at step " in err
+
+
+def in_a_small_shm(size: str, argv: list[str], err: Path) -> None:
+    """Run a command line in a mount namespace of its own, whose /dev/shm has that size; 77: not allowed."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    shm = (b"tmpfs", b"/dev/shm", b"tmpfs", 0, f"size={size}".encode())
+    if libc.unshare(CLONE_NEWNS) or libc.mount(b"none", b"/", None, MS_PRIVATE, None) or libc.mount(*shm):
+        os._exit(77)
+    with open(err, "w") as sys.stderr:
+        code = cli.main(argv)
+    os._exit(code)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mount namespaces are Linux's")
+@pytest.mark.parametrize(
+    ("size", "problem"),
+    [
+        ("64k", "no loader processes can be started: No space"),
+        ("120k", "no room for a loader process's batch of 0.0 MiB"),
+    ],
+)
+def test_a_dev_shm_that_is_too_small(tmp_path, size, problem):
+    """A batch without room used to be lost in the worker's queue, and its reader waited for ever."""
+    argv = [*map(str, COMMAND), "--workers", "2", "--out", str(tmp_path / "run")]
+    process = multiprocessing.get_context("fork").Process(target=in_a_small_shm, args=(size, argv, tmp_path / "err"))
+    process.start()
+    process.join(60)
+    if process.exitcode == 77:
+        pytest.skip("mount namespaces are not permitted here")
+    err = (tmp_path / "err").read_text()
+    if process.exitcode is None:
+        process.kill()
+        pytest.fail(f"it hangs: {err}")
+    message = one_line(err)
+    assert process.exitcode == 1 and message.startswith(f"convzoo: {problem}")
+    assert re.search(r"/dev/shm has 0\.\d of 0\.1 MiB free \(--workers 0 loads in the main process\)", message)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(run, tmp_path, monkeypatch):
