@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from convzoo.api import Model, load, train
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # Any: each name is of its own type
     """Import the Python API when it is first used: `import convzoo` stays quick."""
     if name in __all__:
         import convzoo.api

@@ -8,7 +8,7 @@ answers = list(model.predict("pictures/"))
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -27,10 +27,11 @@ from convzoo.inference.answers import Answer, save_annotated
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import MIN_SCORE, predict
 from convzoo.model_file import ModelInfo, tensors_sha256
+from convzoo.plain import JsonObject, Keyword, Keywords
 from convzoo.storage import local_path
 from convzoo.training.loop import train as run_training
 from convzoo.training.setup import RunOptions
-from convzoo.types import Runner
+from convzoo.types import Outputs, Runner
 
 LARGEST_FIRST = ("imagenet", "coco", "cifar10")  # data sets in recipes' names
 
@@ -47,7 +48,7 @@ class Model:
         self._opened = opened
         self.recipe: Recipe = opened.recipe
         self.class_names: list[str] = opened.class_names
-        self.metrics: dict[str, Any] = opened.info.metrics
+        self.metrics: JsonObject = opened.info.metrics
 
     @property
     def network(self) -> nn.Module:
@@ -84,7 +85,7 @@ class Model:
         )
         return save_annotated(answers, Path(save)) if save else answers
 
-    def __call__(self, images: torch.Tensor) -> Any:
+    def __call__(self, images: torch.Tensor) -> Outputs:
         """Return the network's outputs for normalised float32 pictures [B, 3, H, W] on its device.
 
         A file that was exported with its preprocessing takes uint8 pictures; several outputs come as a tuple.
@@ -103,8 +104,8 @@ class Model:
         return self._opened.runner()
 
     def evaluate(
-        self, data: str | Path | None = None, *, overrides: Iterable[str] = (), **options: Any
-    ) -> dict[str, Any]:
+        self, data: str | Path | None = None, *, overrides: Iterable[str] = (), **options: Keyword
+    ) -> JsonObject:
         """Return top1 and top5, or AP and its like, images and images_expected on the validation images.
 
         Options as `evaluate_open`'s; overrides as the command line's.
@@ -112,7 +113,7 @@ class Model:
         opened = self._opened.changed(tuple(overrides)) if overrides else self._opened
         return evaluate.evaluate_open(opened, Path(data) if data else None, **options).result
 
-    def export(self, format: str, out: str | Path | None = None, **options: Any) -> Path:
+    def export(self, format: str, out: str | Path | None = None, **options: Keyword) -> Path:
         """Write the model for another runtime, compare it there with PyTorch, return it; options: `ExportOptions`.
 
         Raises:
@@ -200,7 +201,7 @@ def _untrained(
     return torch_model.TorchModel(model, recipe, info, Path(name), tensors_sha256(model.state_dict()))
 
 
-def train(recipe: str | Path | Recipe, *overrides: str, **run_options: Any) -> Path:
+def train(recipe: str | Path | Recipe, *overrides: str, **run_options: Keyword) -> Path:
     """Train as a recipe says and return the run's folder; run_options as `RunOptions`'s attributes.
 
     Raises:
@@ -209,7 +210,7 @@ def train(recipe: str | Path | Recipe, *overrides: str, **run_options: Any) -> P
     loaded = (
         recipes.with_overrides(recipe, overrides) if isinstance(recipe, Recipe) else recipes.load(recipe, overrides)
     )
-    paths: dict[str, Any] = {
+    paths: Keywords = {
         key: Path(value) if key in ("data", "val_data", "out") and value is not None else value
         for key, value in run_options.items()
     }

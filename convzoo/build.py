@@ -1,7 +1,6 @@
 """From a recipe to its data set, its operations and its task; every key is checked before anything is built."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,8 @@ from convzoo.data.transforms.boxes import IN_EVAL, IN_TRAIN
 from convzoo.data.transforms.image import Stretch
 from convzoo.data.transforms.pipeline import Pipeline
 from convzoo.errors import UsageError
-from convzoo.types import Key, Sample, Task
+from convzoo.model_file import FileInfo
+from convzoo.types import Dataset, Key, Sample, Task
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -67,7 +67,7 @@ def build_pipeline(recipe: Recipe, which: str) -> Pipeline:
     return Pipeline(operations, recipe.seed)
 
 
-def eval_pipeline(recipe: Recipe, info: Any, trained_hw: tuple[int, int] | None) -> Pipeline:
+def eval_pipeline(recipe: Recipe, info: FileInfo, trained_hw: tuple[int, int] | None) -> Pipeline:
     """Return `transform.eval`; where it keeps the size of pictures, it stretches them to what the model was trained on.
 
     Args:
@@ -96,7 +96,7 @@ def size_seen(data: Transformed) -> tuple[int, int] | None:
     return None if first is None else (first.image.shape[1], first.image.shape[2])
 
 
-def build_dataset(recipe: Recipe, root: Path | None, split: str, alone: bool = False) -> Any:
+def build_dataset(recipe: Recipe, root: Path | None, split: str, alone: bool = False) -> Dataset:
     """Build a split of the recipe's data set; `alone` where no other split is taken from the same root.
 
     Raises:

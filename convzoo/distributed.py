@@ -9,13 +9,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as td
 from torch.distributed.rendezvous import rendezvous
 
 from convzoo.errors import MissingPackageError, UsageError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -83,7 +85,7 @@ def start(device: torch.device) -> bool:
     return True
 
 
-def _group_name(store: Any) -> str:
+def _group_name(store: td.Store) -> str:  # pyright: ignore[reportPrivateImportUsage]
     """Agree with the other ranks on a name that no earlier start of this job has used.
 
     torchrun has one store for all its restarts, in which ranks would find the addresses of the dead
@@ -133,11 +135,11 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return values
 
 
-def gather_objects(item: Any) -> list[Any]:
+def gather_objects(item: T) -> list[T]:
     """Return every rank's item on every rank, in rank order."""
     if not td.is_initialized():
         return [item]
-    items = [None] * world_size()
+    items = [item] * world_size()
     td.all_gather_object(items, item)
     return items
 
@@ -147,7 +149,7 @@ def any_rank(answer: bool) -> bool:
     return any(gather_objects(answer))
 
 
-def from_rank_0(item: Any) -> Any:
+def from_rank_0(item: T) -> T:
     """Return rank 0's item on every rank."""
     if not td.is_initialized():
         return item

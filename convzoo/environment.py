@@ -8,9 +8,10 @@ import os
 import platform
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from convzoo.logs import redacted
+from convzoo.plain import JsonObject
 from convzoo.version import __version__
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def keep_memory() -> bool:
     return bool(mapped_late and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
 
 
-def environment(device: "torch.device") -> dict[str, Any]:
+def environment(device: "torch.device") -> JsonObject:
     """Return versions, hardware and commit, to judge a number by."""
     from importlib import metadata
 

@@ -7,7 +7,7 @@ and that document.
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 import safetensors
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from convzoo.config.registry import explain
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.files import written_whole
+from convzoo.plain import JsonObject, JsonValue
 from convzoo.version import __version__
 
 FORMAT = 1
@@ -26,7 +27,7 @@ StateDict = dict[str, Tensor]
 SidePx = Annotated[int, Field(gt=0, le=1 << 16)]
 
 
-def _evaluation_transform(recipe: Any) -> dict[str, Any]:
+def _evaluation_transform(recipe: JsonValue) -> JsonObject:
     """Return the operations, mean and std of a plain recipe; none of what is no recipe."""
     transform = recipe.get("transform") if isinstance(recipe, dict) else None
     return {key: transform.get(key) for key in ("eval", "mean", "std")} if isinstance(transform, dict) else {}
@@ -48,22 +49,22 @@ class FileInfo(pydantic.BaseModel):
 
     format: Literal[1] = FORMAT
     convzoo: str = __version__
-    recipe: dict[str, Any]
-    preprocessing: dict[str, Any] = Field(default_factory=lambda data: _evaluation_transform(data["recipe"]))
+    recipe: JsonObject
+    preprocessing: JsonObject = Field(default_factory=lambda data: _evaluation_transform(data["recipe"]))
     class_names: list[str]
-    metrics: dict[str, Any] = {}
-    provenance: dict[str, Any] = {}
+    metrics: JsonObject = {}
+    provenance: JsonObject = {}
     licence: str | None = None
 
     @pydantic.field_validator("preprocessing")
     @classmethod
-    def _is_the_recipes(cls, preprocessing: dict[str, Any], info: pydantic.ValidationInfo) -> dict[str, Any]:
+    def _is_the_recipes(cls, preprocessing: JsonObject, info: pydantic.ValidationInfo) -> JsonObject:
         if preprocessing != _evaluation_transform(info.data.get("recipe")):
             raise ValueError("must be the recipe's transform")
         return preprocessing
 
     @classmethod
-    def from_plain(cls, plain: dict[str, Any]) -> Self:
+    def from_plain(cls, plain: JsonObject) -> Self:
         """Check plain values of JSON. Raises ConvzooError with the first key that is wrong."""
         try:
             return cls.model_validate_json(json.dumps(plain))

@@ -15,10 +15,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from convzoo import cli, errors
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.plain import JsonValue
 from convzoo.storage import Remote, url_of
 
 VERBS = ("train", "eval", "export")
@@ -297,7 +297,7 @@ def rank_variables(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
 
 def _first_server(path: Path) -> str:
     try:
-        table: Any = json.loads(path.read_text(encoding="utf-8"))
+        table: JsonValue = json.loads(path.read_text(encoding="utf-8"))
         return str(table["server_list"][0]["server_id"])
     except (OSError, ValueError, KeyError, IndexError, TypeError):
         raise UsageError(f"{path}: no rank table with a server_list (RANK_TABLE_FILE)") from None

@@ -9,6 +9,12 @@ import torch
 from torch import Tensor
 
 from convzoo.boxes import UNMOVED, Placement
+from convzoo.plain import JsonObject
+
+Target = Any  # Any: the class index or Boxes, by what the task learns; who takes samples of both kinds looks which
+Targets = Any  # Any: [B] int64 classes or BoxTargets; the task that stacked them takes them
+Outputs = Any  # Any: a network's tensor or tensors; the task of the same recipe knows which
+Output = Any  # Any: PyTorch's tensor or another runtime's array; both have shape and slices
 
 
 class Key(NamedTuple):
@@ -64,11 +70,11 @@ class Sample:
     """
 
     image: Tensor
-    target: Any
+    target: Target
     index: int
     path: str
     original_hw: tuple[int, int]
-    truth: Any = None
+    truth: Target = None
     placement: Placement = UNMOVED
     size_px: int | None = None
 
@@ -126,13 +132,13 @@ class Batch:
     """
 
     images: Tensor
-    targets: Any
+    targets: Targets
     ids: Tensor
     paths: list[str]
     original_hw: Tensor
     placement: Tensor
     valid: Tensor
-    truths: list[Any]
+    truths: list[Target]
     bad: list[BadSample] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -217,12 +223,44 @@ class MetricReport:
         documents: JSON values by name; texts: lines by name.
     """
 
-    tables: dict[str, list[dict[str, Any]]]
+    tables: dict[str, list[JsonObject]]
     confusion: Confusion
     worst: list[WorstPicture]
     curves: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
-    documents: dict[str, Any] = field(default_factory=dict)
+    documents: JsonObject = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+
+
+class Pictures(Protocol):
+    """Pictures with their targets, by position."""
+
+    class_names: list[str]
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Sample:
+        """Return a picture as it is stored. Raises DataError where it cannot be read."""
+        ...
+
+    def path(self, index: int) -> str: ...
+
+
+class Dataset(Pictures, Protocol):
+    """Pictures of which the labels [N] int64 are known at once: one each, or those of all objects in all of them."""
+
+    labels: np.ndarray
+
+
+class BoxedDataset(Dataset, Protocol):
+    """A data set for detection: boxes and sizes are known without decoding a picture."""
+
+    category_ids: list[int]
+
+    def boxes(self, index: int) -> Boxes: ...
+
+    def size_hw(self, index: int) -> tuple[int, int]: ...
+
+    def image_id(self, index: int) -> int: ...
 
 
 class Metric(Protocol):
@@ -236,13 +274,13 @@ class Metric(Protocol):
 
     def merge(self, others: list["Metric"]) -> "Metric": ...
 
-    def result(self) -> dict[str, Any]: ...
+    def result(self) -> JsonObject: ...
 
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]: ...
 
     def text(self) -> str: ...
 
-    def report(self, dataset: Any) -> MetricReport: ...
+    def report(self, dataset: Any) -> MetricReport: ...  # Any: of a detector a BoxedDataset, else any Pictures
 
 
 class Task(Protocol):
@@ -265,7 +303,7 @@ class Task(Protocol):
     def size_step(self) -> int: ...
 
     @property
-    def options(self) -> dict[str, Any]: ...
+    def options(self) -> JsonObject: ...
 
     def collate(self, samples: list[Sample]) -> Batch: ...
 
@@ -273,11 +311,11 @@ class Task(Protocol):
         """Take the classes of all training pictures or objects. Raises UsageError where no loss is for the outputs."""
         ...
 
-    def loss(self, outputs: Any, batch: Batch) -> dict[str, Tensor]:
+    def loss(self, outputs: Outputs, batch: Batch) -> dict[str, Tensor]:
         """Return scalars: "loss" is minimised, the others are logged."""
         ...
 
-    def decode(self, outputs: Any) -> Any:
+    def decode(self, outputs: Outputs) -> Outputs:
         """Return raw outputs as those of stage "decoded", in operations that a graph can have."""
         ...
 
@@ -305,4 +343,4 @@ class Runner(Protocol):
     input: str
     stage: str
 
-    def __call__(self, images: np.ndarray | torch.Tensor) -> tuple[Any, ...]: ...
+    def __call__(self, images: np.ndarray | torch.Tensor) -> tuple[Output, ...]: ...

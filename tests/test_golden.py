@@ -18,11 +18,11 @@ from torch.nn import functional as F
 from convzoo import build
 from convzoo.config import recipe as recipes
 from convzoo.config import registry
+from convzoo.data.checks.splits import is_boxed
 from convzoo.data.sampler import epoch_order
-from convzoo.inference import evaluate
 from convzoo.models.yolov3 import heads
 from convzoo.tasks.yolo import assign_targets, ignore_masks, yolo_loss
-from convzoo.types import Batch, BoxTargets
+from convzoo.types import Batch, BoxTargets, Dataset
 from helpers import QUICK, rows, weights
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -90,7 +90,7 @@ def test_loss_and_gradient_are_the_golden_ones(case):
     assert got == pytest.approx(json.loads(path.read_text())[case], rel=1e-9)
 
 
-def plain_batches(recipe: recipes.Recipe, data: evaluate.Any, steps: int):
+def plain_batches(recipe: recipes.Recipe, data: Dataset, steps: int):
     """Yield the normalised pictures and the indices of each batch, in the documented order."""
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) * 255 for v in (recipe.transform.mean, recipe.transform.std))
     size, per_epoch = recipe.train.batch_size, len(data) // recipe.train.batch_size
@@ -140,9 +140,10 @@ def plain_run(recipe: recipes.Recipe, steps: int) -> tuple[dict[str, torch.Tenso
     return averaged, losses
 
 
-def plain_loss(recipe: recipes.Recipe, data: evaluate.Any, outputs, indices: list[int], size_px: int) -> torch.Tensor:
+def plain_loss(recipe: recipes.Recipe, data: Dataset, outputs, indices: list[int], size_px: int) -> torch.Tensor:
     if recipe.task == "classify":
         return F.cross_entropy(outputs.float(), torch.from_numpy(data.labels[indices]))
+    assert is_boxed(data)
     truth = [data.boxes(i) for i in indices]
     xyxy = torch.from_numpy(np.concatenate([boxes.xyxy for boxes in truth])).float()
     labels = torch.from_numpy(np.concatenate([boxes.labels for boxes in truth]))

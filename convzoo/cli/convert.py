@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,7 +10,12 @@ from convzoo.cli.download import require_download
 from convzoo.cli.files import _each
 from convzoo.cli.options import Cfg, Download, Json, Resize, To, Verbose
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.plain import Keywords
 from convzoo.storage import local_path, written
+
+if TYPE_CHECKING:
+    from convzoo.convert.report import ConversionReport
+    from convzoo.convert.state_dict import ExpectedWeights
 
 Source = Annotated[
     str,
@@ -69,7 +74,7 @@ def convert(
         source = str(local_path(source))
     data = local_path(data) if data else None
     expected = ExpectedWeights(model, num_classes, classes, cfg, resize)
-    options: dict[str, Any] = {"check": check, "data": data, "data_name": data_name, "download": download}
+    options: Keywords = {"check": check, "data": data, "data_name": data_name, "download": download}
     with written(out) as local:
         if not Path(source).is_dir():
             _file(source, local, to, expected, options, json_, verbose)
@@ -78,7 +83,7 @@ def convert(
 
 
 def _file(
-    source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any], json_: bool, verbose: bool
+    source: str, out: Path, to: str | None, expected: "ExpectedWeights", options: Keywords, json_: bool, verbose: bool
 ) -> None:
     from convzoo.convert.statistics import StatisticsError
 
@@ -95,7 +100,9 @@ def _file(
         print(f"{'':14} --classes FILE names them, one a line in output order")
 
 
-def _folder(source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any], json_: bool) -> None:
+def _folder(
+    source: str, out: Path, to: str | None, expected: "ExpectedWeights", options: Keywords, json_: bool
+) -> None:
     from convzoo.convert.convert import targets
 
     target_of = targets(Path(source), out, to)
@@ -107,7 +114,9 @@ def _folder(source: str, out: Path, to: str | None, expected: Any, options: dict
     _each(list(target_of), row, source)
 
 
-def _converted(source: str, out: Path, to: str | None, expected: Any, options: dict[str, Any]) -> Any:
+def _converted(
+    source: str, out: Path, to: str | None, expected: "ExpectedWeights", options: Keywords
+) -> "ConversionReport":
     """Do what this source and these options mean, and refuse the options that do not belong to it."""
     from convzoo.convert.convert import convert as run_conversion
     from convzoo.convert.convert import convert_configuration, convert_to, is_configuration
@@ -132,7 +141,7 @@ def _converted(source: str, out: Path, to: str | None, expected: Any, options: d
         raise ConvzooError(f"{error} ({f'--model {name}' if name else f'--num-classes {number}'})") from None
 
 
-def _refuse(when: str, options: dict[str, Any]) -> None:
+def _refuse(when: str, options: Keywords) -> None:
     for flag, value in options.items():
         if value:
             raise UsageError(f"{flag} has no meaning {when}")

@@ -2,13 +2,18 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 
 import typer
 
 from convzoo import errors
 from convzoo.cli.options import Data, Device, Json, Split
+from convzoo.plain import JsonObject
+
+if TYPE_CHECKING:
+    from convzoo.types import BoxedDataset, Dataset
 
 data_app = typer.Typer(help="Look at a data set before training on it.", no_args_is_help=True, rich_markup_mode=None)
 DISAGREEMENTS = Path("disagreements")
@@ -43,7 +48,7 @@ def bound(name: str, keys: list[str] | None) -> functools.partial:
     from convzoo.config import registry
     from convzoo.config.yaml_places import apply_override
 
-    plain: dict[str, Any] = {"data": {"name": name}}
+    plain: JsonObject = {"data": {"name": name}}
     places: dict[tuple, str] = {}
     for override in data_overrides(keys):
         apply_override(override, plain, places)
@@ -52,7 +57,7 @@ def bound(name: str, keys: list[str] | None) -> functools.partial:
     )
 
 
-def _datasets(name: str, keys: list[str] | None, data: Path | None, splits: tuple[str, ...]) -> dict[str, Any]:
+def _datasets(name: str, keys: list[str] | None, data: Path | None, splits: tuple[str, ...]) -> dict[str, "Dataset"]:
     """Build the splits of a data set, or of a recipe's, with keys KEY=VALUE replaced. Raises UsageError, DataError."""
     from convzoo.config import recipe as recipes
     from convzoo.config import registry
@@ -107,7 +112,7 @@ def check(
         _check(splits, json_)
 
 
-def _disagreements(splits: dict[str, Any], model: Path, out: Path, device: str, json_: bool) -> None:
+def _disagreements(splits: dict[str, "Dataset"], model: Path, out: Path, device: str, json_: bool) -> None:
     from convzoo import distributed
     from convzoo.deploy.exported import open_any
     from convzoo.inference.disagreement import disagreements
@@ -121,7 +126,7 @@ def _disagreements(splits: dict[str, Any], model: Path, out: Path, device: str, 
         print(f"{len(rows)} pictures by disagreement in {out}/disagreements.csv, the first in disagreements.png")
 
 
-def _check(splits: dict[str, Any], json_: bool) -> None:
+def _check(splits: dict[str, "Dataset"], json_: bool) -> None:
     from convzoo.data.checks import boxes
     from convzoo.data.checks import splits as checks
 
@@ -171,7 +176,7 @@ def stats(
     scales = _scales(dataset, anchors) if anchors is not None else None
     splits = _datasets(dataset, keys, data, ("train", "val"))
     if checks.is_boxed(splits["train"]):
-        _box_stats(splits, scales, size, json_)
+        _box_stats(cast(dict[str, "BoxedDataset"], splits), scales, size, json_)
     elif anchors:
         raise errors.UsageError(f"--anchors: {dataset} has no boxes")
     else:
@@ -180,7 +185,7 @@ def stats(
         checks.save_sheet(splits["train"], sheet)
 
 
-def _class_stats(splits: dict[str, Any], json_: bool) -> None:
+def _class_stats(splits: dict[str, "Dataset"], json_: bool) -> None:
     from convzoo.data.checks import splits as checks
 
     counts = {name: checks.count_classes(split) for name, split in splits.items()}
@@ -202,7 +207,7 @@ class _Scales(NamedTuple):
     counts: list[int]
     size_hw: tuple[int, int]
     whose: str
-    known_px: Any
+    known_px: Sequence[tuple[float, float]]
     cfg_unit_px: int | None = None
 
     def line(self, rows: list[list[list[int]]]) -> str:
@@ -237,7 +242,7 @@ def _scales(dataset: str, count: int) -> _Scales:
     return _Scales([len(head.anchors_px) for head in heads], size_hw, "this recipe's own", known_px, unit_px)
 
 
-def _box_stats(splits: dict[str, Any], scales: _Scales | None, size_px: int | None, json_: bool) -> None:
+def _box_stats(splits: dict[str, "BoxedDataset"], scales: _Scales | None, size_px: int | None, json_: bool) -> None:
     import numpy as np
 
     from convzoo.data.checks.anchors import find_anchors, letterboxed_sizes, mean_best_iou
@@ -246,7 +251,7 @@ def _box_stats(splits: dict[str, Any], scales: _Scales | None, size_px: int | No
 
     check_same_classes(splits["train"].class_names, splits["val"].class_names)
     objects = {name: gather(split) for name, split in splits.items()}
-    stats: dict[str, Any] = {name: box_stats(objects[name], splits[name].class_names) for name in splits}
+    stats: JsonObject = {name: box_stats(objects[name], splits[name].class_names) for name in splits}
     text = stats_text(stats["train"], stats["val"])
     if scales:
         size_hw = (size_px, size_px) if size_px else scales.size_hw

@@ -1,12 +1,12 @@
 """What --download fetches before a verb begins, and what is not fetched without it."""
 
 from pathlib import Path
-from typing import Any
 
 from convzoo import errors, logs
+from convzoo.plain import JsonObject
 
 
-def fetch(download: bool, spec: dict[str, Any], data: Path | None, weights: str | None = None) -> None:
+def fetch(download: bool, spec: JsonObject, data: Path | None, weights: str | None = None) -> None:
     """Fetch CIFAR-10 where --download asks for it; weights by name are fetched where they are read.
 
     Raises:

@@ -3,7 +3,7 @@
 import functools
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -24,7 +24,11 @@ from convzoo.cli.options import (
     Provider,
     Workers,
 )
+from convzoo.plain import Keywords
 from convzoo.storage import shown, written
+
+if TYPE_CHECKING:
+    from convzoo.inference.evaluate import Evaluation
 
 Report = Annotated[
     Path | None, typer.Option("--out", help="Folder for tables, plots and the worst images.", show_default=False)
@@ -75,7 +79,7 @@ def eval_(
     def row(file: Path) -> None:
         opened = open_any(file, distributed.resolve_device(device), provider, tuple(overrides or ()), expected)
         fetch(download, opened.recipe.data, data)
-        read: dict[str, Any] = {"data": data, "workers": workers, "on_bad_sample": on_bad_sample.value}
+        read: Keywords = {"data": data, "workers": workers, "on_bad_sample": on_bad_sample.value}
         evaluation = measure(opened, **read, **how)
         if distributed.rank() == 0:
             _show(file, evaluation, json_)
@@ -96,7 +100,7 @@ def _folder_of(file: Path, files: list[Path], out: Path) -> Path:
     return out / (file.stem if len({other.stem for other in files}) == len(files) else file.name)
 
 
-def _show(file: Path, evaluation: Any, json_: bool) -> None:
+def _show(file: Path, evaluation: "Evaluation", json_: bool) -> None:
     from convzoo.report.tables import summary
 
     if json_:

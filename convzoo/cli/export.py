@@ -3,13 +3,14 @@
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from convzoo.cli.options import Calibration, Json, Precision, SocVersion, output
 from convzoo.deploy import FORMATS
 from convzoo.errors import UsageError
+from convzoo.plain import Keywords
 
 
 class Stage(StrEnum):
@@ -84,8 +85,8 @@ def export(
     from convzoo.deploy.export import ExportOptions
     from convzoo.deploy.export import export as run_export
 
-    pictures: dict[str, Any] = {"batch": batch, "size": wanted_size, "dynamic_size": dynamic_size, "data": data}
-    form: dict[str, Any] = {"stage": stage.value, "preprocessing": preprocessing, "precision": precision.value}
+    pictures: Keywords = {"batch": batch, "size": wanted_size, "dynamic_size": dynamic_size, "data": data}
+    form: Keywords = {"stage": stage.value, "preprocessing": preprocessing, "precision": precision.value}
     form |= {"soc_version": soc_version, "max_drop": 0.5 if max_drop is None else max_drop, "calibration": calibration}
     from convzoo.inference.torch_model import open_model
 

@@ -3,7 +3,7 @@
 import json
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,12 +11,15 @@ from convzoo.cli.data import Keys, bound, data_app, data_overrides
 from convzoo.cli.options import Device, Json, Workers
 from convzoo.errors import UsageError
 
+if TYPE_CHECKING:
+    from convzoo.data.layouts.labels import Labels
+
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder of pictures with their labels, as they lie.")]
 Minutes = Annotated[float, typer.Option("--minutes", help="What training may take on this machine.")]
 RECIPES = {"classify": "tinydarknet-own", "detect": "yolov3-tiny-own"}
 
 
-def _labels(folder: Path, keys: list[str] | None) -> tuple[Any, float]:
+def _labels(folder: Path, keys: list[str] | None) -> tuple["Labels", float]:
     """Return a folder's labels, read with keys of the data set `own`, and its val_share. Raises as `read_labels`."""
     from convzoo.data.layouts.labels import Reading
     from convzoo.data.layouts.recognise import read_labels

@@ -1,14 +1,20 @@
 """The verb `predict`: what pictures show, as text, JSON lines, pictures, label files or pre-annotations."""
 
 import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from convzoo.cli.options import Cfg, Device, Json, OnBad, OnBadSample, Precision, Provider, output
 from convzoo.errors import UsageError
+from convzoo.plain import Keywords
+
+if TYPE_CHECKING:
+    from convzoo.inference.answers import Answer
+    from convzoo.inference.loaded import LoadedModel
 
 Folder = partial(typer.Option, file_okay=False, show_default=False)
 File = partial(typer.Option, dir_okay=False, show_default=False)
@@ -68,14 +74,16 @@ def predict(
         raise UsageError("predict needs picture files, folders or globs")
     network = opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names
     least = MIN_SCORE if min_score is None else min_score
-    options: dict[str, Any] = {"batch_size": batch_size, "on_bad_sample": on_bad_sample.value, "min_score": least}
+    options: Keywords = {"batch_size": batch_size, "on_bad_sample": on_bad_sample.value, "min_score": least}
     answers = _preannotated(answers_to(*network, sources, **options), opened, coco, label_studio)
     with output(yolo_txt) as labels, output(crops) as parts, output(save) as copies, output(explain) as heat:
         for answer in _written(answers, opened, min_score is not None, (labels, parts, copies, heat)):
             print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
 
 
-def _preannotated(answers: Any, opened: Any, coco: Path | None, label_studio: Path | None) -> Any:
+def _preannotated(
+    answers: Iterator["Answer"], opened: "LoadedModel", coco: Path | None, label_studio: Path | None
+) -> Iterator["Answer"]:
     """Pass the answers on and write what annotation tools open."""
     from convzoo.inference import preannotations
 
@@ -88,8 +96,11 @@ def _preannotated(answers: Any, opened: Any, coco: Path | None, label_studio: Pa
 
 
 def _written(
-    answers: Any, opened: Any, detections: bool, folders: tuple[Path | None, Path | None, Path | None, Path | None]
-) -> Any:
+    answers: Iterator["Answer"],
+    opened: "LoadedModel",
+    detections: bool,
+    folders: tuple[Path | None, Path | None, Path | None, Path | None],
+) -> Iterator["Answer"]:
     """Pass the answers on while they are written to what was asked for."""
     from convzoo.inference import answers as predict_files
 

@@ -1,12 +1,13 @@
 """The verb `train`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from convzoo.cli.download import fetch
 from convzoo.cli.options import Data, Device, Download, OnBad, OnBadSample, Overrides, Workers
+from convzoo.plain import Keywords
 from convzoo.storage import shown
 
 Recipe = Annotated[str, typer.Argument(help="A shipped recipe's name (`convzoo list`) or a YAML file.")]
@@ -73,11 +74,11 @@ def train(
         from convzoo.training.setup import RunOptions
 
         fetch(download, loaded.data, data, weights)
-        paths: dict[str, Any] = {"data": data, "val_data": val_data, "out": out, "weights": weights}
-        steps: dict[str, Any] = {"save_every_steps": save_every_steps, "log_every_steps": log_every_steps}
+        paths: Keywords = {"data": data, "val_data": val_data, "out": out, "weights": weights}
+        steps: Keywords = {"save_every_steps": save_every_steps, "log_every_steps": log_every_steps}
         steps["accumulate"] = accumulate
         modes = {"compile": compile, "profile": profile, "resume": resume, "fresh": fresh}
-        samples: dict[str, Any] = {"workers": workers, "on_bad_sample": on_bad_sample.value, "download": download}
+        samples: Keywords = {"workers": workers, "on_bad_sample": on_bad_sample.value, "download": download}
         options = RunOptions(device=device, command=command_line(context.obj), **paths, **steps, **modes, **samples)
         path = run_training(loaded, options, stop)
     if distributed.rank() == 0:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import pydantic
 import yaml
@@ -19,6 +19,7 @@ from pydantic import AfterValidator, Field
 from convzoo.config.registry import explain, nearest
 from convzoo.config.yaml_places import apply_override, parse
 from convzoo.errors import UsageError
+from convzoo.plain import JsonObject, JsonValue
 
 SHIPPED = resources.files("convzoo") / "recipes"
 
@@ -27,7 +28,7 @@ class _Part(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
 
-def _one_operation(operation: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _one_operation(operation: dict[str, JsonObject]) -> dict[str, JsonObject]:
     if len(operation) != 1:
         raise ValueError("an operation is one name with its keys, such as `flip_lr: {prob: 0.5}`")
     return operation
@@ -39,14 +40,14 @@ def _rising(milestones: list[int]) -> list[int]:
     return milestones
 
 
-def _named(part: dict[str, Any]) -> dict[str, Any]:
+def _named(part: JsonObject) -> JsonObject:
     if not isinstance(part.get("name"), str):
         raise ValueError("needs a `name`")
     return part
 
 
-Operation = Annotated[dict[str, dict[str, Any]], AfterValidator(_one_operation)]
-Named = Annotated[dict[str, Any], AfterValidator(_named)]
+Operation = Annotated[dict[str, JsonObject], AfterValidator(_one_operation)]
+Named = Annotated[JsonObject, AfterValidator(_named)]
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -131,11 +132,11 @@ class Recipe(_Part):
     data: Named
     transform: Transform
     model: Named
-    loss: dict[str, Any] = {}
+    loss: JsonObject = {}
     optim: Optim
     schedule: Schedule = Schedule()
     train: Train
-    postprocess: dict[str, Any] = {}
+    postprocess: JsonObject = {}
 
     _name: str = pydantic.PrivateAttr(default="recipe")
     _places: dict[tuple, str] = pydantic.PrivateAttr(default_factory=dict)
@@ -148,12 +149,12 @@ class Recipe(_Part):
         """Return what turns a key under `path` into the place that a message should point at."""
         return lambda key: _place(self._places, (*path, key), self._name)
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         """Return the recipe as plain JSON values, every default written out."""
         return self.model_dump(mode="json")
 
     def to_yaml(self) -> str:
-        options: dict[str, Any] = {"sort_keys": False, "default_flow_style": None, "width": 120, "allow_unicode": True}
+        options: JsonObject = {"sort_keys": False, "default_flow_style": None, "width": 120, "allow_unicode": True}
         return yaml.dump(self.plain(), Dumper=_Dumper, **options)
 
 
@@ -197,7 +198,7 @@ def with_overrides(recipe: Recipe, overrides: Iterable[str]) -> Recipe:
     return from_plain(plain, recipe.name, places)
 
 
-def from_plain(plain: Any, name: str, places: dict[tuple, str] | None = None) -> Recipe:
+def from_plain(plain: JsonValue, name: str, places: dict[tuple, str] | None = None) -> Recipe:
     """Check plain values, such as those in a model file's metadata. Raises UsageError."""
     places = places or {}
     try:
@@ -208,7 +209,7 @@ def from_plain(plain: Any, name: str, places: dict[tuple, str] | None = None) ->
     return recipe
 
 
-def _own_keys(plain: Any) -> Any:
+def _own_keys(plain: JsonValue) -> JsonValue:
     """Drop what classifiers' recipes said of a detector's loss, as files of version 0.1 do."""
     loss = plain.get("loss") if isinstance(plain, dict) and plain.get("task") == "classify" else None
     if not isinstance(loss, dict) or loss.get("ignore_threshold") != 0.7:

@@ -15,11 +15,12 @@ import json
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pydantic
+from pydantic_core import ErrorDetails
 
 from convzoo.errors import UsageError
+from convzoo.plain import JsonObject, JsonValue
 
 PACKAGES = {
     "model": "convzoo.models",
@@ -85,7 +86,9 @@ def builder(kind: str, name: str) -> Callable:
     return _builders[kind][name]
 
 
-def bind(kind: str, spec: Mapping[str, Any], at: Callable[[str], str] = lambda key: f"{key}:") -> functools.partial:
+def bind(
+    kind: str, spec: Mapping[str, JsonValue], at: Callable[[str], str] = lambda key: f"{key}:"
+) -> functools.partial:
     """Check a specification `{name: ..., key: value ...}` and return the builder with those keys bound.
 
     Args:
@@ -115,7 +118,7 @@ def bind(kind: str, spec: Mapping[str, Any], at: Callable[[str], str] = lambda k
 
 @functools.cache
 def _schema(build: Callable) -> type[pydantic.BaseModel]:
-    fields: dict[str, Any] = {}
+    fields: JsonObject = {}
     for parameter in inspect.signature(build, eval_str=True).parameters.values():
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
             default = ... if parameter.default is inspect.Parameter.empty else parameter.default
@@ -130,7 +133,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{match[0]}'?" if match else f"; there are: {', '.join(known) or 'none'}"
 
 
-def explain(error: Any) -> str:
+def explain(error: ErrorDetails) -> str:
     """Say in one line what a pydantic error means, with what was given."""
     given = error.get("input")
     shown = json.dumps(given) if isinstance(given, str | int | float | bool | list | dict | type(None)) else repr(given)

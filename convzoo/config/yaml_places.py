@@ -1,14 +1,14 @@
 """YAML into plain values that remember where each was written: what messages about a recipe point at."""
 
 from collections.abc import Callable
-from typing import Any
 
 import yaml
 
 from convzoo.errors import UsageError
+from convzoo.plain import JsonObject, JsonValue
 
 
-def parse(text: str, shown: str, places: dict[tuple, str]) -> dict[str, Any]:
+def parse(text: str, shown: str, places: dict[tuple, str]) -> JsonObject:
     try:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
@@ -24,7 +24,7 @@ def parse(text: str, shown: str, places: dict[tuple, str]) -> dict[str, Any]:
 
 def _plain(
     node: yaml.Node, path: tuple, places: dict[tuple, str], where: Callable[[yaml.Mark], str], seen: set[int]
-) -> Any:
+) -> JsonValue:
     """Turn YAML nodes into plain values and remember where each stood; duplicate keys, aliases and tags are refused."""
     here = where(node.start_mark)
     places.setdefault(path, here)
@@ -34,7 +34,7 @@ def _plain(
     if isinstance(node, yaml.SequenceNode):
         return [_plain(child, (*path, i), places, where, seen) for i, child in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
-        plain: dict[str, Any] = {}
+        plain: JsonObject = {}
         for key_node, child in node.value:
             key = key_node.value
             place = where(key_node.start_mark)
@@ -56,7 +56,7 @@ def _plain(
     return value
 
 
-def apply_override(override: str, plain: dict[str, Any], places: dict[tuple, str]) -> None:
+def apply_override(override: str, plain: JsonObject, places: dict[tuple, str]) -> None:
     """Set `section.key=value`; a number in the path is a place in a list: transform.train.0.flip_lr.prob=0.5."""
     dotted, equals, text = override.partition("=")
     path: tuple[str | int, ...] = tuple(int(key) if key.isdecimal() else key for key in dotted.split("."))
@@ -70,8 +70,8 @@ def apply_override(override: str, plain: dict[str, Any], places: dict[tuple, str
         del places[known]
     value = None if node is None else _plain(node, path, places, lambda mark: "command line:", set())
     places[path] = "command line:"
-    target: Any = plain
-    above: Any = plain
+    target: JsonValue = plain
+    above: JsonValue = plain
     for depth, key in enumerate(path):
         above = target
         is_list = isinstance(above, list)

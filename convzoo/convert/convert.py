@@ -26,6 +26,7 @@ from convzoo.errors import ToleranceError, UsageError
 from convzoo.files import file_sha256, written_whole
 from convzoo.inference import torch_model
 from convzoo.model_file import ModelInfo, save_model, tensors_sha256
+from convzoo.plain import JsonObject
 from convzoo.version import __version__
 
 RECIPE_SUFFIXES = (".yaml", ".yml")
@@ -158,7 +159,7 @@ def complete(opened: WeightSource, data_name: str | None = None) -> tuple[Weight
     return opened, _model_info(opened, names, provenance, data_name)
 
 
-def _model_info(opened: WeightSource, names: list[str], provenance: dict[str, Any], data_name: str | None) -> ModelInfo:
+def _model_info(opened: WeightSource, names: list[str], provenance: JsonObject, data_name: str | None) -> ModelInfo:
     converted = opened.converted
     detects = converted.task == "detect"
     default_data = "coco" if detects else "cifar10" if names == CIFAR10_CLASSES else "image_folder"
@@ -175,11 +176,11 @@ def _model_info(opened: WeightSource, names: list[str], provenance: dict[str, An
         **provenance,
     }
     as_they_are = names == CIFAR10_CLASSES and not recipe.transform.eval
-    about: dict[str, Any] = {"recipe": recipe.plain(), "class_names": names, "provenance": provenance}
+    about: JsonObject = {"recipe": recipe.plain(), "class_names": names, "provenance": provenance}
     return ModelInfo(**about, licence=opened.licence, input_hw=(32, 32) if as_they_are else None)
 
 
-def recipe_of(converted: ConvertedWeights, data_name: str) -> dict[str, Any]:
+def recipe_of(converted: ConvertedWeights, data_name: str) -> JsonObject:
     """Return a whole recipe for converted weights: theirs for evaluation, plain fine-tuning for training on."""
     detects = converted.task == "detect"
     transform = converted.transform or presets.transform([{"letterbox": {}}] if detects else [])
@@ -194,7 +195,7 @@ def recipe_of(converted: ConvertedWeights, data_name: str) -> dict[str, Any]:
     }
 
 
-def _augmentation(operations: list[dict[str, Any]], detects: bool) -> list[dict[str, Any]]:
+def _augmentation(operations: list[JsonObject], detects: bool) -> list[JsonObject]:
     if detects:
         sizes = [keys["size_px"] for operation in operations for keys in operation.values() if "size_px" in keys]
         place = {"size_px": sizes[-1]} if sizes else {}
@@ -227,7 +228,7 @@ def open_converted(opened: WeightSource, device: torch.device, data_name: str | 
 
 
 def _open(opened: WeightSource, info: ModelInfo, device: torch.device) -> torch_model.TorchModel:
-    model: Any = network(opened.converted)
+    model: Any = network(opened.converted)  # Any: Module.to has no type for a device together with a memory format
     model = model.to(device, memory_format=torch.channels_last)
     recipe = recipes.from_plain(info.recipe, Path(opened.name).name)
     return torch_model.TorchModel(model, recipe, info, Path(opened.name), tensors_sha256(opened.converted.state_dict))

@@ -12,7 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from convzoo.convert.state_dict import (
 )
 from convzoo.data.imagenet import darknet_wnids
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.plain import JsonObject, JsonValue
 
 
 class Original(NamedTuple):
@@ -40,15 +41,15 @@ class Original(NamedTuple):
 
     num_classes: int
     class_names: Callable[[], Sequence[str]]
-    transform: dict[str, Any]
+    transform: JsonObject
     task: str = "classify"
-    postprocess: Mapping[str, Any] = {}
+    postprocess: Mapping[str, JsonValue] = {}
 
 
 VALID = {"score_threshold": 0.005, "iou_threshold": 0.45, "multi_label": True}  # of `detector valid`
 
 
-def crop(size_px: int) -> dict[str, Any]:
+def crop(size_px: int) -> JsonObject:
     """Return how Darknet's classifiers get their pictures, as measured on ImageNet: short side 256 for what fits in."""
     resize = {"size_px": 256 if 224 <= size_px <= 256 else size_px, "mode": "short_side", "antialias": True}
     return presets.crop_transform(resize, size_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -135,13 +136,16 @@ def read(source: Path | bytes | memoryview, expected: ExpectedWeights = ANY) -> 
     )
 
 
-def _notes(model: Mapping[str, Any], names: list[str] | None) -> list[str]:
+def _notes(model: Mapping[str, JsonValue], names: list[str] | None) -> list[str]:
     anchors = [COCO_ANCHORS] if model["name"] == "yolov3" else []
     return anchors + ([IMAGENET_ORDER] if names == list(darknet_wnids()) else [])
 
 
 def write(
-    state_dict: Mapping[str, Tensor], model: Mapping[str, Any], seen: int = 0, version: tuple[int, int, int] = (0, 2, 0)
+    state_dict: Mapping[str, Tensor],
+    model: Mapping[str, JsonValue],
+    seen: int = 0,
+    version: tuple[int, int, int] = (0, 2, 0),
 ) -> bytes:
     """Write a network of Darknet's definition as a `.weights` file.
 
@@ -222,7 +226,7 @@ def _require_darknet(name: str) -> None:
         raise UsageError(f"Darknet's weight files are for {', '.join(ORIGINALS)}, not {name}")
 
 
-def _recognise(where: str, header_bytes: int, num_bytes: int, expected: ExpectedWeights) -> tuple[dict[str, Any], int]:
+def _recognise(where: str, header_bytes: int, num_bytes: int, expected: ExpectedWeights) -> tuple[JsonObject, int]:
     """Return the model section whose layers the bytes after the header fill, and how many of them.
 
     Without a name only whole networks and darknet53.conv.74 are found: a cut-off file could end at any layer's end.

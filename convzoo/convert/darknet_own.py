@@ -4,7 +4,6 @@ Facts: the public-domain cfg/tiny.cfg, darknet53.cfg, yolov3.cfg and yolov3-tiny
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 from convzoo.config import registry
 from convzoo.convert.state_dict import meta_network, resolve_model_spec
@@ -18,8 +17,9 @@ from convzoo.models.darknet_layers import (
     pool_window,
     read_cfg,
 )
+from convzoo.plain import JsonObject, JsonValue
 
-Sections = list[tuple[str, dict[str, Any]]]
+Sections = list[tuple[str, JsonObject]]
 Rows = Sequence[Sequence[Sequence[float]]]  # anchors in pixels, a row a head, finest first
 SIZE_HW = (416, 416)  # any that the strides divide: a comparison of graphs asks for none
 
@@ -123,14 +123,14 @@ def cfg_text(name: str, num_classes: int, anchors_px: Rows, input_hw: tuple[int,
     return "\n".join(f"[{head}]\n" + "".join(f"{k}={v}\n" for k, v in keys.items()) for head, keys in sections)
 
 
-def model_cfg(model: Mapping[str, Any], input_hw: tuple[int, int], letter_box: bool = False) -> str:
+def model_cfg(model: Mapping[str, JsonValue], input_hw: tuple[int, int], letter_box: bool = False) -> str:
     """Write the `.cfg` of the network that a model section describes."""
     spec = resolve_model_spec(model)
     rows = [head.anchors_px for head in getattr(meta_network(model), "heads", ())]
     return cfg_text(spec["name"], spec["num_classes"], rows, input_hw, letter_box)
 
 
-def own_model(cfg: DarknetCfg) -> dict[str, Any] | None:
+def own_model(cfg: DarknetCfg) -> JsonObject | None:
     """Return the model section of our network that a `.cfg` describes, whatever its classes, anchors and size."""
     heads = [layer for layer in cfg.layers if layer.section.name in HEADS]
     rows = [[list(pair) for pair in head_anchors(layer)] for layer in reversed(heads)]
@@ -146,14 +146,14 @@ def own_model(cfg: DarknetCfg) -> dict[str, Any] | None:
     return None
 
 
-def _graph(cfg: DarknetCfg) -> list[tuple[str, tuple[int, ...], Any]]:
+def _graph(cfg: DarknetCfg) -> list[tuple[str, tuple[int, ...], object]]:
     """Return what each layer computes from which others."""
     return [
         (layer.section.name, layer.sources, _function(layer)) for layer in cfg.layers if layer.section.name != "cost"
     ]
 
 
-def _function(layer: Layer) -> Any:
+def _function(layer: Layer) -> object:
     options = dict(layer.options)
     match layer.section.name:
         case "convolutional":

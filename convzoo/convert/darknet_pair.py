@@ -8,7 +8,6 @@ Facts: github.com/pjreddie/darknet, github.com/AlexeyAB/darknet and github.com/h
 import hashlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -31,6 +30,7 @@ from convzoo.errors import ConvzooError, UsageError
 from convzoo.models.darknet_cfg import MAX_CHARACTERS
 from convzoo.models.darknet_layers import DarknetCfg, read_cfg
 from convzoo.models.darknet_network import Network
+from convzoo.plain import JsonObject
 from convzoo.types import Head
 
 STRETCHING = 5  # the revision that AlexeyAB's and hank-ai's programs write, which stretch; pjreddie's writes 0
@@ -146,7 +146,7 @@ def read_as(cfg_file: CfgFile, source: Path | bytes | memoryview, expected: Expe
     )
 
 
-def _renamed(state: dict[str, Tensor], model: dict[str, Any]) -> dict[str, Tensor]:
+def _renamed(state: dict[str, Tensor], model: JsonObject) -> dict[str, Tensor]:
     """Return the tensors under the names that our network has for them, which has its modules in the file's order."""
     tensors = [tensor for tensor in state.values() if tensor.dim()]
     names = {name: shape for layer in layers_of(model["name"], model["num_classes"]) for name, shape in layer.items()}
@@ -162,9 +162,7 @@ def _class_names(network: Network) -> tuple[list[str] | None, str | None]:
     return None, None
 
 
-def preprocessing(
-    cfg: DarknetCfg, revision: int | None, detects: bool, resize: str | None
-) -> tuple[dict[str, Any], str]:
+def preprocessing(cfg: DarknetCfg, revision: int | None, detects: bool, resize: str | None) -> tuple[JsonObject, str]:
     """Return the `transform` section, and a note on where it comes from.
 
     Args:
@@ -191,9 +189,9 @@ def preprocessing(
     return presets.transform([{"resize": {"size_px": size, "mode": "stretch", "antialias": False}}]), why
 
 
-def suppression(network: Network) -> dict[str, Any]:
+def suppression(network: Network) -> JsonObject:
     """Return the `postprocess` section: of `detector valid`, with the suppression that the last head names."""
     if not network.heads:
         return {}
-    kind: dict[str, Any] = {} if network.nms_kind == "default" else {"nms_kind": network.nms_kind}
+    kind: JsonObject = {} if network.nms_kind == "default" else {"nms_kind": network.nms_kind}
     return {**VALID, **kind, **({"nms_beta": network.nms_beta} if network.nms_kind == "diounms" else {})}

@@ -10,7 +10,6 @@ import itertools
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 from convzoo.convert.darknet_own import own_model
 from convzoo.convert.darknet_pair import preprocessing, read_cfg_file, suppression
@@ -20,6 +19,7 @@ from convzoo.errors import UsageError
 from convzoo.models.darknet_cfg import Section, read_sections
 from convzoo.models.darknet_layers import HEADS, DarknetCfg, read_cfg
 from convzoo.models.darknet_network import Network
+from convzoo.plain import JsonObject
 
 # (task, classes) of well-known data sets: their names and training pictures.
 PICTURES = {
@@ -128,9 +128,7 @@ def convert(path: Path, resize: str | None = None) -> ZooRecipe:
     return ZooRecipe(sections, notes, {**net.dropped(), **(head.dropped() if last_head else {})})
 
 
-def _in_epochs(
-    net: Settings, task: str, num_classes: int, notes: list[str]
-) -> tuple[dict[str, Any], dict[str, Any], float]:
+def _in_epochs(net: Settings, task: str, num_classes: int, notes: list[str]) -> tuple[JsonObject, JsonObject, float]:
     """Return the sections `train` and `schedule`, and the learning rate."""
     batch_size, num_batches = net.whole("batch", 1), net.whole("max_batches", 1000)
     if batch_size == 1:
@@ -143,7 +141,7 @@ def _in_epochs(
         f"{num_batches} batches are {epochs} epochs of {pictures} pictures, {whose}; with N pictures multiply "
         f"train.epochs, schedule.milestones and warmup_epochs by {pictures} / N"
     )
-    train: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size}
+    train: JsonObject = {"epochs": epochs, "batch_size": batch_size}
     decay = net.number("ema_alpha", 0)
     if decay:
         train["ema_decay"] = decay
@@ -156,7 +154,7 @@ def _in_epochs(
     return train, schedule, net.number("learning_rate", 0.001)
 
 
-def _schedule(net: Settings, steps: float, epochs: int, num_batches: int, notes: list[str]) -> dict[str, Any]:
+def _schedule(net: Settings, steps: float, epochs: int, num_batches: int, notes: list[str]) -> JsonObject:
     policy = net.text("policy", "constant")
     match policy:
         case "constant":
@@ -193,7 +191,7 @@ def _changes(net: Settings, notes: list[str]) -> list[tuple[float, float]]:
     return changes
 
 
-def _hsv(net: Settings) -> list[dict[str, Any]]:
+def _hsv(net: Settings) -> list[JsonObject]:
     """Return the change of colours; a factor below 1 stands for its inverse, as both are drawn."""
     hue, saturation, exposure = net.number("hue", 0), net.number("saturation", 1), net.number("exposure", 1)
     for key, value in (("saturation", saturation), ("exposure", exposure)):
@@ -205,13 +203,13 @@ def _hsv(net: Settings) -> list[dict[str, Any]]:
     return [{"hsv_distort": {"hue": hue, "saturation": saturation, "exposure": exposure}}]
 
 
-def _flip(net: Settings) -> list[dict[str, Any]]:
+def _flip(net: Settings) -> list[JsonObject]:
     return [{"flip_lr": {"prob": 0.5}}] if net.number("flip", 1) else []
 
 
-def _boxes_transform(cfg: DarknetCfg, net: Settings, head: Settings, notes: list[str]) -> dict[str, Any]:
+def _boxes_transform(cfg: DarknetCfg, net: Settings, head: Settings, notes: list[str]) -> JsonObject:
     size = cfg.width if cfg.width == cfg.height else [cfg.height, cfg.width]
-    place: dict[str, Any] = {"size_px": size, "jitter": head.number("jitter", 0.2)}
+    place: JsonObject = {"size_px": size, "jitter": head.number("jitter", 0.2)}
     if net.number("mosaic", 0):
         place["mosaic_prob"] = 0.5
     train = [{"random_place": place}, *_flip(net), *_hsv(net)]
@@ -223,7 +221,7 @@ def _boxes_transform(cfg: DarknetCfg, net: Settings, head: Settings, notes: list
     return {"train": train, "multi_scale_px": RANDOM_SIDES_PX, "multi_scale_every_steps": 10}
 
 
-def _classes_transform(cfg: DarknetCfg, net: Settings, head: Settings, notes: list[str]) -> dict[str, Any]:
+def _classes_transform(cfg: DarknetCfg, net: Settings, head: Settings, notes: list[str]) -> JsonObject:
     if cfg.width != cfg.height:
         notes.append("pictures are stretched in training: crops are square here, the network's input is not")
         stretch = {"resize": {"size_px": [cfg.height, cfg.width], "mode": "stretch", "antialias": False}}
@@ -238,7 +236,7 @@ def _classes_transform(cfg: DarknetCfg, net: Settings, head: Settings, notes: li
     return {"train": [{"rotate_scale_crop": crop}, *_flip(net), *_hsv(net)]}
 
 
-def _loss(head: Settings) -> dict[str, Any]:
+def _loss(head: Settings) -> JsonObject:
     return {
         "label_smoothing": head.number("label_smooth_eps", 0),
         "ignore_threshold": head.number("ignore_thresh", 0.5),

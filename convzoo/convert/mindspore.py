@@ -8,7 +8,6 @@ import itertools
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -29,9 +28,10 @@ from convzoo.data.imagenet import wnids
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.models.darknet import STAGES_53, TINY_PLAN
 from convzoo.models.yolov3 import Scale
+from convzoo.plain import JsonObject, JsonValue
 
 # What the zoo's networks are in our builders' words; vgg16 also has batch norm or not, and each its classes.
-ZOO: dict[str, dict[str, Any]] = {
+ZOO: dict[str, JsonObject] = {
     "vgg16": {"conv_bias": False},
     "densenet100": {"stem_norm": True},
     "densenet121": {"transition_pool": "max", "stem_pool": "bottom_right"},
@@ -118,7 +118,7 @@ def convert(tensors: Mapping[str, Tensor], where: str, expected: ExpectedWeights
     )
 
 
-def write(state_dict: Mapping[str, Tensor], model: Mapping[str, Any], crc: bool = False) -> bytes:
+def write(state_dict: Mapping[str, Tensor], model: Mapping[str, JsonValue], crc: bool = False) -> bytes:
     """Write a network of the zoo's definition as a `.ckpt` file.
 
     Args:
@@ -150,7 +150,7 @@ def is_zoo_name(name: str) -> bool:
     return _plain_name(name).startswith(("layers.0.", "backbone.features.", "conv1.conv.", "feature_map."))
 
 
-def zoo_names(model: Mapping[str, Any]) -> dict[str, str]:
+def zoo_names(model: Mapping[str, JsonValue]) -> dict[str, str]:
     """Return the zoo's name of every tensor of a network; MindSpore does not count batches."""
     network = meta_network(model)
     norms = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
@@ -217,7 +217,7 @@ def _plain_name(name: str) -> str:
     return name.replace("classifier.6.dense.", "classifier.6.")
 
 
-def _recognise(where: str, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def _recognise(where: str, tensors: Mapping[str, Tensor]) -> JsonObject:
     """Return the model section of the network whose parameters these are."""
     if any(name.startswith("feature_map.") for name in tensors):
         outputs = _size(tensors, "feature_map.backblock0.conv6.weight", 255)
@@ -249,7 +249,7 @@ def _size(tensors: Mapping[str, Tensor], name: str, default: int) -> int:
     return tensors[name].shape[0] if name in tensors and tensors[name].dim() else default
 
 
-def evaluation(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[str] | None, list[str]]:
+def evaluation(model: Mapping[str, JsonValue]) -> tuple[JsonObject, list[str] | None, list[str]]:
     """Return transform and class names with which the zoo evaluates this network, and notes."""
     name, num_classes = model["name"], model["num_classes"]
     resize = {"size_px": 256, "mode": "stretch", "antialias": False}

@@ -6,13 +6,13 @@ Taken are a docstring, imports (which are not followed) and assignments of plain
 
 import ast
 from pathlib import Path
-from typing import Any
 
 from convzoo.errors import ConvzooError
+from convzoo.plain import JsonValue
 
 DICTIONARIES = {"edict", "EasyDict", "ed", "dict"}
 
-Values = dict[str, tuple[Any, int]]  # key -> value and line
+Values = dict[str, tuple[JsonValue, int]]  # key -> value and line
 
 
 def read(text: str, path: Path) -> Values | None:
@@ -77,12 +77,12 @@ def _is_dictionary(function: ast.expr) -> bool:
     return name in DICTIONARIES
 
 
-def _values(pairs: list[tuple[Any, ast.expr]], path: Path) -> Values:
+def _values(pairs: list[tuple[ast.expr | None, ast.expr]], path: Path) -> Values:
     values: Values = {}
     for key, value in pairs:
         inner = _pairs(value)
         try:
-            name = ast.literal_eval(key)
+            name = ast.literal_eval(key)  # type: ignore[arg-type]  # None, of `**more`, is a ValueError
             plain = (
                 {k: v for k, (v, _) in _values(inner, path).items()} if inner is not None else ast.literal_eval(value)
             )

@@ -4,12 +4,13 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import yaml
 
 from convzoo.convert import mindspore_config
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.plain import JsonObject, JsonValue
 
 MAX_BYTES = 1 << 20
 CLOUD = "cloud: python -m convzoo.modelarts takes it"
@@ -59,6 +60,9 @@ def is_text(path: Path) -> bool:
         head = file.read(4096)
     printable = all(byte >= 32 or byte in b"\t\r\n" for byte in head)
     return printable and bool(path.suffix == ".py" or KEY.search(head)) and not head.lstrip().startswith((b"<", b"{"))
+
+
+T = TypeVar("T")
 
 
 class Keys:
@@ -111,7 +115,7 @@ class Keys:
             raise self.error(key, f"must be True or False, not {value!r}")
         return bool(value)
 
-    def choice(self, key: str, choices: Mapping[str, Any], default: str | None = None) -> Any:
+    def choice(self, key: str, choices: Mapping[str, T], default: str | None = None) -> T:
         """Take one of several words and return what it stands for. Raises UsageError."""
         value = self._take(key, default)
         if not isinstance(value, str) or value not in choices:
@@ -142,7 +146,7 @@ class Keys:
             raise self.error(key, f"must be square, not {sides}")
         return sides[0] if sides else default
 
-    def expect(self, key: str, *values: Any) -> None:
+    def expect(self, key: str, *values: object) -> None:
         """Take a key that has one meaning here only. Raises UsageError for another value."""
         if key in self and self._take(key, None) not in values:
             raise self.error(key, f"only {' or '.join(map(repr, values))} is here, not {self._values[key]!r}")
@@ -152,14 +156,14 @@ class Keys:
         left = [key for key in self._values if key not in self._taken]
         return {key: self.why.get(key) or WHY.get(key) or "nothing here answers to it" for key in left}
 
-    def _take(self, key: str, default: Any) -> Any:
+    def _take(self, key: str, default: JsonValue) -> JsonValue:
         if key not in self._values and default is None:
             raise UsageError(f"{self.path}: no key {key}, which this network's configuration needs")
         self._taken.add(key)
         return self._values.get(key, default)
 
 
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _read(path: Path) -> tuple[JsonObject, dict[str, int]]:
     """Return the values and the lines of the first document; the zoo's second and third are help texts and choices."""
     if path.stat().st_size > MAX_BYTES:
         raise ConvzooError(f"{path}: {path.stat().st_size} bytes, more than a configuration has")

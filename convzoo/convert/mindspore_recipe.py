@@ -7,11 +7,11 @@ its defects are not repeated. Facts: github.com/mindspore-ai/models, official/cv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from convzoo.convert import mindspore, presets
 from convzoo.convert.mindspore_keys import UNREAD, Keys
 from convzoo.errors import ConvzooError
+from convzoo.plain import JsonObject
 
 CIFAR10_MEAN, CIFAR10_STD = [0.4914, 0.4822, 0.4465], [0.2023, 0.1994, 0.2010]
 DATASETS = {"cifar10": "cifar10", "imagenet": "imagenet", "imagenet2012": "imagenet"}
@@ -29,7 +29,7 @@ ANCHORS = [[10, 13], [16, 30], [33, 23], [30, 61], [62, 45], [59, 119], [116, 90
 class ZooRecipe:
     """A recipe's plain sections, notes on what differs, and the keys that are not in it with the reason."""
 
-    sections: dict[str, Any]
+    sections: JsonObject
     notes: list[str]
     dropped: dict[str, str]
 
@@ -54,7 +54,7 @@ def convert(path: Path) -> ZooRecipe:
     return ZooRecipe(sections, keys.notes, keys.dropped())
 
 
-def _network(keys: Keys) -> Callable[[Keys], dict[str, Any]]:
+def _network(keys: Keys) -> Callable[[Keys], JsonObject]:
     if "net" in keys:
         return _densenet
     if "anchor_scales" in keys or "backbone_layers" in keys or "pretrained_backbone" in keys:
@@ -66,19 +66,19 @@ def _network(keys: Keys) -> Callable[[Keys], dict[str, Any]]:
     raise ConvzooError(f"{keys.path}: text, but not the configuration of a network of the MindSpore zoo")
 
 
-def _recipe(task: str, data: str, parts: dict[str, Any]) -> dict[str, Any]:
+def _recipe(task: str, data: str, parts: JsonObject) -> JsonObject:
     """Return the sections in the order in which data runs."""
     order = ("transform", "model", "loss", "optim", "schedule", "train", "postprocess")
     return {"task": task, "seed": 0, "data": {"name": data}, **{key: parts[key] for key in order if key in parts}}
 
 
-def _optim(keys: Keys, lr: float) -> dict[str, Any]:
+def _optim(keys: Keys, lr: float) -> JsonObject:
     momentum, decay = keys.number("momentum", 0.9), keys.number("weight_decay", 0.0)
     return {"name": "sgd", "lr": lr, "momentum": momentum, "nesterov": False, "weight_decay": decay}
 
 
-def _train(keys: Keys, epochs: int, batch_size: int) -> dict[str, Any]:
-    train: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size * keys.whole("group_size", 1)}
+def _train(keys: Keys, epochs: int, batch_size: int) -> JsonObject:
+    train: JsonObject = {"epochs": epochs, "batch_size": batch_size * keys.whole("group_size", 1)}
     scale = keys.number("loss_scale", 1.0)
     if keys.flag("is_dynamic_loss_scale", False):
         train["loss_scale"] = "dynamic"
@@ -90,7 +90,7 @@ def _train(keys: Keys, epochs: int, batch_size: int) -> dict[str, Any]:
     return train
 
 
-def _schedule(keys: Keys, epochs: int, least_t_max: int = 0) -> tuple[float, dict[str, Any]]:
+def _schedule(keys: Keys, epochs: int, least_t_max: int = 0) -> tuple[float, JsonObject]:
     """Return the base rate and the schedule."""
     name = keys.choice("lr_scheduler", {name: name for name in SCHEDULE_KEYS})
     keys.why |= {key: f"not read with lr_scheduler {name}" for others in SCHEDULE_KEYS.values() for key in others}
@@ -111,7 +111,7 @@ def _schedule(keys: Keys, epochs: int, least_t_max: int = 0) -> tuple[float, dic
     return lr, {**cosine, **warmup}
 
 
-def _multi_step(keys: Keys, epochs: int) -> dict[str, Any]:
+def _multi_step(keys: Keys, epochs: int) -> JsonObject:
     listed = keys.whole_numbers("lr_epochs", [])
     gamma = keys.number("lr_gamma", 0.1)
     milestones = [milestone for milestone in listed if 0 < milestone < epochs]
@@ -124,7 +124,7 @@ def _multi_step(keys: Keys, epochs: int) -> dict[str, Any]:
     return {"name": "multi_step", "milestones": milestones, "gamma": gamma}
 
 
-def _smoothing(keys: Keys, key: str, num_classes: int) -> dict[str, Any]:
+def _smoothing(keys: Keys, key: str, num_classes: int) -> JsonObject:
     """Turn the zoo's smoothing, spread over the other classes, into ours, spread over all: the same targets."""
     factor = keys.number("label_smooth_factor", 0.1)
     if not keys.flag(key, False) or factor == 0:
@@ -134,21 +134,21 @@ def _smoothing(keys: Keys, key: str, num_classes: int) -> dict[str, Any]:
     return {"label_smoothing": ours}
 
 
-def _imagenet_transform(size_px: int, eval_mode: str, *more: dict[str, Any]) -> dict[str, Any]:
+def _imagenet_transform(size_px: int, eval_mode: str, *more: JsonObject) -> JsonObject:
     crop = {"size_px": size_px, "scale": [0.08, 1.0], "ratio": [0.75, 1.333], "antialias": False}
     transform = presets.crop_transform({"size_px": 256, "mode": eval_mode, "antialias": False}, size_px)
     return {**transform, "train": [{"random_resized_crop": crop}, {"flip_lr": {"prob": 0.5}}, *more]}
 
 
-def _cifar_train(*more: dict[str, Any]) -> list[dict[str, Any]]:
+def _cifar_train(*more: JsonObject) -> list[JsonObject]:
     return [{"pad_crop": {"padding_px": 4}}, {"flip_lr": {"prob": 0.5}}, *more]
 
 
-def _jitter(**more: float) -> dict[str, Any]:
+def _jitter(**more: float) -> JsonObject:
     return {"color_jitter": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, **more}}
 
 
-def _stretch(size_px: int) -> dict[str, Any]:
+def _stretch(size_px: int) -> JsonObject:
     return {"resize": {"size_px": size_px, "mode": "stretch", "antialias": False}}
 
 
@@ -158,7 +158,7 @@ def _dataset(keys: Keys, num_classes: int, **more: str) -> str:
     return names[0] if names else "cifar10" if num_classes == 10 else "imagenet"
 
 
-def _vgg16(keys: Keys) -> dict[str, Any]:
+def _vgg16(keys: Keys) -> JsonObject:
     num_classes = keys.whole("num_classes")
     dataset = _dataset(keys, num_classes, custom="custom")
     size_px = keys.side_px("image_size", 224)
@@ -195,7 +195,7 @@ def _vgg16(keys: Keys) -> dict[str, Any]:
     return _recipe("classify", "cifar10" if dataset == "cifar10" else "image_folder", {**parts, "train": train})
 
 
-def _vgg16_fine_tuning(keys: Keys, model: dict[str, Any], size_px: int) -> dict[str, Any]:
+def _vgg16_fine_tuning(keys: Keys, model: JsonObject, size_px: int) -> JsonObject:
     """Return what the zoo's fine_tune.py does: the network with batch norm, trained in its last layer alone."""
     if not model["batch_norm"]:
         keys.notes.append("fine_tune.py builds the network with batch norm whatever batch_norm says")
@@ -208,7 +208,7 @@ def _vgg16_fine_tuning(keys: Keys, model: dict[str, Any], size_px: int) -> dict[
     return _recipe("classify", "image_folder", parts)
 
 
-def _densenet(keys: Keys) -> dict[str, Any]:
+def _densenet(keys: Keys) -> JsonObject:
     name = keys.choice("net", {"densenet100": "densenet100", "densenet121": "densenet121"})
     num_classes, epochs = keys.whole("num_classes"), keys.whole("max_epoch")
     dataset = _dataset(keys, num_classes)
@@ -227,7 +227,7 @@ def _densenet(keys: Keys) -> dict[str, Any]:
     return _recipe("classify", "cifar10" if dataset == "cifar10" else "image_folder", {**parts, "train": train})
 
 
-def _tinydarknet(keys: Keys) -> dict[str, Any]:
+def _tinydarknet(keys: Keys) -> JsonObject:
     num_classes, epochs = keys.whole("num_classes"), keys.whole("epoch_size")
     dataset = _dataset(keys, num_classes)
     size_px = keys.side_px("image_height", 224)
@@ -251,7 +251,7 @@ def _tinydarknet(keys: Keys) -> dict[str, Any]:
     return _recipe("classify", "cifar10" if dataset == "cifar10" else "image_folder", {**parts, "train": train})
 
 
-def _yolov3(keys: Keys) -> dict[str, Any]:
+def _yolov3(keys: Keys) -> JsonObject:
     num_classes, epochs = keys.whole("num_classes", 80), keys.whole("max_epoch")
     keys.expect("out_channel", 3 * (5 + num_classes))
     keys.expect("backbone_input_shape", [32, 64, 128, 256, 512])
@@ -268,7 +268,7 @@ def _yolov3(keys: Keys) -> dict[str, Any]:
         {"hsv_distort": {**distort, "exposure": keys.number("value", 1.5)}},
     ]
     transform |= _multi_scale(keys)
-    postprocess: dict[str, Any] = {"box_rule": "mindspore", "max_detections": None}
+    postprocess: JsonObject = {"box_rule": "mindspore", "max_detections": None}
     postprocess["score_threshold"] = keys.number("eval_ignore_threshold", 0.001)
     postprocess["iou_threshold"] = keys.number("nms_thresh", 0.5)
     model = {"name": "yolov3", "num_classes": num_classes, **mindspore.ZOO["yolov3"], **_anchors(keys)}
@@ -293,7 +293,7 @@ def _yolov3(keys: Keys) -> dict[str, Any]:
     return _recipe("detect", "coco", {**parts, "schedule": schedule, "train": train, "postprocess": postprocess})
 
 
-def _multi_scale(keys: Keys) -> dict[str, Any]:
+def _multi_scale(keys: Keys) -> JsonObject:
     """Return the sizes that batches take: one where training_shape says so, else the square ones of multi_scale."""
     every = keys.whole("resize_rate", 1)
     listed = keys.pairs("multi_scale", [])
@@ -304,7 +304,7 @@ def _multi_scale(keys: Keys) -> dict[str, Any]:
     return {"multi_scale_px": sides, "multi_scale_every_steps": every} if sides else {}
 
 
-def _anchors(keys: Keys) -> dict[str, Any]:
+def _anchors(keys: Keys) -> JsonObject:
     """Return the anchors where they are not COCO's; the zoo lists nine of (width, height), the smallest first."""
     listed = keys.pairs("anchor_scales", ANCHORS)
     if len(listed) != 9:

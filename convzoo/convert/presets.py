@@ -1,20 +1,20 @@
 """Preprocessing and class names that belong to well-known weights, attached on conversion."""
 
-from typing import Any
+from convzoo.plain import JsonObject
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def transform(
-    operations: list[dict[str, Any]], mean: tuple[float, ...] = (0.0,) * 3, std: tuple[float, ...] = (1.0,) * 3
-) -> dict[str, Any]:
+    operations: list[JsonObject], mean: tuple[float, ...] = (0.0,) * 3, std: tuple[float, ...] = (1.0,) * 3
+) -> JsonObject:
     """Return a recipe's `transform` section for evaluation; training augmentation is the recipe's own affair."""
     return {"train": [], "eval": operations, "mean": list(mean), "std": list(std)}
 
 
 def crop_transform(
-    resize: dict[str, Any], crop_px: int, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
-) -> dict[str, Any]:
+    resize: JsonObject, crop_px: int, mean: tuple[float, ...] = IMAGENET_MEAN, std: tuple[float, ...] = IMAGENET_STD
+) -> JsonObject:
     """Return resize and centre crop, then ImageNet's mean and standard deviation unless told otherwise."""
     return transform([{"resize": resize}, {"center_crop": {"size_px": crop_px}}], mean, std)
 

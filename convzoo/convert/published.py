@@ -4,7 +4,9 @@
 files of pjreddie.com. Reported accuracies are the publishers' own, ours are measured.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from convzoo.plain import JsonObject
 
 DARKNET_URL = "https://pjreddie.com/media/files/"
 PUBLIC_DOMAIN = "public domain (Darknet's licence)"
@@ -41,7 +43,7 @@ class Published(NamedTuple):
     reported: Accuracy | None
     measured: Accuracy | None = None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         """Return plain values for JSON."""
         return {
             **self._asdict(),
@@ -65,17 +67,16 @@ def _timm(name: str, model: str, licence: str, preprocessing: str, reported: Acc
     return Published(f"timm:{name}", model, url, licence, None, preprocessing, reported)
 
 
-def _darknet(file: str, model: str, preprocessing: str, reported: Accuracy | None, **known: Any) -> Published:
-    return Published(
-        f"darknet:{file}",
-        model,
-        DARKNET_URL + file,
-        PUBLIC_DOMAIN,
-        known.get("sha256"),
-        preprocessing,
-        reported,
-        known.get("measured"),
-    )
+def _darknet(
+    file: str,
+    model: str,
+    preprocessing: str,
+    reported: Accuracy | None,
+    sha256: str | None = None,
+    measured: Accuracy | None = None,
+) -> Published:
+    url = DARKNET_URL + file
+    return Published(f"darknet:{file}", model, url, PUBLIC_DOMAIN, sha256, preprocessing, reported, measured)
 
 
 TABLE = (

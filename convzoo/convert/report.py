@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from convzoo.convert.sources import WeightSource
 from convzoo.convert.state_dict import ConvertedWeights, meta_network, model_label
 from convzoo.convert.verify import Check
 from convzoo.model_file import ModelInfo
+from convzoo.plain import JsonObject, JsonValue
 from convzoo.types import Head
 
 
@@ -25,7 +25,7 @@ class ConversionReport:
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     tensors: list[str] = field(default_factory=list)
-    plain: dict[str, Any] = field(default_factory=dict)
+    plain: JsonObject = field(default_factory=dict)
     has_class_names: bool = True
 
     def text(self, verbose: bool = False) -> str:
@@ -33,7 +33,7 @@ class ConversionReport:
         lines = [f"{heading:14} {text}".rstrip() for heading, text in self.lines]
         return "\n".join(lines + (self.tensors if verbose else []))
 
-    def add(self, heading: str, text: str, **plain: Any) -> None:
+    def add(self, heading: str, text: str, **plain: JsonValue) -> None:
         self.lines.append((heading, text))
         self.plain.update(plain)
 
@@ -83,7 +83,7 @@ def _report_meaning(converted: ConvertedWeights, info: ModelInfo, report: Conver
     report.add("class names", f"{len(names)}: {shown}", class_names=names)
 
 
-def _anchors(model: dict[str, Any]) -> list[str]:
+def _anchors(model: JsonObject) -> list[str]:
     """Return a text for each head of a detector, in the order of its outputs."""
     heads: Sequence[Head] = meta_network(model).heads  # pyright: ignore[reportAssignmentType]
     return [
@@ -92,7 +92,7 @@ def _anchors(model: dict[str, Any]) -> list[str]:
     ]
 
 
-def preprocessing_words(transform: dict[str, Any]) -> str:
+def preprocessing_words(transform: JsonObject) -> str:
     """Say in words what a `transform` section does for evaluation."""
     steps = [_step_words(name, keys) for operation in transform["eval"] for name, keys in operation.items()]
     mean, std = (" ".join(f"{value:g}" for value in transform[key]) for key in ("mean", "std"))
@@ -100,7 +100,7 @@ def preprocessing_words(transform: dict[str, Any]) -> str:
     return ", ".join([*(steps or ["pictures in the size that they have"]), f"RGB {scaled}"])
 
 
-def _step_words(name: str, keys: dict[str, Any]) -> str:
+def _step_words(name: str, keys: JsonObject) -> str:
     side = keys.get("size_px")
     square = f"{side}x{side}" if isinstance(side, int) else "x".join(map(str, side or ()))
     if name == "resize":

@@ -142,7 +142,7 @@ def _from_torchvision(name: str, expected: ExpectedWeights) -> WeightSource:
     known_names = published.names("torchvision")
     if enum not in TORCHVISION_ENUMS or member not in getattr(torchvision.models, enum).__members__:
         raise UsageError(f"{source}: no weights of that name for a network that is here{nearest(source, known_names)}")
-    weights: Any = torchvision.models.get_weight(name)
+    weights: Any = torchvision.models.get_weight(name)  # Any: one of many enumerations
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:  # a URLError is an OSError; a wrong hash a RuntimeError
@@ -170,7 +170,7 @@ def _from_timm(name: str, expected: ExpectedWeights) -> WeightSource:
     networks = [full for network in TIMM_NETWORKS for full in (network, *timm.list_pretrained(f"{network}.*"))]
     if name not in networks:
         raise UsageError(f"{source}: no weights of that name for a network that is here{nearest(name, networks)}")
-    cfg: Any = timm.get_pretrained_cfg(name)
+    cfg: Any = timm.get_pretrained_cfg(name)  # Any: an optional library
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every retry
     cached = try_to_load_from_cache(cfg.hf_hub_id, "model.safetensors")
     try:

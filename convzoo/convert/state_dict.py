@@ -9,7 +9,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from convzoo.config import registry
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.plain import JsonObject, JsonValue
 
 StateDict = dict[str, Tensor]
 Origin = Literal["darknet", "mindspore", "torchvision", "timm", "convzoo"]
@@ -52,7 +53,7 @@ class ExpectedWeights:
     cfg: Path | None = None
     resize: str | None = None
 
-    def require(self, where: str, model: Mapping[str, Any]) -> None:
+    def require(self, where: str, model: Mapping[str, JsonValue]) -> None:
         """Compare with the model section of what a file holds.
 
         Raises:
@@ -69,7 +70,7 @@ class ExpectedWeights:
         if self.num_classes not in (None, num_classes):
             raise ConvzooError(f"{where}: {name} with {num_classes} classes, not {self.num_classes}")
 
-    def class_names(self, model: Mapping[str, Any], known: Sequence[str] | None) -> list[str] | None:
+    def class_names(self, model: Mapping[str, JsonValue], known: Sequence[str] | None) -> list[str] | None:
         """Return the names in the caller's file, else those known of the source. Raises UsageError."""
         if self.classes is not None:
             return read_class_names(self.classes, resolve_model_spec(model)["num_classes"])
@@ -124,28 +125,28 @@ class ConvertedWeights:
 
     origin: Origin
     source: str
-    model: dict[str, Any]
+    model: JsonObject
     state_dict: StateDict
     task: str = "classify"
-    transform: dict[str, Any] | None = None
-    postprocess: dict[str, Any] = field(default_factory=dict)
+    transform: JsonObject | None = None
+    postprocess: JsonObject = field(default_factory=dict)
     class_names: list[str] | None = None
     table: list[Row] = field(default_factory=list)
-    header: dict[str, Any] = field(default_factory=dict)
+    header: JsonObject = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     dropped: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     cfg: CfgFile | None = None
 
 
-def resolve_model_spec(model: Mapping[str, Any]) -> dict[str, Any]:
+def resolve_model_spec(model: Mapping[str, JsonValue]) -> JsonObject:
     """Return a model section with every default written out. Raises UsageError for an unknown key or name."""
     bound = registry.bind("model", model)
     defaults = bound.func.__kwdefaults__ or {}
     return {"name": model["name"], **defaults, **bound.keywords}
 
 
-def meta_network(model: Mapping[str, Any]) -> nn.Module:
+def meta_network(model: Mapping[str, JsonValue]) -> nn.Module:
     """Build a network without memory for its weights, to know their names and shapes."""
     with torch.device("meta"):
         return registry.bind("model", model)()
@@ -167,7 +168,7 @@ def network(converted: ConvertedWeights) -> nn.Module:
     return model.eval()
 
 
-def backbone_numerics(model: Mapping[str, Any]) -> dict[str, str]:
+def backbone_numerics(model: Mapping[str, JsonValue]) -> dict[str, str]:
     """Return what the backbone of a network computes besides its weights, under the names of YOLOv3's keys."""
     full = resolve_model_spec(model)
     act = full.get("backbone_act", "leaky")
@@ -200,7 +201,7 @@ def load_backbone(model: nn.Module, converted: ConvertedWeights) -> int:
     return sum(tensor.dim() == 4 for tensor in given.values())
 
 
-def require_same_numerics(model: Mapping[str, Any], other: Mapping[str, Any], whose: str) -> None:
+def require_same_numerics(model: Mapping[str, JsonValue], other: Mapping[str, JsonValue], whose: str) -> None:
     """Refuse to write weights for a program whose network of that name computes something else.
 
     Raises:
@@ -215,7 +216,7 @@ def require_same_numerics(model: Mapping[str, Any], other: Mapping[str, Any], wh
 
 def assemble(
     where: str,
-    model: Mapping[str, Any],
+    model: Mapping[str, JsonValue],
     tensors: Mapping[str, Tensor],
     names: Mapping[str, str],
     may_miss: Callable[[str], bool] = lambda name: False,
@@ -278,7 +279,7 @@ def _float32(where: str, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
-def model_label(model: Mapping[str, Any]) -> str:
+def model_label(model: Mapping[str, JsonValue]) -> str:
     """Name a network for messages, such as `vgg16 (batch_norm True, 10 classes)`."""
     full, defaults = resolve_model_spec(model), registry.builder("model", model["name"]).__kwdefaults__ or {}
     unseen = {*TRAINING_KEYS, "name", "cfg"}  # a .cfg is a text of pages

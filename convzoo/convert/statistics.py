@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from convzoo.data.decode import decode_rgb
 from convzoo.errors import DataError, ToleranceError, UsageError
 from convzoo.inference.predict import find_pictures
 from convzoo.inference.torch_model import TorchModel
+from convzoo.plain import JsonObject
 from convzoo.types import Key, Sample
 
 NUM_PICTURES = 16
@@ -83,7 +84,7 @@ class Statistics:
             lines.append(f"{name:{width}}  {channels:8}  {judged:6}  {variance:15.2f}  {shift:17.2f}")
         return "\n".join([*lines, UNSEEN])
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         layers = [layer._asdict() | {"log2_variance": _plain(layer.log2_variance)} for layer in self.layers]
         layers = [layer | {"mean_shift": _plain(layer["mean_shift"])} for layer in layers]
         return {

@@ -9,7 +9,6 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import torch
@@ -30,6 +29,7 @@ from convzoo.convert.state_dict import (
 )
 from convzoo.data.imagenet import wnids
 from convzoo.errors import ConvzooError
+from convzoo.plain import JsonObject, JsonValue
 
 # Where a training script keeps the weights, best first: the average is what such a run evaluates.
 EMA_KEYS = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
@@ -87,7 +87,7 @@ def convert(tensors: Mapping[str, Tensor], where: str, expected: ExpectedWeights
     )
 
 
-def unwrap(loaded: Any, where: str) -> tuple[dict[str, Tensor], list[str]]:
+def unwrap(loaded: JsonValue, where: str) -> tuple[dict[str, Tensor], list[str]]:
     """Take the state dict out of what training scripts put around it, and say what was taken off.
 
     Raises:
@@ -126,7 +126,7 @@ def _load_safetensors(path: Path) -> dict[str, Tensor]:
         raise ConvzooError(f"{path}: not a whole safetensors file: {one_line(error)}") from None
 
 
-def _load_pickle(path: Path) -> Any:
+def _load_pickle(path: Path) -> JsonValue:
     is_zip = zipfile.is_zipfile(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -148,7 +148,7 @@ def _load_pickle(path: Path) -> Any:
     return loaded
 
 
-def _recognise(where: str, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, str], Origin]:
+def _recognise(where: str, tensors: Mapping[str, Tensor]) -> tuple[JsonObject, dict[str, str], Origin]:
     """Return the model section, the zoo's names where they differ from ours, and the library that runs the file."""
     if (
         "features.denseblock1.denselayer1.conv2.weight" in tensors
@@ -183,7 +183,7 @@ def _timm_vgg_names() -> dict[str, str]:
     return {f"{ours}.{key}": f"{theirs}.{key}" for ours, theirs in layers.items() for key in ("weight", "bias")}
 
 
-def _timm_darknet53_names(model: Mapping[str, Any]) -> dict[str, str]:
+def _timm_darknet53_names(model: Mapping[str, JsonValue]) -> dict[str, str]:
     changes = (("classifier", "head.fc"), ("backbone.stem", "stem.conv1"), ("backbone.stages", "stages"))
     changes += ((".down.", ".conv_down."), (".units.", ".blocks."), (".norm.", ".bn."))
     names = {}
@@ -192,7 +192,7 @@ def _timm_darknet53_names(model: Mapping[str, Any]) -> dict[str, str]:
     return names
 
 
-def _transform(name: str) -> dict[str, Any]:
+def _transform(name: str) -> JsonObject:
     if name == "darknet53":
         return presets.crop_transform(
             {"size_px": 288, "mode": "short_side", "interpolation": "bicubic", "antialias": True}, 256

@@ -2,7 +2,7 @@
 
 import importlib
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ def source_network(converted: ConvertedWeights) -> nn.Module | None:
     if library not in LIBRARIES:
         return None
     try:
-        models: Any = importlib.import_module(LIBRARIES[library])
+        models = importlib.import_module(LIBRARIES[library])
     except ImportError:
         raise MissingPackageError(f"checking against {library} needs it: install convzoo[zoos]") from None
     name = converted.model["name"] + ("_bn" if converted.model.get("batch_norm") else "")

@@ -5,16 +5,17 @@ import os
 import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, get_worker_info
 
+from convzoo.data.datasets.image_folder import FolderImages
 from convzoo.data.transforms.pipeline import Pipeline, stack_images
 from convzoo.errors import ConvzooError, DataError, UsageError, shared_memory
 from convzoo.logs import log
-from convzoo.types import BadSample, Batch, Boxes, Key, Sample, Task
+from convzoo.types import BadSample, Batch, Boxes, Dataset, Key, Pictures, Sample, Targets, Task
 
 OnBadSample = Literal["error", "skip"]
 SEMAPHORES = 6  # of a loader, and of each of its processes
@@ -23,7 +24,7 @@ SEMAPHORES = 6  # of a loader, and of each of its processes
 class Transformed(torch.utils.data.Dataset):
     """A data set seen through a pipeline; targets are renumbered to the model's classes where those differ."""
 
-    def __init__(self, dataset: Any, pipeline: Pipeline, label_of: Sequence[int] | None = None):
+    def __init__(self, dataset: Pictures, pipeline: Pipeline, label_of: Sequence[int] | None = None):
         self.dataset = dataset
         self.pipeline = pipeline
         self.label_of = label_of
@@ -127,7 +128,7 @@ def checked(batch: Batch | ConvzooError, on_bad_sample: OnBadSample) -> Batch:
     return batch
 
 
-def base_batch(samples: list[Sample], targets: Any) -> Batch:
+def base_batch(samples: list[Sample], targets: Targets) -> Batch:
     """Stack what is common to all tasks."""
     return Batch(
         images=stack_images(samples),
@@ -163,9 +164,9 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
-def check_own_split(dataset: Any, split: str) -> None:
+def check_own_split(dataset: Dataset, split: str) -> None:
     """Raise DataError where class folders that may be either split, or both, would be trained on."""
-    if split == "train" and getattr(dataset, "is_whole_root", False):
+    if split == "train" and isinstance(dataset, FolderImages) and dataset.is_whole_root:
         raise DataError(
             f"{dataset.root}: no folder train or ilsvrc in it; "
             "class folders alone are trained on with validation pictures elsewhere, or train.eval_every_epochs=0",

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +28,7 @@ from convzoo.inference.bootstrap import Drop, drops
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.torch_model import TorchModel
 from convzoo.logs import log
+from convzoo.plain import JsonObject
 from convzoo.report.tables import percent, table
 from convzoo.types import Metric, Runner
 
@@ -86,7 +86,7 @@ class Row:
     name: str
     path: Path
     precision: str = "fp32"
-    measured: dict[str, Any] = field(default_factory=dict)
+    measured: JsonObject = field(default_factory=dict)
     note: str = ""
     metric: Metric | None = None
 
@@ -103,10 +103,10 @@ class BenchResult:
 
     model: Path
     rows: list[Row]
-    facts: dict[str, Any]
+    facts: JsonObject
 
     @property
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         rows = [{"form": row.name, **row.measured, **({"note": row.note} if row.note else {})} for row in self.rows]
         return {"model": str(self.model), **self.facts, "rows": rows}
 
@@ -272,7 +272,7 @@ def _time(rows: list[Row], real: Tensor, options: BenchOptions) -> None:
     runners = {row.name: row.runner() for row in rows}
     for batch in dict.fromkeys((options.batch, THROUGHPUT_BATCH)):
         images = real[torch.arange(batch) % len(real)]
-        calls: dict[str, Callable[[], Any]] = {
+        calls: dict[str, Callable[[], object]] = {
             name: lambda run=run, images=images: run(images) for name, run in runners.items()
         }
         times = timing.alternate(calls, options.rounds, options.seconds)
@@ -327,7 +327,7 @@ def memory_bytes(key: str) -> int | None:
     return None
 
 
-def _facts(opened: LoadedModel, real: Tensor, options: BenchOptions) -> dict[str, Any]:
+def _facts(opened: LoadedModel, real: Tensor, options: BenchOptions) -> JsonObject:
     env = environment(torch.device("cpu"))
     versions = {"convzoo": env["convzoo"], **export.versions()}
     name = opened.recipe.data["name"]

@@ -4,7 +4,7 @@ Comparing two lists would not do: where two scores, or an overlap and its thresh
 decides which of two boxes stays, and with it whether others do. Both lists are then right.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from scipy.sparse import csr_array
@@ -13,6 +13,7 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from convzoo.boxes import clip_boxes
+from convzoo.plain import JsonObject
 from convzoo.tasks.postprocess import similarity
 from convzoo.types import Prediction
 
@@ -31,7 +32,7 @@ def matched(
     boxes_xyxy: Tensor,
     scores: Tensor,
     size: tuple[int, int],
-    options: dict[str, Any],
+    options: JsonObject,
     tolerance: float,
 ) -> Matched | None:
     """Match each detection with the reference's candidate that it is, and check that the right ones are there.
@@ -106,7 +107,7 @@ def _is_what_suppression_leaves(
     all_: _Candidates,
     size: tuple[int, int],
     error_px: Tensor,
-    options: dict[str, Any],
+    options: JsonObject,
     tolerance: float,
 ) -> bool:
     """Tell whether the candidates `which` [D] do not overlap too much, and leave out only what they suppress."""
@@ -134,7 +135,7 @@ def _is_what_suppression_leaves(
     return not missing.any()
 
 
-def _candidates(scores_NK: Tensor, options: dict[str, Any], tolerance: float) -> tuple[Tensor, Tensor]:
+def _candidates(scores_NK: Tensor, options: JsonObject, tolerance: float) -> tuple[Tensor, Tensor]:
     """Return (box, class) of what might be a candidate: all classes above the threshold, or each box's best."""
     least = torch.full_like(scores_NK[:, :1], options["score_threshold"])
     if not options["multi_label"]:

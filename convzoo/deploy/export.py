@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -35,6 +35,7 @@ from convzoo.deploy.parity import (
 from convzoo.errors import ConvzooError, ToleranceError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference.torch_model import TorchModel
+from convzoo.plain import JsonObject
 from convzoo.types import Key
 
 VERSIONED = ("torch", "torchvision", "onnx", "onnxscript", "onnxruntime", "openvino", "ncnn", "pnnx")
@@ -89,7 +90,7 @@ class ExportResult:
     seconds: float
 
     @property
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         keys = ("input", "stage", "size", "dynamic_size", "batch", "opset", "source_sha256")
         return {
             "file": str(self.path),

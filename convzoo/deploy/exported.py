@@ -23,10 +23,10 @@ from convzoo.errors import ConvzooError, UsageError
 from convzoo.inference import torch_model
 from convzoo.inference.loaded import LoadedModel
 from convzoo.storage import Remote, local_path, url_of
-from convzoo.types import Task
+from convzoo.types import Output, Task
 
 STEP = re.compile(r"step-\d+\.safetensors$")  # what a run saves
-Session = Callable[[Tensor], Sequence[Any]]  # pictures as the file takes them -> its outputs in order
+Session = Callable[[Tensor], Sequence[Output]]  # pictures as the file takes them -> its outputs in order
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class ExportedModel:
     format: str
     info: ExportInfo
     recipe: Recipe
-    content: Any
+    content: Any  # Any: what the format's module read; only its own `start` looks inside
     options: RuntimeOptions
 
     @property

@@ -4,7 +4,6 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +16,7 @@ from convzoo.errors import ConvzooError, DataError, ToleranceError, UsageError
 from convzoo.files import written_whole
 from convzoo.inference.torch_model import TorchModel
 from convzoo.logs import log
+from convzoo.plain import JsonObject
 
 PACKAGES = ()
 ROUNDS, SECONDS = 5, 0.5  # of each form in each round
@@ -39,11 +39,11 @@ class FastestResult:
     table: BenchResult
 
     @property
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         return {"file": str(self.path), **self.description, "table": self.table.plain}
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> JsonObject:
         latency = {row.name: row.measured["latency_ms"] for row in self.table.rows if row.measured}
         return {
             "form": self.form,

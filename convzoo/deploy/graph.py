@@ -5,7 +5,6 @@ import copy
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 import torch.fx
@@ -19,9 +18,10 @@ from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import UsageError
 from convzoo.inference.torch_model import TorchModel
+from convzoo.plain import JsonObject
 from convzoo.tasks.postprocess import FAR_PX
 
-FUSIONS: dict[Any, Callable[..., Any]] = {
+FUSIONS: dict[tuple[type, type], Callable[..., nn.Module]] = {
     (nn.Conv2d, nn.BatchNorm2d): fuse_conv_bn_eval,
     (nn.Linear, nn.BatchNorm1d): fuse_linear_bn_eval,
 }
@@ -81,7 +81,7 @@ class Deployed(nn.Module):
         return boxes * is_real[..., None], score, torch.where(is_real, labels, -1)
 
 
-def check_suppression(options: dict[str, Any]) -> None:
+def check_suppression(options: JsonObject) -> None:
     """Raise UsageError for settings of the post-processing that a graph cannot have."""
     if options["max_detections"] is None:
         raise UsageError("--stage nms: postprocess.max_detections must be a number, the graph's outputs have that size")
@@ -117,7 +117,7 @@ def trace(deployed: Deployed) -> torch.export.ExportedProgram:
         images, rows = torch.zeros(batch, height, width, 3, dtype=torch.uint8), 1
     else:
         images, rows = torch.zeros(batch, 3, height, width), 2
-    free: dict[int, Any] = {} if info.batch else {0: torch.export.Dim("batch", min=1)}
+    free: dict[int, torch.export.Dim] = {} if info.batch else {0: torch.export.Dim("batch", min=1)}
     if info.dynamic_size:
         for axis, name in ((rows, "height"), (rows + 1, "width")):
             free[axis] = info.size_step * torch.export.Dim(name, min=1)

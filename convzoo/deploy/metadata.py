@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ from convzoo.config import recipe as recipes
 from convzoo.config.recipe import Recipe
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.model_file import FileInfo, SidePx
+from convzoo.plain import JsonObject
 from convzoo.types import Task
 
 FORMAT = 1
@@ -97,7 +98,7 @@ def check_seal(document: str, data: bytes, *others: bytes) -> None:
         raise ConvzooError("damaged or changed: its SHA-256 is not the one it was written with")
 
 
-def parse_document(document: str) -> dict[str, Any]:
+def parse_document(document: str) -> JsonObject:
     """Return the metadata as plain values. Raises ConvzooError for anything but one JSON object of sane size."""
     try:
         plain = json.loads(document) if len(document) <= MAX_DOCUMENT else None

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from convzoo.errors import DataError
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.torch_model import TorchModel, TorchRunner
 from convzoo.tasks.postprocess import FAR_PX
-from convzoo.types import Key, Sample, Task
+from convzoo.types import Dataset, Key, Outputs, Sample, Task
 
 EMBEDDED = {"classes": "digits", "boxes": "digit_scenes"}
 REAL_PICTURES = 10
@@ -81,7 +80,7 @@ def pictures(opened: LoadedModel, data: Path | None, size: tuple[int, int]) -> T
     if data is None:
         from sklearn.datasets import load_sample_images  # takes two seconds
 
-        dataset: Any = registry.builder("dataset", EMBEDDED[opened.task().predicts])(None, "val")
+        dataset: Dataset = registry.builder("dataset", EMBEDDED[opened.task().predicts])(None, "val")
         photographs = [torch.tensor(image).permute(2, 0, 1) for image in load_sample_images().images]
     else:
         dataset = build_dataset(opened.recipe, data, "val")
@@ -123,7 +122,7 @@ def half_rounding(opened: TorchModel, rounded: TorchModel, info: ExportInfo, rea
 
 
 def _largest_difference(
-    opened: TorchModel, reference: Callable[[Tensor], Any], info: ExportInfo, pictures: Iterable[Tensor]
+    opened: TorchModel, reference: Callable[[Tensor], Outputs], info: ExportInfo, pictures: Iterable[Tensor]
 ) -> float:
     """Return how far a model is from a reference on normalised pictures, in outputs of the file's stage."""
     task, run, differences = opened.task(), opened.runner(), []
@@ -135,7 +134,7 @@ def _largest_difference(
     return max(differences)
 
 
-def _before_suppression(task: Task, stage: str, outputs: Any, size: tuple[int, int]) -> Sequence[Tensor]:
+def _before_suppression(task: Task, stage: str, outputs: Outputs, size: tuple[int, int]) -> Sequence[Tensor]:
     """Return raw outputs as those of a stage, but for suppression."""
     if stage == "raw":
         return outputs
@@ -176,13 +175,13 @@ def compare(opened: LoadedModel, runner: ExportRunner, real: Tensor, tolerance: 
     return parity
 
 
-Outputs = tuple[Tensor, ...]
+Tensors = tuple[Tensor, ...]
 
 
 class _Classes:
     """Logits: compared as they are; two say the same where the best class is the same."""
 
-    def __call__(self, outputs: Outputs, expected: Outputs, images: Tensor) -> tuple[Outputs, Outputs, list[bool]]:
+    def __call__(self, outputs: Tensors, expected: Tensors, images: Tensor) -> tuple[Tensors, Tensors, list[bool]]:
         return outputs, expected, (outputs[0].argmax(1) == expected[0].argmax(1)).tolist()
 
 
@@ -195,7 +194,7 @@ class _Boxes:
     def __init__(self, task: Task, stage: str, tolerance: float):
         self.task, self.stage, self.tolerance = task, stage, tolerance
 
-    def __call__(self, outputs: Outputs, expected: Outputs, images: Tensor) -> tuple[Outputs, Outputs, list[bool]]:
+    def __call__(self, outputs: Tensors, expected: Tensors, images: Tensor) -> tuple[Tensors, Tensors, list[bool]]:
         boxes_xyxy, scores = self.task.decode(expected)
         boxes_xyxy = boxes_xyxy.clamp(-FAR_PX, FAR_PX)  # as suppression does
         size = (images.shape[2], images.shape[3])

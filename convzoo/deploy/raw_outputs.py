@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +23,8 @@ from convzoo.inference import evaluate
 from convzoo.inference.evaluate import Evaluation
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import find_pictures
-from convzoo.types import Batch, Key, Prediction, Sample
+from convzoo.plain import Keyword
+from convzoo.types import Batch, Key, Output, Prediction, Sample
 
 INDEX = "index.json"
 FLOATS = {4: "<f4", 2: "<f2"}  # by bytes a number; float16 is what a device likes to write
@@ -98,7 +99,7 @@ def _unique(path: str, names: set[str]) -> str:
     return name
 
 
-def score_raw_outputs(opened: LoadedModel, folder: Path, data: Path | None = None, **options: Any) -> Evaluation:
+def score_raw_outputs(opened: LoadedModel, folder: Path, data: Path | None = None, **options: Keyword) -> Evaluation:
     """Evaluate outputs that were computed elsewhere, on the validation pictures of the recipe's data set.
 
     Where the folder has the index.json of `dump_inputs`, it says what each picture's outputs are called.
@@ -140,7 +141,7 @@ class RecordedOutputs:
     def task(self) -> "RecordedOutputs":
         return self
 
-    def __call__(self, images: np.ndarray | Tensor) -> tuple[Any, ...]:
+    def __call__(self, images: np.ndarray | Tensor) -> tuple[Output, ...]:
         return (images,)
 
     def postprocess(self, outputs: Sequence[Tensor], batch: Batch) -> list[Prediction]:

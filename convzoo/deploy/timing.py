@@ -1,11 +1,12 @@
 """Timing that compares: one variant after the other in every round."""
 
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
 
 
-def alternate(variants: dict[str, Callable[[], Any]], rounds: int, seconds: float) -> dict[str, list[list[float]]]:
+def alternate(
+    variants: Mapping[str, Callable[[], object]], rounds: int, seconds: float
+) -> dict[str, list[list[float]]]:
     """Time variants in turn, round after round: what else the machine does then falls on all of them.
 
     Returns:

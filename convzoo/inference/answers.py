@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from convzoo.errors import UsageError
+from convzoo.plain import JsonObject
 from convzoo.report.draw import NEUTRAL, classified, contact_sheet, save_png
 from convzoo.report.draw_boxes import boxed, detection_sheet
 
@@ -38,10 +38,10 @@ class Answer:
     boxes_xyxy: np.ndarray | None = None
     titles: list[str] | None = None
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         """Return plain values for JSON lines."""
         titles = [{"title": title} for title in self.titles] if self.titles else [{}] * len(self.names)
-        classes: list[dict[str, Any]] = [
+        classes: list[JsonObject] = [
             {"class": name, **title, "score": round(score, 6)}
             for name, title, score in zip(self.names, titles, self.scores, strict=True)
         ]

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from convzoo.boxes import pairwise_iou
 from convzoo.data.loader import Transformed, build_loader, checked, default_workers, label_map
@@ -13,17 +13,18 @@ from convzoo.data.sampler import EvalBatches
 from convzoo.files import written_whole
 from convzoo.inference.loaded import LoadedModel
 from convzoo.logs import progress
+from convzoo.plain import JsonObject
 from convzoo.report.draw import WRONG, contact_sheet, save_png
 from convzoo.report.draw_boxes import compared, detection_sheet
 from convzoo.report.tables import write_csv
 from convzoo.tasks.detect_metric import SHOWN_IOU, match, outcome, shown_part
-from convzoo.types import Boxes, Prediction, Sample
+from convzoo.types import Boxes, Dataset, Prediction, Sample, Target
 
 SHOWN, CELL_PX = 24, 360
 COLUMNS = ("disagreement", "split", "path", "label", "why")
 
 
-def disagreements(opened: LoadedModel, splits: dict[str, Any], out: Path) -> list[dict[str, Any]]:
+def disagreements(opened: LoadedModel, splits: dict[str, Dataset], out: Path) -> list[JsonObject]:
     """Write disagreements.csv of all pictures of all splits, and a sheet of the first; return the rows, worst first.
 
     Of a picture with one class it is 1 minus the probability that the model gives the label; of one with boxes the
@@ -43,7 +44,7 @@ def disagreements(opened: LoadedModel, splits: dict[str, Any], out: Path) -> lis
                 | {"index": index, "prediction": prediction, "truth": truth}
             )
     rows.sort(key=lambda row: (-row["disagreement"], row["path"]))
-    plain: list[dict[str, Any]] = [{column: row[column] for column in COLUMNS} for row in rows]
+    plain: list[JsonObject] = [{column: row[column] for column in COLUMNS} for row in rows]
     out.mkdir(parents=True, exist_ok=True)
     with written_whole(out / "disagreements.csv") as temporary:
         write_csv(temporary, plain)
@@ -53,7 +54,7 @@ def disagreements(opened: LoadedModel, splits: dict[str, Any], out: Path) -> lis
     return plain
 
 
-def _predictions(opened: LoadedModel, dataset: Any) -> Iterator[tuple[int, Prediction, Any]]:
+def _predictions(opened: LoadedModel, dataset: Dataset) -> Iterator[tuple[int, Prediction, Target]]:
     """Yield position, prediction and truth, in the model's classes, of every picture."""
     mapping = label_map(dataset.class_names, opened.class_names, "the data")
     seen = Transformed(dataset, opened.pipeline(), mapping)
@@ -94,7 +95,7 @@ def _boxed_row(prediction: Prediction, truth: Boxes, names: list[str]) -> tuple[
     return round(value, 6), f"{int((~truth.crowd).sum())} objects", ", ".join(parts) + more or "nothing"
 
 
-def _sheet(rows: list[dict[str, Any]], splits: dict[str, Any], names: list[str]) -> Any:
+def _sheet(rows: list[JsonObject], splits: dict[str, Dataset], names: list[str]) -> Image.Image:
     samples: list[Sample] = [splits[row["split"]].load(row["index"]) for row in rows]
     pixels = [sample.image.permute(1, 2, 0).numpy() for sample in samples]
     files = [f"{row['split']}: {row['path'].rpartition('/')[2]}" for row in rows]

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -16,9 +15,10 @@ from convzoo.data.sampler import EvalBatches
 from convzoo.errors import DataError, UsageError
 from convzoo.inference.loaded import LoadedModel
 from convzoo.logs import progress
+from convzoo.plain import JsonObject
 from convzoo.report.evaluation import write_report
 from convzoo.tasks.detect_metric import DetectMetric
-from convzoo.types import Metric, Runner, Task
+from convzoo.types import Metric, Pictures, Runner, Task
 
 # Without a size asked for. On a CPU a larger batch is no faster: its outputs leave the caches, and the kernel has to
 # find memory for them. Results do not depend on it.
@@ -30,7 +30,7 @@ class Evaluation:
     """What was measured: `result` holds fractions, `images` counted and `images_expected`; seconds with the loading."""
 
     metric: Metric
-    result: dict[str, Any]
+    result: JsonObject
     unreadable: list[str]
     seconds: float
 
@@ -39,7 +39,7 @@ class Evaluation:
         """Images counted over all ranks in a second."""
         return self.result["images"] / max(1e-9, self.seconds)
 
-    def write(self, folder: Path, dataset: Any) -> None:
+    def write(self, folder: Path, dataset: Pictures) -> None:
         """Write metrics.json and what the metric has to show: tables, plots, the worst images."""
         folder.mkdir(parents=True, exist_ok=True)
         report = {**self.result, "unreadable": self.unreadable, "seconds": round(self.seconds, 2)}

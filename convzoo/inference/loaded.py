@@ -1,10 +1,11 @@
 """What a model file opened in PyTorch, an exported file and outputs computed elsewhere have in common."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from convzoo.config.recipe import Recipe
 from convzoo.data.transforms.pipeline import Pipeline
+from convzoo.plain import JsonObject
 from convzoo.types import Runner, Task
 
 
@@ -15,13 +16,13 @@ class LoadedInfo(Protocol):
     def class_names(self) -> list[str]: ...
 
     @property
-    def preprocessing(self) -> dict[str, Any]: ...
+    def preprocessing(self) -> JsonObject: ...
 
     @property
-    def metrics(self) -> dict[str, Any]: ...
+    def metrics(self) -> JsonObject: ...
 
     @property
-    def provenance(self) -> dict[str, Any]: ...
+    def provenance(self) -> JsonObject: ...
 
     @property
     def licence(self) -> str | None: ...

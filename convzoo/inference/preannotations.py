@@ -8,12 +8,12 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 from xml.sax.saxutils import quoteattr
 
 from convzoo.files import written_whole
 from convzoo.inference.answers import Answer, boxes_of
+from convzoo.plain import JsonObject
 
 
 def save_coco(answers: Iterable[Answer], path: Path, class_names: list[str]) -> Iterator[Answer]:
@@ -68,7 +68,7 @@ def save_label_studio(
         paths.append(answer.path)
         boxed = answer.boxes_xyxy is not None
         results = _rectangles(answer) if boxed else _choice(answer)
-        prediction: dict[str, Any] = {"model_version": model_version, "result": results}
+        prediction: JsonObject = {"model_version": model_version, "result": results}
         if results:
             prediction["score"] = sum(result["score"] for result in results) / len(results)
         tasks.append({"predictions": [prediction]})
@@ -79,7 +79,7 @@ def save_label_studio(
     _write(path.with_suffix(".xml"), _configuration(class_names, boxed))
 
 
-def _rectangles(answer: Answer) -> list[dict[str, Any]]:
+def _rectangles(answer: Answer) -> list[JsonObject]:
     height, width = answer.image.shape[:2]
     rows = []
     for number, (name, score, box) in enumerate(zip(answer.names, answer.scores, boxes_of(answer), strict=True), 1):
@@ -91,7 +91,7 @@ def _rectangles(answer: Answer) -> list[dict[str, Any]]:
     return rows
 
 
-def _choice(answer: Answer) -> list[dict[str, Any]]:
+def _choice(answer: Answer) -> list[JsonObject]:
     names = {"id": "1", "from_name": "choice", "to_name": "image", "type": "choices"}
     return [{**names, "value": {"choices": [answer.names[0]]}, "score": answer.scores[0]}]
 

@@ -8,12 +8,13 @@ Facts: github.com/pjreddie/darknet, src/parser.c and src/option_list.c; github.c
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from convzoo.config.registry import nearest
 from convzoo.errors import UsageError
+from convzoo.plain import JsonValue
 
 MAX_CHARACTERS, MAX_SECTIONS = 2_000_000, 5_000
 MAX_SIDE_PX, MAX_CHANNELS, MAX_WINDOW = 16_384, 100_000, 1_024
@@ -56,7 +57,7 @@ def _choice(*names: str) -> Callable[[str], str]:
     return parse
 
 
-def _list(item: Callable[[str], Any]) -> Callable[[str], tuple]:
+def _list(item: Callable[[str], object]) -> Callable[[str], tuple]:
     def parse(text: str) -> tuple:
         try:
             return tuple(item(part) for part in text.removesuffix(",").split(","))
@@ -86,11 +87,14 @@ def _is_float(text: str) -> bool:
         return False
 
 
+OptionValue = Any  # Any: a number, a word or a tuple of them, by the option; the layers of its kind know which
+
+
 class Option(NamedTuple):
     """How a value is read, and what holds where the key is missing: None is derived by the layer, ... is refused."""
 
-    parse: Callable[[str], Any]
-    default: Any = ...
+    parse: Callable[[str], OptionValue]
+    default: OptionValue = ...
 
 
 _LAYER = _whole(-MAX_SECTIONS, MAX_SECTIONS)
@@ -210,7 +214,7 @@ class Section:
     number: int
     name: str
     line: int
-    options: Mapping[str, Any]
+    options: Mapping[str, JsonValue]
     lines: Mapping[str, int]
     training: Mapping[str, str]
 
@@ -294,7 +298,7 @@ def _float(text: str) -> float:
     return float(text) if _is_float(text) else math.nan
 
 
-def _hint(name: str, known: Any) -> str:
+def _hint(name: str, known: Iterable[str]) -> str:
     hint = nearest(name[:40], known)
     return hint if hint.startswith("; did") else ""
 

@@ -8,9 +8,10 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from convzoo.models.darknet_cfg import MAX_CHANNELS, MAX_SIDE_PX, Section, read_sections
+from convzoo.plain import JsonValue
 
 MAX_FLOATS = 2**30  # of weights, 4 GB; VGG-16 has 138 million
 MAX_MAP_FLOATS = 2**31
@@ -47,7 +48,7 @@ class Layer:
     output: Map
 
     @property
-    def options(self) -> Mapping[str, Any]:
+    def options(self) -> Mapping[str, JsonValue]:
         return self.section.options
 
 
@@ -167,12 +168,12 @@ def _window(source: Map, channels: int, size: int, stride: int, padding: int) ->
     return Map(channels, height, width, source.stride * stride)
 
 
-def convolution_padding(options: Mapping[str, Any]) -> int:
+def convolution_padding(options: Mapping[str, JsonValue]) -> int:
     """Return the padding of each side."""
     return options["size"] // 2 if options["pad"] else options["padding"]
 
 
-def pool_window(options: Mapping[str, Any]) -> tuple[int, int, int]:
+def pool_window(options: Mapping[str, JsonValue]) -> tuple[int, int, int]:
     """Return size, stride and total padding, of which the smaller half goes before."""
     size = options["stride"] if options["size"] is None else options["size"]
     return size, options["stride"], size - 1 if options["padding"] is None else options["padding"]

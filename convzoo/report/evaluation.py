@@ -2,18 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from convzoo.report.draw import WRONG, contact_sheet, save_png
 from convzoo.report.draw_boxes import compared, detection_sheet
 from convzoo.report.plots import plot_confusion, plot_precision_recall
 from convzoo.report.tables import write_csv
-from convzoo.types import Confusion, MetricReport, WorstPicture
+from convzoo.types import Confusion, MetricReport, Pictures, WorstPicture
 
 COLUMNS, DETECTION_COLUMNS, DETECTION_PX = 5, 4, 360
 
 
-def write_report(folder: Path, report: MetricReport, dataset: Any) -> None:
+def write_report(folder: Path, report: MetricReport, dataset: Pictures) -> None:
     """Write NAME.csv, NAME.json and NAME.txt of what has a name, and confusion, precision_recall and worst as pictures.
 
     Args:
@@ -42,7 +41,7 @@ def _write_confusion(folder: Path, confusion: Confusion) -> None:
     plot_confusion(confusion.counts, confusion.names, folder / "confusion.png", **sides)
 
 
-def _write_worst(path: Path, worst: list[WorstPicture], dataset: Any) -> None:
+def _write_worst(path: Path, worst: list[WorstPicture], dataset: Pictures) -> None:
     images = [dataset.load(picture.id).image.permute(1, 2, 0).numpy() for picture in worst]
     captions = [picture.caption for picture in worst]
     drawn = [

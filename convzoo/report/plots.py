@@ -3,15 +3,18 @@
 import itertools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from convzoo.plain import JsonObject, Keywords
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREY, FAINT = "#20639b", "#e4572e", "#6c757d", "#c3c9cf"
-STYLE: Any = {
+STYLE: Keywords = {
     "font.size": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -22,7 +25,7 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "figure.constrained_layout.use": True,
 }
-BESIDE: Any = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend right of the axes
+BESIDE: Keywords = {"loc": "upper left", "bbox_to_anchor": (1, 1)}  # a legend right of the axes
 LABELLED_CELLS, LABELLED_SIDES = 20, 100  # a larger confusion matrix has no room for numbers, or not even for names
 DRAWN_PARTS = 1000  # more stretches of a curve than a picture has columns for
 LABELLED_CURVES = 10  # more precision-recall curves have no room in a legend
@@ -31,7 +34,7 @@ RECALLS = np.linspace(0, 1, 101)  # where COCO samples the precision
 SERIES = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#871e87", "#a5002d", "#7f6f3f", "#4bb487"]
 
 
-def _pyplot() -> Any:
+def _pyplot() -> ModuleType:
     """Import Matplotlib when something is drawn: most of a second, which no other command has to wait for."""
     import matplotlib
 
@@ -41,7 +44,7 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def plot_curves(rows: list[dict[str, Any]], folder: Path, title: str) -> None:
+def plot_curves(rows: list[JsonObject], folder: Path, title: str) -> None:
     """Write loss.png, accuracy.png (a detector's AP) and learning_rate.png from a run's `step` and `epoch` rows."""
     steps = [row for row in rows if row["kind"] == "step"]
     epochs = [row for row in rows if row["kind"] == "epoch"]
@@ -167,7 +170,7 @@ def plot_precision_recall(curves: dict[str, tuple[np.ndarray, np.ndarray]], path
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(7, 4.6), dpi=120)
         for i, name in enumerate(ranked):
-            style: Any = {"color": SERIES[i], "linewidth": 1.5} if few else {"color": FAINT, "linewidth": 0.8}
+            style: Keywords = {"color": SERIES[i], "linewidth": 1.5} if few else {"color": FAINT, "linewidth": 0.8}
             label = (
                 f"{100 * sampled[name].mean():5.1f}  {name}" if few else None if i else f"each of {len(ranked)} classes"
             )

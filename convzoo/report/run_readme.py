@@ -1,14 +1,12 @@
 """A run's own README: what was trained, what was measured, and the command that repeats it."""
 
 from pathlib import Path
-from typing import Any
 
+from convzoo.plain import JsonObject
 from convzoo.report.tables import percent, table
 
 
-def write_card(
-    path: Path, name: str, facts: dict[str, Any], result: dict[str, Any], rows: list[dict[str, Any]]
-) -> None:
+def write_card(path: Path, name: str, facts: JsonObject, result: JsonObject, rows: list[JsonObject]) -> None:
     """Write the README of a run.
 
     Args:
@@ -52,7 +50,7 @@ def _count(number: int) -> str:
     return f"{number:,}" if number else "no"
 
 
-def _result(facts: dict[str, Any], result: dict[str, Any]) -> str:
+def _result(facts: JsonObject, result: JsonObject) -> str:
     data, recipe = facts["data"], facts["recipe"]
     notes = " ".join(f"{count} {what}." for what, count in facts["skipped"].items() if count)
     if facts["unfinished"]:
@@ -80,7 +78,7 @@ def _curves(folder: Path) -> str:
     return "\n".join(f"![{title}]({path})" for title, path in paths.items() if (folder / path).is_file())
 
 
-def _measured(result: dict[str, Any]) -> str:
+def _measured(result: JsonObject) -> str:
     names = {"top1": "top-1", "top5": "top-5"}
     measured = [
         [names.get(key, key.replace("_", ", ")), percent(value)]
@@ -90,7 +88,7 @@ def _measured(result: dict[str, Any]) -> str:
     return table(["measure", "value"], [*measured, ["images", f"{result['images']} of {result['images_expected']}"]])
 
 
-def _epochs(rows: list[dict[str, Any]]) -> str:
+def _epochs(rows: list[JsonObject]) -> str:
     names = {
         "train_top1": "top-1, training",
         "top1": "top-1, validation",

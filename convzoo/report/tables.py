@@ -2,10 +2,11 @@
 
 import csv
 from pathlib import Path
-from typing import Any
+
+from convzoo.plain import JsonObject
 
 
-def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: list[JsonObject]) -> None:
     """Write rows under their own keys; no rows, no file."""
     if rows:
         with open(path, "w", newline="", encoding="utf-8") as file:
@@ -14,7 +15,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
             writer.writerows(rows)
 
 
-def summary(result: dict[str, Any]) -> str:
+def summary(result: JsonObject) -> str:
     """Return a result as one line in percent: `top-1 93.12 %  top-5 99.80 %  10000 of 10000 images`."""
     names = {"top1": "top-1", "top5": "top-5", "AP": "AP", "AP50": "AP50", "AP75": "AP75"}
     parts = [f"{names[key]} {100 * result[key]:.2f} %" for key in names if result.get(key) is not None]

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, ExceptionHandler
 
 from convzoo.data.decode import decode_rgb
 from convzoo.errors import ConvzooError, DataError, UsageError
@@ -172,7 +172,7 @@ def _timing(runs: Sequence[Run]) -> str:
 
 def build(service: Service, hosts: set[str] | None = None, token: str | None = None) -> ASGIApp:
     """Return the application behind its gate; hosts and token as `Gate` has them."""
-    handlers: dict[Any, Any] = {
+    handlers: dict[type[Exception], ExceptionHandler] = {
         Refusal: _sync(lambda error: refused(error)),
         UsageError: _sync(lambda error: said(str(error), 400)),
         DataError: _sync(lambda error: said(str(error), 422)),
@@ -184,7 +184,7 @@ def build(service: Service, hosts: set[str] | None = None, token: str | None = N
     return Gate(Starlette(routes=service.routes(), exception_handlers=handlers), service.metrics, hosts, token)
 
 
-def _sync(answer: Callable[[Any], Response]) -> Callable[[Request, Exception], Awaitable[Response]]:
+def _sync(answer: Callable[[Any], Response]) -> ExceptionHandler:  # Any: each takes its own error
     async def handler(request: Request, error: Exception) -> Response:
         return answer(error)
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from torch import Tensor
 from convzoo.serve.limits import Limits
 from convzoo.serve.metrics import Metrics
 from convzoo.types import Runner
+
+T = TypeVar("T")
 
 
 class Run(NamedTuple):
@@ -39,7 +41,7 @@ class _Job:
     arrived: float
 
     @property
-    def kind(self) -> tuple[Any, ...]:
+    def kind(self) -> tuple[object, ...]:
         """Return what pictures of one batch have in common."""
         return self.images.dtype, *self.images.shape[1:]
 
@@ -79,7 +81,7 @@ class Batcher:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(job)
 
-    async def alone(self, function: Callable[[], Any]) -> Any:
+    async def alone(self, function: Callable[[], T]) -> T:
         """Run something else on the model's thread, between two batches."""
         async with self._thread_free:
             return await asyncio.get_running_loop().run_in_executor(self._thread, function)

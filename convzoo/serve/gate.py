@@ -3,7 +3,7 @@
 import hmac
 import time
 import traceback
-from typing import Any
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -99,5 +99,5 @@ def refused(error: Refusal) -> JSONResponse:
     return said(str(error), error.status, error.headers)
 
 
-def said(message: str, status: int, headers: Any = None) -> JSONResponse:
+def said(message: str, status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse({"error": message}, status, headers)

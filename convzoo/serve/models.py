@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from convzoo.errors import UsageError
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import answer
 from convzoo.inference.torch_model import TorchModel
+from convzoo.plain import JsonObject
 from convzoo.serve.batching import Batcher, Run
 from convzoo.serve.limits import Limits, Refusal
 from convzoo.serve.metrics import Metrics
@@ -83,14 +84,14 @@ class ServedModel:
         return TensorSpec("images", "FP32", (-1, 3, height, width)), outputs
 
     @property
-    def metadata(self) -> dict[str, Any]:
+    def metadata(self) -> JsonObject:
         """Return the protocol's description of the model."""
         outputs = [spec.plain for spec in self.outputs]
         head = {"name": self.name, "versions": [self.version], "platform": self.runner.name}
         return {**head, "inputs": [self.input.plain], "outputs": outputs}
 
     @property
-    def card(self) -> dict[str, Any]:
+    def card(self) -> JsonObject:
         """Return what the page shows of the model."""
         recipe, path = self.opened.recipe, self.opened.path
         return {
@@ -139,13 +140,13 @@ class ServedModel:
             height, width = images.shape[2:]
             raise Refusal(422, f"{self.name} fails on pictures of {height}x{width}") from None
 
-    async def predict(self, pool: "Pool", picture: bytes, shown: str, min_score: float) -> tuple[dict[str, Any], Run]:
+    async def predict(self, pool: "Pool", picture: bytes, shown: str, min_score: float) -> tuple[JsonObject, Run]:
         """Return what the verb `predict` prints of a picture as JSON. Raises DataError, ConvzooError."""
         batch = await pool(self.prepared, picture, shown)
         run = await self.run(batch.images)
         return await pool(self._row, run, batch, shown, min_score), run
 
-    def _row(self, run: Run, batch: Batch, shown: str, min_score: float) -> dict[str, Any]:
+    def _row(self, run: Run, batch: Batch, shown: str, min_score: float) -> JsonObject:
         prediction: Prediction = self.task.postprocess(run.outputs, batch)[0]
         height, width = batch.original_hw[0].tolist()
         size_only = np.broadcast_to(np.uint8(0), (height, width, 3))  # the pixels are not held until the answer
@@ -158,7 +159,7 @@ class Pool:
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="serve")
 
-    async def __call__(self, function: Callable[..., T], *arguments: Any) -> T:
+    async def __call__(self, function: Callable[..., T], *arguments: object) -> T:
         call = functools.partial(function, *arguments)
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 

@@ -1,12 +1,12 @@
 """The description of the server at /openapi.json, in OpenAPI 3.1."""
 
 from collections.abc import Sequence
-from typing import Any
 
+from convzoo.plain import JsonObject, JsonValue
 from convzoo.serve import protocol
 from convzoo.version import __version__
 
-Schema = dict[str, Any]
+Schema = JsonObject
 TEXT: Schema = {"type": "string"}
 NUMBER: Schema = {"type": "number"}
 COUNT: Schema = {"type": "integer"}
@@ -105,7 +105,7 @@ def _operation(
     errors: Sequence[int] = (),
     parameters: Sequence[Schema] = (),
     media: str = "application/json",
-    **more: Any,
+    **more: JsonValue,
 ) -> Schema:
     error = {"content": {"application/json": {"schema": _ref("Error")}}}
     responses = {

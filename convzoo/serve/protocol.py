@@ -9,17 +9,18 @@ import contextlib
 import json
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import pydantic
 from pydantic import Field
 
+from convzoo.plain import JsonObject, JsonValue
 from convzoo.serve.limits import Refusal
 
 JSON_LENGTH = "Inference-Header-Content-Length"
 EXTENSIONS = ["binary_tensor_data"]
-DTYPES: dict[str, Any] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1"), "INT64": np.dtype("<i8")}
+DTYPES: dict[str, np.dtype] = {"FP32": np.dtype("<f4"), "UINT8": np.dtype("u1"), "INT64": np.dtype("<i8")}
 
 
 class TensorSpec(NamedTuple):
@@ -30,7 +31,7 @@ class TensorSpec(NamedTuple):
     shape: tuple[int, ...]
 
     @property
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         return {"name": self.name, "datatype": self.datatype, "shape": list(self.shape)}
 
     def takes(self, shape: Sequence[int]) -> bool:
@@ -52,7 +53,7 @@ class InputTensor(_Part):
 
     datatype: Literal["FP32", "UINT8"]
     shape: Annotated[list[Annotated[int, Field(ge=1, le=1 << 31)]], Field(min_length=4, max_length=4)]
-    data: list[Any] | None = None
+    data: list[JsonValue] | None = None
 
 
 class OutputChoice(_Part):
@@ -89,7 +90,7 @@ def parse(body: bytes, json_length: str | None) -> tuple[InferRequest, np.ndarra
     return request, array
 
 
-def _from_bytes(tensor: InputTensor, size: Any, rest: memoryview) -> np.ndarray:
+def _from_bytes(tensor: InputTensor, size: object, rest: memoryview) -> np.ndarray:
     dtype, count = DTYPES[tensor.datatype], math.prod(tensor.shape)
     if tensor.data is not None or size != len(rest) or size != count * dtype.itemsize:
         needs = f"{tensor.datatype} {tensor.shape} takes {count * dtype.itemsize} bytes"
@@ -129,7 +130,7 @@ def chosen(request: InferRequest, specs: Sequence[TensorSpec]) -> list[tuple[Ten
 
 
 def render(
-    head: dict[str, Any], outputs: Sequence[np.ndarray], choices: Sequence[tuple[TensorSpec, int, bool]]
+    head: JsonObject, outputs: Sequence[np.ndarray], choices: Sequence[tuple[TensorSpec, int, bool]]
 ) -> tuple[bytes, int | None]:
     """Return the body of an answer, and how long its JSON is where tensors follow it as bytes.
 

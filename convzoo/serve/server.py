@@ -1,5 +1,6 @@
 """The server itself: uvicorn, told to close silent connections, to end in peace and to log no request."""
 
+import asyncio
 import contextlib
 import logging
 import resource
@@ -8,10 +9,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import h11
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from convzoo.errors import UsageError
@@ -79,7 +81,7 @@ def listen(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn without its own log; SIGTERM and SIGINT end it once every request has its answer."""
 
-    def __init__(self, service: Service, app: Any, limits: Limits):
+    def __init__(self, service: Service, app: ASGIApp, limits: Limits):
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log each request that is none
         config = uvicorn.Config(
             app,
@@ -109,7 +111,7 @@ class Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._service.draining = True
         super().handle_exit(sig, frame)
 
@@ -120,9 +122,9 @@ def _protocol(head_seconds: float) -> type[H11Protocol]:
     class HeadInTime(H11Protocol):
         """Close a connection whose head is not whole in time, counted from when it opens or begins to send one."""
 
-        late: Any = None
+        late: asyncio.TimerHandle | None = None
 
-        def connection_made(self, transport: Any) -> None:
+        def connection_made(self, transport: asyncio.Transport) -> None:
             super().connection_made(transport)
             self._watch(True)
 

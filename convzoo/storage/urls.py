@@ -15,15 +15,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypeVar
+from types import EllipsisType
+from typing import TypeVar
 
 from convzoo.errors import ConvzooError, DataError, MissingPackageError, UsageError
 from convzoo.logs import log, redacted
+from convzoo.plain import JsonObject
 from convzoo.storage.archives import member_parts
 from convzoo.storage.cache import Room, entry
 
 T = TypeVar("T")
-Files = dict[str, tuple["Remote", dict[str, Any]]]  # by their paths in the folder
+Files = dict[str, tuple["Remote", JsonObject]]  # by their paths in the folder
 SCHEME = re.compile(r"([a-z][a-z0-9+.-]+):/{1,3}")
 TRIES, FIRST_DELAY_S = 7, 1.0  # doubled each time: 63 seconds in all
 PARALLEL = 16
@@ -53,7 +55,7 @@ class Remote:
         self.url = url_of(url) or str(url)
         self.shown = redacted(self.url)
         scheme = self.url.partition(":")[0]
-        options: dict[str, Any] = {}
+        options: JsonObject = {}
         if scheme in ("s3", "s3a"):
             options["config_kwargs"] = {**TIMEOUTS, **conf.get("s3", {}).get("config_kwargs", {})}
         try:
@@ -77,11 +79,11 @@ class Remote:
         other.path, other.url, other.shown = path, url, redacted(url)
         return other
 
-    def info(self) -> dict[str, Any] | None:
+    def info(self) -> JsonObject | None:
         """Return what the store says of it, None where there is nothing."""
         return self._tried(lambda: self._fs.info(self.path), None)
 
-    def files(self) -> dict[str, dict[str, Any]]:
+    def files(self) -> dict[str, JsonObject]:
         """Return what the store says of each file below, by its path from here."""
         listed = self._tried(lambda: self._fs.find(self.path, detail=True), {})
         start = len(self.path.rstrip("/")) + 1
@@ -133,7 +135,7 @@ class Remote:
         secret = re.match(r"[^:]+://([^/@]+)@", self.url)
         return (text.replace(secret[1], "***") if secret else text)[:300]
 
-    def _tried(self, action: Callable[[], T], missing: Any = ...) -> T:
+    def _tried(self, action: Callable[[], T], missing: T | EllipsisType = ...) -> T:
         """Call until it succeeds; `missing` is the answer where there is no such file."""
         delay_s, started = FIRST_DELAY_S, time.monotonic()
         for left in reversed(range(TRIES)):
@@ -219,7 +221,7 @@ def _is_there(path: Path, size: int | None) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _version(info: dict[str, Any]) -> str:
+def _version(info: JsonObject) -> str:
     """Return what changes when the file does; where the store says nothing, something new each time."""
     for key in ("ETag", "etag", "md5Hash", "content_hash", "VersionId", "mtime", "LastModified", "created"):
         if info.get(key):

@@ -3,7 +3,7 @@
 import heapq
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,8 @@ from convzoo.config.recipe import Recipe
 from convzoo.config.registry import register
 from convzoo.data.imagenet import titles
 from convzoo.data.loader import base_batch
-from convzoo.types import Batch, Confusion, MetricReport, Prediction, Sample, WorstPicture
+from convzoo.plain import JsonObject
+from convzoo.types import Batch, Confusion, MetricReport, Pictures, Prediction, Sample, WorstPicture
 
 TOP_K = 5
 WORST_KEPT = 25
@@ -71,7 +72,7 @@ class ClassifyMetric:
         total.worst = heapq.nsmallest(WORST_KEPT, [image for other in others for image in other.worst])
         return total
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> JsonObject:
         """Return top1 and, where there are more than five classes, top5 as fractions, and the number of images."""
         images = int(self.confusion.sum())
         result = {"top1": int(np.trace(self.confusion)) / max(1, images)}
@@ -87,7 +88,7 @@ class ClassifyMetric:
         """Return what there is to print besides the summary: nothing."""
         return ""
 
-    def per_class(self) -> list[dict[str, Any]]:
+    def per_class(self) -> list[JsonObject]:
         """Return each class's images, recall and precision (None where undefined) and the class it is mostly taken for.
 
         ImageNet's classes have titles beside their ids.
@@ -101,7 +102,7 @@ class ClassifyMetric:
             )
             others = self.confusion[i].copy()
             others[i] = 0
-            row: dict[str, Any] = {"class": name, **({"title": class_titles[i]} if class_titles else {})}
+            row: JsonObject = {"class": name, **({"title": class_titles[i]} if class_titles else {})}
             row |= {"images": truth, "correct": hits}
             row["recall"] = hits / truth if truth else None
             row["precision"] = hits / predicted if predicted else None
@@ -111,7 +112,7 @@ class ClassifyMetric:
             rows.append(row)
         return rows
 
-    def report(self, dataset: Any) -> MetricReport:
+    def report(self, dataset: Pictures) -> MetricReport:
         """Return the tables per_class and worst, the confusions and the worst pictures."""
         worst = self.worst_rows()
         return MetricReport(
@@ -120,7 +121,7 @@ class ClassifyMetric:
             [WorstPicture(row["id"], _caption(row)) for row in worst],
         )
 
-    def worst_rows(self) -> list[dict[str, Any]]:
+    def worst_rows(self) -> list[JsonObject]:
         """Return the worst pictures with class names, and with titles where there are any."""
         class_titles = titles(self.class_names)
         rows = []
@@ -155,7 +156,7 @@ class Classify:
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights
         self.weights: Tensor | None = None  # [K], once the training pictures are known
-        self.options: dict[str, Any] = {}
+        self.options: JsonObject = {}
 
     def collate(self, samples: list[Sample]) -> Batch:
         return base_batch(samples, torch.tensor([sample.target for sample in samples]))
@@ -196,7 +197,7 @@ class Classify:
         return ClassifyMetric(self.class_names)
 
 
-def _caption(row: dict[str, Any]) -> tuple[str, str]:
+def _caption(row: JsonObject) -> tuple[str, str]:
     """Return two lines about one of the worst pictures; titles are long, and take the place of the file's name."""
     percent = f"{100 * row['score']:.0f} % sure"
     if "truth_title" in row:
@@ -209,12 +210,12 @@ def cross_entropy(
     *,
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     class_weights: Literal["balanced"] | None = None,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the settings of the loss; class_weights: see `Classify`."""
     return {"label_smoothing": label_smoothing, "class_weights": class_weights}
 
 
 @register("task")
-def classify(class_names: list[str], recipe: Recipe, loss: dict[str, Any]) -> Classify:
+def classify(class_names: list[str], recipe: Recipe, loss: JsonObject) -> Classify:
     """Build the classification task."""
     return Classify(class_names, **loss)

@@ -14,7 +14,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from convzoo.errors import UsageError
+from convzoo.plain import JsonObject
 from convzoo.types import Boxes, Prediction
+
+CocoRun = Any  # Any: COCOeval of hotcoco or of pycocotools, whose attributes have no types
 
 NAMES = (
     "AP",  "AP50", "AP75",  "AP_small", "AP_medium", "AP_large",
@@ -65,7 +68,7 @@ def truth_json(
     paths: Sequence[str],
     sizes_hw: Sequence[tuple[int, int]],
     categories: dict[int, str],
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return true boxes in COCO's form. `categories`: category id -> name, in the order of the labels."""
     ids = list(categories)
     images = [
@@ -88,7 +91,7 @@ def truth_json(
 
 def detections_json(
     predictions: Sequence[Prediction], image_ids: Sequence[int], category_ids: Sequence[int | None]
-) -> list[dict[str, Any]]:
+) -> list[JsonObject]:
     """Return detections as COCO's result format has them; labels whose category id is None are left out."""
     return [
         {"image_id": image_id, "category_id": category_ids[label], "bbox": ltwh, "score": score}
@@ -100,12 +103,12 @@ def detections_json(
     ]
 
 
-def _ltwh(boxes_xyxy: Any) -> list[list[float]]:
+def _ltwh(boxes_xyxy: np.ndarray | None) -> list[list[float]]:
     boxes = np.asarray(boxes_xyxy, dtype=np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], 1).tolist()
 
 
-def score(truth: dict[str, Any], detections: list[dict[str, Any]], evaluator: str = "hotcoco") -> Scored:
+def score(truth: JsonObject, detections: list[JsonObject], evaluator: str = "hotcoco") -> Scored:
     """Measure detections against truths, both in COCO's forms. Raises UsageError for an unknown evaluator."""
     if evaluator not in EVALUATORS:
         raise UsageError(f"no COCO evaluator '{evaluator}'; there are {' and '.join(EVALUATORS)}")
@@ -129,12 +132,12 @@ def score(truth: dict[str, Any], detections: list[dict[str, Any]], evaluator: st
     )
 
 
-def _by_hotcoco(truth: dict[str, Any], detections: list[dict[str, Any]]) -> Any:
+def _by_hotcoco(truth: JsonObject, detections: list[JsonObject]) -> CocoRun:
     gt = hotcoco.COCO(truth)
     return hotcoco.COCOeval(gt, gt.loadRes(detections), "bbox")
 
 
-def _by_pycocotools(truth: dict[str, Any], detections: list[dict[str, Any]]) -> Any:
+def _by_pycocotools(truth: JsonObject, detections: list[JsonObject]) -> CocoRun:
     with contextlib.redirect_stdout(io.StringIO()):
         gt, dt = COCO(), COCO()
         gt.dataset = truth  # type: ignore[assignment]
@@ -148,20 +151,20 @@ def _by_pycocotools(truth: dict[str, Any], detections: list[dict[str, Any]]) -> 
     return COCOeval(gt, dt, "bbox")
 
 
-def class_matches(truth: dict[str, Any], detections: list[dict[str, Any]]) -> list[ClassMatches]:
+def class_matches(truth: JsonObject, detections: list[JsonObject]) -> list[ClassMatches]:
     """Return for each class, in order of its id, what COCO's matching says of its detections, over all areas."""
     run = _by_hotcoco(truth, detections)
     with contextlib.redirect_stdout(io.StringIO()):
         run.evaluate()
     all_areas, places = list(run.params.areaRng[ALL_AREAS]), {number: i for i, number in enumerate(run.params.imgIds)}
-    entries: dict[int, list[tuple[int, Any]]] = {number: [] for number in run.params.catIds}
+    entries: dict[int, list[tuple[int, JsonObject]]] = {number: [] for number in run.params.catIds}
     for entry in run.evalImgs:
         if entry is not None and list(entry["aRng"]) == all_areas:
             entries[entry["category_id"]].append((places[entry["image_id"]], entry))
     return [_class_matches(sorted(pairs, key=lambda pair: pair[0]), len(places), run) for pairs in entries.values()]
 
 
-def _class_matches(pairs: list[tuple[int, Any]], num_pictures: int, run: Any) -> ClassMatches:
+def _class_matches(pairs: list[tuple[int, JsonObject]], num_pictures: int, run: CocoRun) -> ClassMatches:
     nothing = np.zeros((len(run.params.iouThrs), 0), dtype=bool)
     picture = np.concatenate([np.zeros(0), *(np.full(len(entry["dtScores"]), i) for i, entry in pairs)])
     scores = np.concatenate([np.zeros(0), *(entry["dtScores"] for _, entry in pairs)])

@@ -6,7 +6,7 @@ import inspect
 import json
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from convzoo.config.recipe import Recipe
 from convzoo.config.registry import register
 from convzoo.data.loader import base_batch
 from convzoo.errors import UsageError
+from convzoo.plain import JsonObject, JsonValue
 from convzoo.tasks.detect_metric import DetectMetric
 from convzoo.tasks.heads import decode_heads
 from convzoo.tasks.postprocess import Detections, NmsKind, postprocess
@@ -36,7 +37,7 @@ class BoxTask(abc.ABC):
     best_metric: str = "AP"
     predicts: Literal["classes", "boxes"] = "boxes"
 
-    def __init__(self, class_names: list[str], size_step: int, options: dict[str, Any]):
+    def __init__(self, class_names: list[str], size_step: int, options: JsonObject):
         self.class_names = class_names
         self.size_step = size_step
         keywords = inspect.signature(postprocess).parameters.values()
@@ -119,7 +120,7 @@ class Detect(BoxTask):
         heads: Sequence[Head],
         label_smoothing: float = 0.0,
         ignore_threshold: float = 0.7,
-        **options: Any,
+        **options: JsonValue,
     ):
         super().__init__(class_names, math.lcm(*(head.stride for head in heads)), options)
         self.heads = tuple(heads)
@@ -151,7 +152,7 @@ class Detect(BoxTask):
             heads=self.heads,
             label_smoothing=self.label_smoothing,
         )
-        options: dict[str, Any] = {"heads": self.heads, "iou_threshold": self.ignore_threshold}
+        options: JsonObject = {"heads": self.heads, "iou_threshold": self.ignore_threshold}
         ignored = ignore_masks(outputs, boxes_xyxy, image_index, **options)
         return yolo_loss(outputs, targets, ignored)
 
@@ -199,7 +200,7 @@ def yolo(
     *,
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0,
     ignore_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7,
-) -> dict[str, Any]:
+) -> JsonObject:
     """Return the settings of the loss; `ignore_threshold`: see `yolo.ignore_masks`."""
     return {"label_smoothing": label_smoothing, "ignore_threshold": ignore_threshold}
 
@@ -208,7 +209,7 @@ def yolo(
 def detect(
     class_names: list[str],
     recipe: Recipe,
-    loss: dict[str, Any],
+    loss: JsonObject,
     *,
     score_threshold: float = 0.001,
     iou_threshold: float = 0.5,

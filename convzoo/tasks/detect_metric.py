@@ -1,13 +1,23 @@
 """What a detector got right: COCO's twelve numbers, and what they do not show: confusions and the worst pictures."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from convzoo.boxes import box_area, pairwise_iou
+from convzoo.plain import JsonObject
 from convzoo.tasks.coco_eval import AT_50, Scored, class_matches, detections_json, score, truth_json, weighted_ap
-from convzoo.types import Batch, Boxes, ComparedBoxes, Confusion, MetricReport, Prediction, WorstPicture
+from convzoo.types import (
+    Batch,
+    BoxedDataset,
+    Boxes,
+    ComparedBoxes,
+    Confusion,
+    MetricReport,
+    Prediction,
+    WorstPicture,
+)
 
 # For the confusion matrix and the worst pictures only; COCO's numbers count every score and ten overlaps.
 SHOWN_SCORE, SHOWN_IOU = 0.25, 0.5
@@ -69,12 +79,12 @@ class DetectMetric:
             self._scored = score(*self._numbered(), self.evaluator)
         return self._scored
 
-    def _numbered(self) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def _numbered(self) -> tuple[JsonObject, list[JsonObject]]:
         """Return truth and detections in COCO's form, classes numbered from 1."""
         ids, categories = sorted(self.pictures), dict(enumerate(self.class_names, 1))
         return self._as_json(ids, ids, categories, list(categories))
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> JsonObject:
         """Return COCO's twelve numbers as fractions, None where nothing is measured, and the number of images."""
         return {**self.scored().stats, "images": len(self.pictures)}
 
@@ -87,7 +97,7 @@ class DetectMetric:
         """Return COCO's twelve lines."""
         return self.scored().lines
 
-    def report(self, dataset: Any) -> MetricReport:
+    def report(self, dataset: BoxedDataset) -> MetricReport:
         """Return detections and truth as COCO has them, with the data set's own ids, tables, curves, worst pictures."""
         truth, detections = self._in_ids_of(dataset)
         scored, names = self.scored(), self.class_names
@@ -105,7 +115,7 @@ class DetectMetric:
             {"coco": self.text()},
         )
 
-    def _in_ids_of(self, dataset: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def _in_ids_of(self, dataset: BoxedDataset) -> tuple[JsonObject, list[JsonObject]]:
         """Return truth and detections in COCO's form; classes that the data set does not have are in neither."""
         ids = sorted(self.pictures)
         own = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
@@ -115,7 +125,7 @@ class DetectMetric:
         truth["categories"] = [category for category in truth["categories"] if category["id"] in own.values()]
         return truth, detections
 
-    def per_class(self) -> list[dict[str, Any]]:
+    def per_class(self) -> list[JsonObject]:
         """Return for each class its objects, detections, AP and AP50 (None where there are no objects)."""
         scored = self.scored()
         truths = self._counts([picture.truth.labels[~picture.truth.crowd] for picture in self.pictures.values()])
@@ -151,7 +161,7 @@ class DetectMetric:
         image_ids: list[int],
         categories: dict[int, str],
         category_ids: list[int | None] | list[int],
-    ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    ) -> tuple[JsonObject, list[JsonObject]]:
         pictures = [self.pictures[i] for i in ids]
         truth = truth_json(
             [p.truth for p in pictures],
@@ -166,7 +176,7 @@ class DetectMetric:
         joined = np.concatenate([np.zeros(0, dtype=np.int64), *labels])
         return np.bincount(joined, minlength=len(self.class_names)).tolist()
 
-    def _worst_rows(self) -> list[dict[str, Any]]:
+    def _worst_rows(self) -> list[JsonObject]:
         """Return the pictures with the most missed objects and false detections, worst first."""
         rows = []
         for i, picture in sorted(self.pictures.items()):
@@ -178,7 +188,7 @@ class DetectMetric:
         wrong = [row for row in rows if row["missed"] + row["false"]]
         return sorted(wrong, key=lambda row: -row["missed"] - row["false"])[:WORST_KEPT]
 
-    def _worst_picture(self, row: dict[str, Any]) -> WorstPicture:
+    def _worst_picture(self, row: JsonObject) -> WorstPicture:
         picture = self.pictures[row["id"]]
         shown = shown_part(picture.prediction)
         is_found, right = outcome(shown, picture.truth)

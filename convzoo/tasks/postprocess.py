@@ -170,7 +170,7 @@ def _nms() -> Callable[..., Tensor]:
     for folder in (spec and spec.submodule_search_locations) or ():
         for library in Path(folder).glob("_C*"):
             torch.ops.load_library(library)
-    operators: Any = torch.ops.torchvision
+    operators: Any = torch.ops.torchvision  # Any: operators appear on it as libraries are loaded
     if not hasattr(operators, "nms"):
         importlib.import_module("torchvision")
     return operators.nms

@@ -7,7 +7,6 @@ import os
 import pickle
 import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,9 +14,10 @@ from convzoo.errors import ConvzooError
 from convzoo.files import file_sha256, written_whole
 from convzoo.logs import log
 from convzoo.model_file import ModelInfo, StateDict, load_model, save_model
+from convzoo.plain import JsonObject
 
 
-def save_state(path: Path, state: dict[str, Any]) -> None:
+def save_state(path: Path, state: JsonObject) -> None:
     """Write a training state and its checksum."""
     with written_whole(path) as temporary, open(temporary, "wb") as file:
         torch.save(state, file)
@@ -25,7 +25,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
         temporary.write_text(f"{file_sha256(path)}  {path.name}\n")
 
 
-def load_state(path: Path) -> dict[str, Any]:
+def load_state(path: Path) -> JsonObject:
     """Read and verify a training state. Raises ConvzooError where it is missing or damaged."""
     try:
         expected = Path(f"{path}.sha256").read_text().split()[0]
@@ -45,7 +45,7 @@ class RunCheckpoints:
         self.folder = folder
         self.keep_max = keep_max
 
-    def save(self, step: int, state_dict: StateDict, info: ModelInfo, state: dict[str, Any], is_best: bool) -> Path:
+    def save(self, step: int, state_dict: StateDict, info: ModelInfo, state: JsonObject, is_best: bool) -> Path:
         """Write a pair and point `last`, and `best` if it is, at it; then drop the oldest beyond keep_max."""
         self.folder.mkdir(exist_ok=True)
         stem = f"step-{step:08d}"
@@ -66,7 +66,7 @@ class RunCheckpoints:
             (int(path.stem.removeprefix("step-")) for path in self.folder.glob("step-*.safetensors")), reverse=True
         )
 
-    def newest_whole(self) -> tuple[StateDict, dict[str, Any]] | None:
+    def newest_whole(self) -> tuple[StateDict, JsonObject] | None:
         """Return the weights and state of the latest pair that is whole, warning of each that is not."""
         for leftover in self.folder.glob("*.tmp"):
             leftover.unlink()

@@ -5,15 +5,16 @@ import itertools
 import json
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from convzoo.config import recipe as recipes
 from convzoo.config.recipe import Recipe
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.plain import JsonObject
 from convzoo.training.lock import RunLock, holder, take_lock
 from convzoo.training.run_folder import RunFolder
+from convzoo.types import Dataset
 
 FREE_KEYS = {"train.keep_checkpoint_max", "train.save_every_epochs"}  # may change between two parts of a run
 # What a run that was killed as it began may have left; its recipe.yaml is written last.
@@ -22,7 +23,7 @@ BEGINNINGS = {".lock", "splits", "recipe.yaml.tmp"} | DESCRIPTION | {f"{name}.tm
 
 
 def open_run(
-    recipe: Recipe, account: dict[str, Any], out: Path | None, *, resume: bool = False, fresh: bool = False
+    recipe: Recipe, account: JsonObject, out: Path | None, *, resume: bool = False, fresh: bool = False
 ) -> RunFolder:
     """Return a run's folder, locked unless the run in it is finished; its `stage` says what lies there.
 
@@ -55,7 +56,7 @@ def open_run(
 
 
 def _held(
-    path: Path, recipe: Recipe, account: dict[str, Any], lock: RunLock, resume: bool = False, fresh: bool = False
+    path: Path, recipe: Recipe, account: JsonObject, lock: RunLock, resume: bool = False, fresh: bool = False
 ) -> RunFolder:
     """Return the folder as it is now: whoever had it meanwhile may have changed it."""
     try:
@@ -66,7 +67,7 @@ def _held(
     return RunFolder(path, recipe, stage, lock)
 
 
-def _stage(path: Path, recipe: Recipe, account: dict[str, Any], resume: bool, fresh: bool) -> str:
+def _stage(path: Path, recipe: Recipe, account: JsonObject, resume: bool, fresh: bool) -> str:
     """Say what a folder is to this run: "new", "continued" or "finished". Raises UsageError: none of these."""
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     if not is_run(path):
@@ -93,7 +94,7 @@ def is_run(path: Path) -> bool:
     return (path / "recipe.yaml").is_file() and (path / "data.json").is_file()
 
 
-def _default_run(recipe: Recipe, account: dict[str, Any], resume: bool, fresh: bool) -> RunFolder:
+def _default_run(recipe: Recipe, account: JsonObject, resume: bool, fresh: bool) -> RunFolder:
     base = Path("runs") / recipe.name
     numbers = _numbers(base)
     folders = [_numbered(base, number) for number in sorted(numbers, reverse=True)]
@@ -131,7 +132,7 @@ def _numbered(base: Path, number: int) -> Path:
     return base if number == 1 else base.with_name(f"{base.name}-{number}")
 
 
-def differences(path: Path, recipe: Recipe, account: dict[str, Any]) -> list[str]:
+def differences(path: Path, recipe: Recipe, account: JsonObject) -> list[str]:
     """Return what keeps the run in a folder from being continued with a recipe and data, nothing of the same run.
 
     Raises:
@@ -151,7 +152,7 @@ def differences(path: Path, recipe: Recipe, account: dict[str, Any]) -> list[str
     return texts + _data_differences(earlier_account, account)
 
 
-def _data_differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+def _data_differences(earlier: JsonObject, now: JsonObject) -> list[str]:
     """Compare classes, counts and lists of pictures; where the data lies may change."""
     names, names_now = earlier.get("class_names", []), now["class_names"]
     if names != names_now:
@@ -171,7 +172,7 @@ def _data_differences(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]
     return counts or lists
 
 
-def list_sha256(dataset: Any) -> str:
+def list_sha256(dataset: Dataset) -> str:
     """Return a SHA-256 over the pictures' file names and the labels, in order: the same wherever the data lies."""
     digest = hashlib.sha256(np.asarray(dataset.labels, dtype=np.int64).tobytes())
     for index in range(len(dataset)):
@@ -180,12 +181,12 @@ def list_sha256(dataset: Any) -> str:
     return digest.hexdigest()
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = " ".join(str(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
+def _flat(value: object, path: str = "") -> JsonObject:
     if isinstance(value, dict) and value:
         return {k: v for key, child in value.items() for k, v in _flat(child, f"{path}.{key}" if path else key).items()}
     return {path: value}

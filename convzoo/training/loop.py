@@ -258,7 +258,9 @@ def _stopped(state: TrainState, run: RunFolder, progress_logger: ProgressLogger)
 
 def _open_on_rank_0(state: TrainState) -> RunFolder:
     """Let rank 0 open the folder and describe the run in it, and tell the others, its error included."""
-    run, answer, options = None, None, state.options
+    run: RunFolder | None = None
+    answer: tuple[Path, str] | Exception | None = None
+    options = state.options
     if distributed.rank() == 0:
         try:
             fresh = options.fresh and not distributed.restarts()  # torchrun's second start continues its first
@@ -273,6 +275,7 @@ def _open_on_rank_0(state: TrainState) -> RunFolder:
         if run:
             run.close()
         raise answer
+    assert answer is not None  # rank 0 always has one
     path, stage = answer
     return run or RunFolder(path, state.recipe, stage)
 

@@ -5,7 +5,6 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -23,8 +22,10 @@ from convzoo.data.layouts.recognise import read_labels
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
 from convzoo.models.yolov3_tiny import ANCHORS_PX
+from convzoo.plain import JsonObject, JsonValue
 from convzoo.training.measure import seconds_per_picture
 from convzoo.training.setup import RunOptions
+from convzoo.types import Dataset
 
 EPOCHS_ENOUGH, MOST_EPOCHS = 40, 300  # from scratch; with fewer a smaller input learns more in the same time
 TRIED_BATCH = 4  # on which sizes are compared
@@ -51,7 +52,7 @@ class OwnRecipe:
     """
 
     task: str
-    data: dict[str, Any]
+    data: JsonObject
     class_names: list[str]
     size_px: int
     width: float = 1.0
@@ -65,7 +66,7 @@ class OwnRecipe:
     def lr(self) -> float:
         return float(f"{min(LARGEST_LR[self.task], LR_PER_PICTURE[self.task] * self.batch_size):.3g}")
 
-    def because(self, section: str, reason: str, **choices: Any) -> "OwnRecipe":
+    def because(self, section: str, reason: str, **choices: JsonValue) -> "OwnRecipe":
         """Return a copy with choices and their reason."""
         reasons = {**self.reasons, section: [*self.reasons.get(section, []), reason]}
         return dataclasses.replace(self, reasons=reasons, **choices)
@@ -87,7 +88,7 @@ class OwnRecipe:
                 lines.append(f"{section}: {_flow(value)}")
         return "\n".join(lines) + "\n"
 
-    def _sections(self) -> dict[str, Any]:
+    def _sections(self) -> JsonObject:
         boxes = self.task == "detect"
         transform = _boxed_transform(self.size_px) if boxes else _whole_transform(self.size_px)
         model = {"name": "yolov3_tiny" if boxes else "tinydarknet", "num_classes": len(self.class_names)}
@@ -108,7 +109,7 @@ class OwnRecipe:
         }
 
 
-def _boxed_transform(size_px: int) -> dict[str, Any]:
+def _boxed_transform(size_px: int) -> JsonObject:
     place = {"size_px": size_px, "jitter": 0.2, "scale": [0.8, 1.5], "min_visible": 0.3}
     colours = {"hue": 0.02, "saturation": 1.3, "exposure": 1.3}
     return {
@@ -119,7 +120,7 @@ def _boxed_transform(size_px: int) -> dict[str, Any]:
     }
 
 
-def _whole_transform(size_px: int) -> dict[str, Any]:
+def _whole_transform(size_px: int) -> JsonObject:
     crop, colours = {"size_px": size_px, "scale": [0.5, 1.0]}, {"brightness": 0.2, "contrast": 0.2, "saturation": 0.2}
     return {
         "train": [{"random_resized_crop": crop}, {"flip_lr": {"prob": 0.5}}, {"color_jitter": colours}],
@@ -129,19 +130,19 @@ def _whole_transform(size_px: int) -> dict[str, Any]:
     }
 
 
-def _transform_lines(key: str, value: Any) -> list[str]:
+def _transform_lines(key: str, value: JsonValue) -> list[str]:
     if key != "train":
         return [f"  {key}: {_flow(value)}"]
     return ["  train:", *(f"    - {_flow(operation)[1:-1]}" for operation in value)]
 
 
-def _flow(value: Any) -> str:
+def _flow(value: JsonValue) -> str:
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10_000, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
 def make_recipe(
-    folder: Path, keys: dict[str, Any], minutes: float, device: str = "auto", workers: int | None = None
+    folder: Path, keys: JsonObject, minutes: float, device: str = "auto", workers: int | None = None
 ) -> tuple[str, OwnRecipe]:
     """Return a recipe as YAML and as what was chosen; a few training steps are run, so that their time is known.
 
@@ -172,7 +173,7 @@ def make_recipe(
     return f"{head}\n{made.text()}", made
 
 
-def _described(train_set: Any, data: dict[str, Any]) -> OwnRecipe:
+def _described(train_set: Dataset, data: JsonObject) -> OwnRecipe:
     """Choose the task, the classes, the largest input that the pictures fill, and weights for uneven classes."""
     boxed, names = isinstance(train_set, BoxedImages), train_set.class_names
     task = "detect" if boxed else "classify"

@@ -1,7 +1,6 @@
 """The weights that training starts from."""
 
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -24,6 +23,7 @@ from convzoo.errors import ConvzooError, UsageError
 from convzoo.logs import log
 from convzoo.model_file import first_mismatch
 from convzoo.models.darknet_network import Network
+from convzoo.plain import JsonObject
 from convzoo.storage import local_path
 
 
@@ -115,7 +115,7 @@ def _load_by_cfg(model: nn.Module, cfg: str, path: Path) -> None:
     log.info(f"{count} of {len(layers)} layers with weights from {path}; all else is new")
 
 
-def _class_tensors(spec: dict[str, Any]) -> list[str]:
+def _class_tensors(spec: JsonObject) -> list[str]:
     """Return the names of the tensors whose shape follows the number of classes."""
     if spec["name"] == "darknet":
         network = meta_network(spec)

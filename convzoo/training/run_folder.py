@@ -9,13 +9,14 @@ import csv
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 
 from convzoo.config.recipe import Recipe
 from convzoo.environment import environment
 from convzoo.files import named_in_errors, written_whole
+from convzoo.plain import JsonObject
 from convzoo.training.checkpoints import RunCheckpoints
 from convzoo.training.lock import RunLock
 from convzoo.version import __version__
@@ -46,7 +47,7 @@ class RunFolder:
         return self.path / "finished"
 
     def write_description(
-        self, command: str, device: torch.device, data: dict[str, Any], split_lists: Mapping[str, list[str]] = {}
+        self, command: str, device: torch.device, data: JsonObject, split_lists: Mapping[str, list[str]] = {}
     ) -> None:
         """Write the data's account and lists of its splits, the environment, the command, and the resolved recipe.
 
@@ -65,7 +66,7 @@ class RunFolder:
             with written_whole(self.path / name) as temporary:
                 temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
 
-    def add_metrics(self, row: dict[str, Any]) -> None:
+    def add_metrics(self, row: JsonObject) -> None:
         """Append a row to metrics.jsonl; the file stays open, and each row is in it at once."""
         path = self.path / "metrics.jsonl"
         with named_in_errors(path):
@@ -73,7 +74,7 @@ class RunFolder:
                 self._metrics_file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115
             self._metrics_file.write(json.dumps(row) + "\n")
 
-    def metrics(self, kind: str = "") -> list[dict[str, Any]]:
+    def metrics(self, kind: str = "") -> list[JsonObject]:
         """Return the whole rows of metrics.jsonl, or those of one kind; a line cut by a crash is left out."""
         if not (self.path / "metrics.jsonl").is_file():
             return []
@@ -104,7 +105,7 @@ class RunFolder:
                 self._metrics_file.close()
             self._metrics_file = None
 
-    def write_results(self) -> list[dict[str, Any]]:
+    def write_results(self) -> list[JsonObject]:
         """Write one row an epoch to results.csv and return them."""
         rows = self.metrics("epoch")
         if rows:
@@ -119,5 +120,5 @@ class RunFolder:
         return rows
 
 
-def _json(value: dict[str, Any]) -> str:
+def _json(value: JsonObject) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -28,11 +27,12 @@ from convzoo.data.sampler import TrainBatches, batch_arithmetic, check_batch_siz
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
 from convzoo.model_file import ModelInfo, StateDict, load_into
+from convzoo.plain import JsonObject
 from convzoo.storage import shown
 from convzoo.training.continuation import list_sha256
 from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 from convzoo.training.pretrained import load_pretrained
-from convzoo.types import Batch
+from convzoo.types import Batch, Dataset
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class TrainState:
         """Return the weights that are evaluated and saved: the moving average where there is one."""
         return self.average.average if self.average else self.model.state_dict()
 
-    def info(self, metrics: dict[str, Any], env: dict[str, Any]) -> ModelInfo:
+    def info(self, metrics: JsonObject, env: JsonObject) -> ModelInfo:
         provenance = {
             "trained_with": env,
             "command": self.options.command,
@@ -205,7 +205,7 @@ class TrainState:
             input_hw=input_hw,
         )
 
-    def snapshot(self) -> dict[str, Any]:
+    def snapshot(self) -> JsonObject:
         return {
             "progress": dataclasses.asdict(self.progress),
             "optimizer": self.optimizer.state_dict(),
@@ -214,7 +214,7 @@ class TrainState:
             **self._shares(),
         }
 
-    def _shares(self) -> dict[str, Any]:
+    def _shares(self) -> JsonObject:
         """Return what does not belong to the recipe and yet moves the last bits."""
         return {
             "world_size": distributed.world_size(),
@@ -222,7 +222,7 @@ class TrainState:
             "precision": self.precision,
         }
 
-    def restore(self, weights: StateDict, snapshot: dict[str, Any]) -> None:
+    def restore(self, weights: StateDict, snapshot: JsonObject) -> None:
         load_into(self.model, snapshot["weights"] or weights, "the run's checkpoint")
         if self.average:
             self.average.average = {name: tensor.to(self.device) for name, tensor in weights.items()}
@@ -234,7 +234,7 @@ class TrainState:
                 log.warning(f"continued with {name} {now}, begun with {snapshot[name]}: not bit for bit the same run")
 
 
-def _split_lists(train_set: Any, val_set: Any) -> dict[str, list[str]]:
+def _split_lists(train_set: Dataset, val_set: Dataset | None) -> dict[str, list[str]]:
     """Return the pictures of each split where nobody but we shared them out, nothing otherwise."""
     splits = {"train": train_set, "val": val_set}
     files = {name: getattr(dataset, "split_files", None) for name, dataset in splits.items()}

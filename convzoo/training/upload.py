@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from convzoo import distributed
 from convzoo.config.recipe import Recipe
@@ -39,7 +38,7 @@ def to_url(train: Callable[..., Path]) -> Callable[..., Path]:
     """Let a run whose `out` is a URL go on in a local folder and be kept up there by rank 0."""
 
     @functools.wraps(train)
-    def train_there(recipe: Recipe, options: RunOptions, *rest: Any) -> Path:
+    def train_there(recipe: Recipe, options: RunOptions, *rest: object) -> Path:
         if options.out is None or url_of(options.out) is None or distributed.rank() != 0:
             return train(recipe, options, *rest)
         upload = RunUpload(options.out, recipe.train.keep_checkpoint_max)

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from convzoo import build
+from convzoo.data.checks.splits import is_boxed
 from convzoo.data.transforms.pipeline import normalize
 from convzoo.deploy import raw_outputs
 from convzoo.deploy.exported import ExportedModel, RuntimeOptions
@@ -85,7 +86,7 @@ def test_inputs_are_what_the_network_gets(scenes, tmp_path):
     for i in (0, 7, 119):
         row, placed = rows[i], pipeline(dataset.load(i), Key(0, i))
         assert (row["id"], row["shape"], row["dtype"]) == (i, [1, 3, 64, 64], "float32")
-        assert row["original_hw"] == list(dataset.size_hw(i)) == list(placed.original_hw)
+        assert is_boxed(dataset) and row["original_hw"] == list(dataset.size_hw(i)) == list(placed.original_hw)
         assert row["placement"] == list(placed.placement)
         transform = opened.recipe.transform
         wanted = normalize(placed.image[None], transform.mean, transform.std).numpy()

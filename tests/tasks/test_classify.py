@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from convzoo.data.datasets.in_memory import ArrayImages
 from convzoo.report.evaluation import write_report
 from convzoo.tasks.classify import Classify
-from convzoo.types import Batch, Sample
+from convzoo.types import Batch
 
 NAMES = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
 
@@ -37,11 +38,6 @@ def logits_ranking(*orders):
         for place, label in enumerate(order):
             logits[row, label] = 5.0 - place
     return logits
-
-
-class BlackPictures:
-    def load(self, index):
-        return Sample(torch.zeros(3, 8, 8, dtype=torch.uint8), 0, index, f"{index}.png", (8, 8))
 
 
 def counted(task, logits, batch):
@@ -100,7 +96,8 @@ def test_label_smoothing_by_hand():
 def test_the_report_shows_what_was_counted(tmp_path):
     task = Classify(NAMES)
     metric = counted(task, logits_ranking([0], [0], [2]), batch_of([0, 1, 2]))
-    write_report(tmp_path, metric.report(BlackPictures()), BlackPictures())
+    pictures = ArrayImages(np.zeros((3, 3, 8, 8), np.uint8), np.arange(3), NAMES, "black")
+    write_report(tmp_path, metric.report(pictures), pictures)
     table = (tmp_path / "per_class.csv").read_text().splitlines()
     assert table[0] == "class,images,correct,recall,precision,most_taken_for" and table[2].startswith("bee,1,0,0.0,")
     assert "p/1.png" in (tmp_path / "worst.csv").read_text()

@@ -8,12 +8,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from convzoo.boxes import Placement
 from convzoo.build import build_task, check_recipe
 from convzoo.config import recipe as recipes
+from convzoo.data.datasets.boxed import BoxedImages
 from convzoo.data.datasets.digit_scenes import digit_scenes
 from convzoo.errors import UsageError
 from convzoo.models import yolov3
@@ -55,18 +57,6 @@ def measured(*pairs):
     return metric
 
 
-class Pictures:
-    """A data set as the metric asks for one, with ids of its own."""
-
-    class_names, category_ids = ["dog", "cat"], [18, 17]
-
-    def image_id(self, index):
-        return 900 - index
-
-    def load(self, index):
-        return sample(index, boxes())
-
-
 def test_collate_flattens_boxes_and_leaves_crowds_out():
     task = Detect(CATS, yolov3.heads())
     crowded = boxes((0, 0, 9, 9, 1), (5, 5, 50, 50, 0), crowd={1})
@@ -103,7 +93,11 @@ def test_confusion_and_worst_pictures_by_hand(tmp_path):
     metric = measured(*pairs)
     # cat taken for dog; dog missed; a cat on nothing, and a second cat on the same: two false ones
     assert metric.confusion().tolist() == [[1, 1, 0], [0, 0, 1], [2, 0, 0]]
-    write_report(tmp_path, metric.report(Pictures()), Pictures())
+    for i in range(2):
+        Image.new("RGB", (100, 100)).save(tmp_path / f"{i}.png")
+    numbers = {"image_ids": np.array([900, 899]), "category_ids": [18, 17]}
+    pictures = BoxedImages(tmp_path, ["0.png", "1.png"], ["dog", "cat"], boxes(), np.zeros(0, int), **numbers)
+    write_report(tmp_path, metric.report(pictures), pictures)
     with open(tmp_path / "worst.csv") as file:
         rows = list(csv.DictReader(file))
     assert [(row["path"], row["missed"], row["false"], row["right"]) for row in rows] == [

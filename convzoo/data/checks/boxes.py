@@ -3,14 +3,15 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from convzoo.logs import progress
+from convzoo.plain import JsonObject
 from convzoo.report.draw_boxes import boxed, detection_sheet
-from convzoo.types import Boxes, Sample
+from convzoo.types import BoxedDataset, Boxes, Sample
 
 NAMED = 20  # findings of a kind that are kept word by word, the others are counted
 SLACK_PX = 0.5  # what rounding in other programs leaves outside the picture
@@ -49,7 +50,7 @@ class BoxAccount:
                     f"{sample.path}: object {i + 1} ({class_names[boxes.labels[i]]}): {corners} in {width}x{height}"
                 )
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         findings = {kind: {"count": self.counts[kind], "first": self.named[kind]} for kind in self.named}
         return {"objects": self.objects, "images_without_objects": self.without_objects, **findings}
 
@@ -87,7 +88,7 @@ class Objects(NamedTuple):
     sizes_hw: np.ndarray
 
 
-def gather(dataset: Any, indices: Sequence[int] | None = None) -> Objects:
+def gather(dataset: BoxedDataset, indices: Sequence[int] | None = None) -> Objects:
     """Return the objects of a split or of some of its pictures. Raises DataError where a picture's header is needed."""
     indices = range(len(dataset)) if indices is None else indices
     per_image = [dataset.boxes(i) for i in progress(indices, len(indices), "boxes")]
@@ -96,7 +97,7 @@ def gather(dataset: Any, indices: Sequence[int] | None = None) -> Objects:
     return Objects(boxes, np.repeat(np.arange(len(per_image)), [len(image_boxes) for image_boxes in per_image]), sizes)
 
 
-def box_stats(objects: Objects, class_names: list[str]) -> dict[str, Any]:
+def box_stats(objects: Objects, class_names: list[str]) -> JsonObject:
     """Return counts of objects and pictures, for each class too, and how large the objects and pictures are."""
     boxes, image_index, sizes_hw = objects
     per_image = np.bincount(image_index, minlength=len(sizes_hw))
@@ -121,7 +122,7 @@ def box_stats(objects: Objects, class_names: list[str]) -> dict[str, Any]:
     }
 
 
-def stats_text(train: dict[str, Any], val: dict[str, Any]) -> str:
+def stats_text(train: JsonObject, val: JsonObject) -> str:
     """Return two tables of `box_stats` of both splits: the classes, and everything else."""
     width = max(22, *map(len, train["classes"]))
     lines = [f"{'':{width}}  {'train':>17}  {'val':>17}", f"{'class':{width}}" + 2 * f"  {'objects':>8} {'images':>8}"]
@@ -155,7 +156,7 @@ _ROWS = {
 }
 
 
-def choose(dataset: Any, count: int) -> list[int]:
+def choose(dataset: BoxedDataset, count: int) -> list[int]:
     """Return pictures that show the classes as evenly as may be: each next one has the class shown least so far."""
     indices = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), PICTURES_LOOKED_AT)).round().astype(int))
     objects = gather(dataset, indices.tolist())
@@ -174,7 +175,7 @@ def choose(dataset: Any, count: int) -> list[int]:
     return sorted([*chosen, *empty[: count - len(chosen)]])
 
 
-def box_sheet(dataset: Any, count: int = 12, cell_px: int = 360) -> Image.Image:
+def box_sheet(dataset: BoxedDataset, count: int = 12, cell_px: int = 360) -> Image.Image:
     """Return a picture of samples with their boxes and classes."""
     pictures, captions = [], []
     for index in choose(dataset, count):

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,9 @@ from convzoo.data.datasets.boxed import SizeMismatchError
 from convzoo.data.layouts.alike import alike_pairs, pixel_hash
 from convzoo.errors import DataError
 from convzoo.logs import progress
+from convzoo.plain import JsonObject
 from convzoo.report.draw import INK, contact_sheet, save_png
+from convzoo.types import BoxedDataset, Dataset
 
 FEW = 10  # pictures of a class, below which it is hardly learned and its measure is chance
 ALIKE_FROM_PX = 32  # smaller pictures are alike by their size alone
@@ -46,7 +48,7 @@ class SplitAccount:
     hashed: list[str] = field(default_factory=list)
     boxes: BoxAccount | None = None
 
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         sizes = {f"{height}x{width}": count for (height, width), count in self.sizes_hw.most_common(10)}
         plain = {
             "images": self.images,
@@ -80,19 +82,19 @@ class SplitAccount:
         return "\n".join(lines)
 
 
-def is_boxed(dataset: Any) -> bool:
+def is_boxed(dataset: Dataset) -> TypeGuard[BoxedDataset]:
     """Say whether a data set is for detection."""
     return hasattr(dataset, "boxes")
 
 
-def count_classes(dataset: Any) -> dict[str, int]:
+def count_classes(dataset: Dataset) -> dict[str, int]:
     """Return the images of each class, or the objects where there are boxes."""
     return dict(
         zip(dataset.class_names, np.bincount(dataset.labels, minlength=len(dataset.class_names)).tolist(), strict=True)
     )
 
 
-def check_split(dataset: Any) -> tuple[SplitAccount, dict[bytes, str]]:
+def check_split(dataset: Dataset) -> tuple[SplitAccount, dict[bytes, str]]:
     """Read every picture of a split; return its account and the paths by digest of the pixels."""
     account = SplitAccount(len(dataset), count_classes(dataset))
     account.boxes = BoxAccount() if is_boxed(dataset) else None
@@ -114,7 +116,7 @@ def check_split(dataset: Any) -> tuple[SplitAccount, dict[bytes, str]]:
         if min(sample.original_hw) >= ALIKE_FROM_PX:
             hashes.append(pixel_hash(Image.fromarray(sample.image.permute(1, 2, 0).contiguous().numpy())))
             account.hashed.append(sample.path)
-        same.setdefault(hashlib.sha1(sample.image.contiguous().numpy()).digest(), []).append(sample.path)
+        same.setdefault(hashlib.sha1(sample.image.contiguous().numpy().data).digest(), []).append(sample.path)
     if hashes:
         account.hashes = np.stack(hashes)
     account.few = {name: pictures[i] for i, name in enumerate(dataset.class_names) if pictures[i] < FEW}
@@ -127,7 +129,7 @@ def alike_across(train: SplitAccount, val: SplitAccount) -> list[list[str]]:
     return [[train.hashed[i], val.hashed[j]] for i, j in alike_pairs(train.hashes, val.hashes)]
 
 
-def spread(dataset: Any, count: int) -> list[int]:
+def spread(dataset: Dataset, count: int) -> list[int]:
     """Return indices that show the classes evenly, class after class."""
     by_class = [np.flatnonzero(dataset.labels == label) for label in range(len(dataset.class_names))]
     rounds = (
@@ -142,7 +144,7 @@ def spread(dataset: Any, count: int) -> list[int]:
     )
 
 
-def save_sheet(dataset: Any, path: Path, count: int = 24) -> None:
+def save_sheet(dataset: Dataset, path: Path, count: int = 24) -> None:
     """Write a picture of labelled samples, with their boxes where there are some."""
     if is_boxed(dataset):
         save_png(box_sheet(dataset), path)
@@ -153,7 +155,7 @@ def save_sheet(dataset: Any, path: Path, count: int = 24) -> None:
     save_png(contact_sheet(images, captions, [INK] * len(images)), path)
 
 
-def save_pictures(dataset: Any, folder: Path, count: int) -> Iterator[Path]:
+def save_pictures(dataset: Dataset, folder: Path, count: int) -> Iterator[Path]:
     """Write samples as PNG files, named by class where there is one a picture, and yield their paths."""
     written: set[str] = set()
     for index in choose(dataset, count) if is_boxed(dataset) else spread(dataset, count):

@@ -9,13 +9,13 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
-from typing import Any
 
 import numpy as np
 
 from convzoo.config.registry import register
 from convzoo.data.datasets.boxed import BoxedImages, box_areas, check_names, check_root, find_missing, read_text
 from convzoo.errors import DataError
+from convzoo.plain import JsonObject, JsonValue
 from convzoo.types import Boxes
 
 ANNOTATIONS = (
@@ -80,10 +80,10 @@ def _find(root: Path, split: str, names: Sequence[str], right: Callable[[Path], 
     return first
 
 
-def read_document(file: Path) -> dict[str, Any]:
+def read_document(file: Path) -> JsonObject:
     """Read a JSON of instances without its outlines. Raises DataError where it is none."""
 
-    def without_outline(entry: dict[str, Any]) -> dict[str, Any]:
+    def without_outline(entry: JsonObject) -> JsonObject:
         # Nine tenths of COCO's file are outlines; dropped while it is read they never fill the memory.
         entry.pop("segmentation", None)
         return entry
@@ -104,7 +104,7 @@ def read_document(file: Path) -> dict[str, Any]:
 class _Entries:
     """The entries of one list of the document with what was found wrong in them."""
 
-    def __init__(self, file: Path, document: dict[str, Any], key: str, kind: str):
+    def __init__(self, file: Path, document: JsonObject, key: str, kind: str):
         self.place = f"{file}: {kind}"
         self.entries = document[key]
         self.ids = [self._id(number, entry) for number, entry in enumerate(self.entries)]
@@ -113,7 +113,7 @@ class _Entries:
             twice = next(entry_id for entry_id in self.ids if entry_id in seen or seen.add(entry_id))
             raise DataError(f"{self.place} {twice}: the id is there twice")
 
-    def _id(self, number: int, entry: Any) -> int:
+    def _id(self, number: int, entry: object) -> int:
         if not isinstance(entry, dict):
             raise DataError(f"{self.place} number {number}: not an object with keys but {str(entry)[:40]}")
         if "id" not in entry:
@@ -122,7 +122,7 @@ class _Entries:
             raise DataError(f"{self.place} number {number}: id must be a whole number, not {_short(entry['id'])}")
         return entry["id"]
 
-    def value(self, number: int, key: str) -> Any:
+    def value(self, number: int, key: str) -> JsonValue:
         entry = self.entries[number]
         if key not in entry:
             raise self.wrong(number, f"no '{key}'")
@@ -132,20 +132,20 @@ class _Entries:
         return DataError(f"{self.place} {self.ids[number]}: {problem}")
 
 
-def _is_whole(value: Any) -> bool:
+def _is_whole(value: object) -> bool:
     return type(value) is int and abs(value) < 2**63
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: JsonValue) -> bool:
     return type(value) in (int, float) and abs(value) < LARGEST
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def read_categories(file: Path, document: dict[str, Any]) -> tuple[list[str], list[int]]:
+def read_categories(file: Path, document: JsonObject) -> tuple[list[str], list[int]]:
     """Return class names and category ids, by rising id. Raises DataError."""
     categories = _Entries(file, document, "categories", "category")
     names = {category_id: categories.value(number, "name") for number, category_id in enumerate(categories.ids)}
@@ -153,7 +153,7 @@ def read_categories(file: Path, document: dict[str, Any]) -> tuple[list[str], li
     return check_names([names[category_id] for category_id in category_ids], f"{file}: categories"), category_ids
 
 
-def read_images(file: Path, document: dict[str, Any]) -> tuple[np.ndarray, list[str], np.ndarray]:
+def read_images(file: Path, document: JsonObject) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return ids [N], file names and stated sizes [N, 2], by rising id. Raises DataError."""
     images = _Entries(file, document, "images", "image")
     files, sizes = [], np.zeros((len(images.ids), 2), np.int64)
@@ -175,7 +175,7 @@ def read_images(file: Path, document: dict[str, Any]) -> tuple[np.ndarray, list[
 
 
 def read_objects(
-    file: Path, document: dict[str, Any], image_ids: np.ndarray, category_ids: list[int]
+    file: Path, document: JsonObject, image_ids: np.ndarray, category_ids: list[int]
 ) -> tuple[Boxes, np.ndarray]:
     """Return all objects, as they are in the file, and the position of each one's image. Raises DataError."""
     annotations = _Entries(file, document, "annotations", "annotation")

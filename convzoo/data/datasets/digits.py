@@ -20,7 +20,7 @@ def digits(root: Path | None, split: str, *, max_train_images: int | None = None
     """Build the digits; root is not used."""
     from sklearn.datasets import load_digits  # takes two seconds, and every data set is registered for every verb
 
-    bunch: Any = load_digits()
+    bunch: Any = load_digits()  # Any: scikit-learn has no types
     # RandomState's streams are frozen by NumPy's policy, so the split never changes.
     order = np.random.RandomState(0).permutation(len(bunch.target))
     chosen = order[:HELD_OUT] if split == "val" else order[HELD_OUT:]

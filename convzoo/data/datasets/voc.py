@@ -8,7 +8,8 @@ import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
+from xml.etree.ElementTree import Element
 
 import numpy as np
 from defusedxml import DefusedXmlException
@@ -233,7 +234,7 @@ def read_annotation(path: Path) -> Annotation:
     return Annotation((tree.findtext("filename") or "").strip(), _size(tree, path), objects)
 
 
-def read_xml(path: Path) -> Any:
+def read_xml(path: Path) -> Element:
     """Return the root element of an XML file. Raises DataError for one that is none or declares entities or a DTD."""
     try:
         # Bytes: the file itself says how it is encoded.
@@ -246,14 +247,14 @@ def read_xml(path: Path) -> Any:
         raise DataError(f"{path}: not XML in a known encoding: {error}") from None
 
 
-def _size(tree: Any, path: Path) -> tuple[int, int]:
+def _size(tree: Element, path: Path) -> tuple[int, int]:
     texts = [(tree.findtext(f"size/{side}") or "0").strip() for side in ("height", "width")]
     if not all(text.isdecimal() and len(text) < 9 for text in texts) or (texts.count("0") == 1):
         raise DataError(f"{path}: size: height and width must be whole numbers above 0, not {', '.join(texts)}")
     return int(texts[0]), int(texts[1])
 
 
-def _object(element: Any, place: str) -> tuple[str, list[float], bool]:
+def _object(element: Element, place: str) -> tuple[str, list[float], bool]:
     name = (element.findtext("name") or "").strip()
     if not name:
         raise DataError(f"{place}: no name")

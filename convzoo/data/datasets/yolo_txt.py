@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -21,6 +21,7 @@ from convzoo.data.datasets.boxed import BoxedImages, box_areas, check_names, che
 from convzoo.data.decode import EXTENSIONS
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log
+from convzoo.plain import JsonObject
 from convzoo.types import Boxes
 
 SPLITS = {
@@ -189,7 +190,7 @@ def _declared(root: Path, split: str) -> list[Pair] | None:
     return pairs
 
 
-def _data_yaml(root: Path) -> dict[str, Any]:
+def _data_yaml(root: Path) -> JsonObject:
     """Return what data.yaml says, all values as texts; nothing where there is none. Raises DataError."""
     path = root / "data.yaml"
     if not path.is_file():

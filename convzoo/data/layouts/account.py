@@ -1,21 +1,22 @@
 """What a folder of labelled pictures holds, in numbers and words."""
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from convzoo.data.layouts.labels import Labels
 from convzoo.data.layouts.recognise import LAYOUTS
+from convzoo.plain import JsonObject
 
 
-def account(labels: Labels, splits: list[str | None] | None, source: str) -> dict[str, Any]:
+def account(labels: Labels, splits: Sequence[str | None] | None, source: str) -> JsonObject:
     """Return plain values about labels: layout, evidence, task, counts by class, split and what was left out.
 
     Args:
         splits: of each picture, None where nobody has split them; source: who did.
     """
     counts = labels.counts()
-    classes: dict[str, Any] = {}
+    classes: JsonObject = {}
     for i, name in enumerate(labels.class_names):
         classes[name] = {"images": int((counts[:, i] > 0).sum())}
         if labels.objects is not None:
@@ -38,7 +39,7 @@ def account(labels: Labels, splits: list[str | None] | None, source: str) -> dic
     }
 
 
-def text(plain: dict[str, Any]) -> str:
+def text(plain: JsonObject) -> str:
     """Return an account as lines for people."""
     boxed = plain["task"] == "detect"
     lines = [f"{plain['folder']}: {LAYOUTS[plain['layout']].title}, recognised by {plain['evidence']}"]

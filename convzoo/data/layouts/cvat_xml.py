@@ -5,7 +5,7 @@ corners are continuous pixels, a turned one has its rotation in degrees about it
 subset. Classes have names and no numbers.
 """
 
-from typing import Any
+from xml.etree.ElementTree import Element
 
 from convzoo.data.datasets.voc import read_xml
 from convzoo.data.layouts.inventory import SPLIT_OF, Inventory
@@ -49,11 +49,12 @@ def read(inventory: Inventory, reading: Reading) -> Labels:
     return collector.labels("cvat", evidence(inventory) or "", reading)
 
 
-def _add(collector: Collector, picture: int, image: Any, place: str) -> None:
+def _add(collector: Collector, picture: int, image: Element, place: str) -> None:
     tags = []
     for element in image:
-        here = f"{place}: {element.tag} {element.get('label') or 'without a label'}"
-        if not element.get("label"):
+        label = element.get("label")
+        here = f"{place}: {element.tag} {label or 'without a label'}"
+        if not label:
             raise DataError(here)
         if element.tag == "box":
             x1, y1, x2, y2 = (_number(element, key, here) for key in ("xtl", "ytl", "xbr", "ybr"))
@@ -61,12 +62,12 @@ def _add(collector: Collector, picture: int, image: Any, place: str) -> None:
                 raise DataError(f"{here}: {x1:g} {y1:g} {x2:g} {y2:g} is inverted")
             turned = _number(element, "rotation", here) if element.get("rotation") else 0.0
             collector.counts["turned boxes read as the upright ones around them"] += turned != 0
-            collector.box(picture, element.get("label"), turned_box(x1, y1, x2 - x1, y2 - y1, turned, "middle"))
+            collector.box(picture, label, turned_box(x1, y1, x2 - x1, y2 - y1, turned, "middle"))
         elif element.tag == "polygon":
             collector.counts["polygons read as their boxes"] += 1
-            collector.box(picture, element.get("label"), corner_box(_points(element, here), here))
+            collector.box(picture, label, corner_box(_points(element, here), here))
         elif element.tag == "tag":
-            tags.append(element.get("label"))
+            tags.append(label)
         else:
             kind = f"{element.tag} shapes" if element.tag in SHAPES else f"<{element.tag}> elements"
             collector.counts[f"{kind} left out: they are no boxes"] += 1
@@ -76,7 +77,7 @@ def _add(collector: Collector, picture: int, image: Any, place: str) -> None:
         collector.label(picture, tags[0])
 
 
-def _number(element: Any, key: str, place: str) -> float:
+def _number(element: Element, key: str, place: str) -> float:
     text = element.get(key) or ""
     try:
         value = float(text)
@@ -87,7 +88,7 @@ def _number(element: Any, key: str, place: str) -> float:
     return value
 
 
-def _points(element: Any, place: str) -> list[tuple[float, float]]:
+def _points(element: Element, place: str) -> list[tuple[float, float]]:
     text = element.get("points") or ""
     try:
         points = [[float(part) for part in pair.split(",")] for pair in text.split(";") if pair.strip()]

@@ -8,13 +8,13 @@ import json
 import math
 import re
 from pathlib import PurePosixPath
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from convzoo.data.datasets.boxed import picture_size, read_text
 from convzoo.data.layouts.inventory import Inventory
 from convzoo.data.layouts.labels import Collector, Labels, Reading, corner_box, turned_box
 from convzoo.errors import DataError
+from convzoo.plain import JsonObject, JsonValue
 
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")  # what Label Studio puts before the names of uploaded files
 KEYS = {"rectanglelabels", "polygonlabels", "ellipselabels"}  # each in `value` under its own name
@@ -63,7 +63,7 @@ def read(inventory: Inventory, reading: Reading) -> Labels:
     return collector.labels("label_studio", evidence(inventory) or "", reading)
 
 
-def _reference(task: Any, place: str) -> str:
+def _reference(task: JsonValue, place: str) -> str:
     """Return the path that a task calls its picture by: of an address its path, of local storage its `d`."""
     data = task.get("data") if isinstance(task, dict) else None
     if not isinstance(data, dict):
@@ -82,7 +82,7 @@ def _picture(inventory: Inventory, reference: str, file: str) -> str | None:
     return picture or (inventory.picture(UPLOADED.sub("", name), file) if UPLOADED.match(name) else None)
 
 
-def _results(task: dict[str, Any], collector: Collector, place: str) -> list[dict[str, Any]]:
+def _results(task: JsonObject, collector: Collector, place: str) -> list[JsonObject]:
     """Return the results of a task's annotation, or of its prediction where nobody annotated."""
     annotations = [entry for entry in task.get("annotations") or [] if not entry.get("was_cancelled")]
     chosen = annotations or task.get("predictions") or []
@@ -98,7 +98,7 @@ def _results(task: dict[str, Any], collector: Collector, place: str) -> list[dic
     return results
 
 
-def _stated_hw(results: list[dict[str, Any]]) -> tuple[int, int] | None:
+def _stated_hw(results: list[JsonObject]) -> tuple[int, int] | None:
     for result in results:
         sides = result.get("original_height"), result.get("original_width")
         if all(type(side) is int and side > 0 for side in sides):
@@ -106,7 +106,7 @@ def _stated_hw(results: list[dict[str, Any]]) -> tuple[int, int] | None:
     return None
 
 
-def _add(collector: Collector, picture: int, result: dict[str, Any], size_hw: tuple[int, int], place: str) -> None:
+def _add(collector: Collector, picture: int, result: JsonObject, size_hw: tuple[int, int], place: str) -> None:
     kind, value = result.get("type"), result.get("value")
     here = f"{place}: {kind}"
     if not isinstance(value, dict):
@@ -124,14 +124,14 @@ def _add(collector: Collector, picture: int, result: dict[str, Any], size_hw: tu
     collector.box(picture, _name(value, kind, here), [part * scale[i % 2] for i, part in enumerate(percent)], score)
 
 
-def _name(value: dict[str, Any], key: str, place: str) -> str:
+def _name(value: JsonObject, key: str, place: str) -> str:
     names = value.get(key)
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise DataError(f"{place}: {key} must be a list of one name, not {json.dumps(names)[:60]}")
     return names[0]
 
 
-def _box(kind: str, value: dict[str, Any], place: str, size_hw: tuple[int, int], collector: Collector) -> list[float]:
+def _box(kind: str, value: JsonObject, place: str, size_hw: tuple[int, int], collector: Collector) -> list[float]:
     """Return the box (left, top, right, bottom) of a shape in percent of the picture's sides."""
     if kind == "polygonlabels":
         points = value.get("points")
@@ -153,7 +153,7 @@ def _box(kind: str, value: dict[str, Any], place: str, size_hw: tuple[int, int],
     return [part / (across, down)[i % 2] for i, part in enumerate(box)]
 
 
-def _percent(value: Any, place: str) -> float:
+def _percent(value: JsonValue, place: str) -> float:
     if type(value) not in (int, float) or not -1 <= value <= 101:  # it draws a little over the border
         raise DataError(f"{place}: {json.dumps(value)[:40]} is no percentage of the picture's side, 0 to 100")
     return float(value)

@@ -5,20 +5,21 @@ import math
 import os
 import shutil
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
+from convzoo.data.datasets.boxed import BoxedImages
 from convzoo.data.datasets.own import MADE, splits_of, subset
 from convzoo.data.layouts.labels import Labels
 from convzoo.errors import DataError
 from convzoo.files import written_whole
 from convzoo.logs import log, progress
+from convzoo.plain import JsonObject
 
 SPLITS = ("train", "val", "test")
 
 
-def import_labels(labels: Labels, out: Path, val_share: float) -> dict[str, Any]:
+def import_labels(labels: Labels, out: Path, val_share: float) -> JsonObject:
     """Write a new folder; what nobody split is split at val_share, or is all for training at 0.
 
     Raises:
@@ -52,8 +53,8 @@ def _write_class_folders(labels: Labels, chosen: list[int], folder: Path) -> Non
 
 def _write_coco(labels: Labels, chosen: list[int], out: Path, split: str) -> None:
     """Write pictures and instances of a split; a label with a score keeps it, as an annotation's own key."""
-    dataset: Any = subset(labels, np.array(chosen, np.int64))
-    assert labels.image_index is not None
+    dataset = subset(labels, np.array(chosen, np.int64))
+    assert isinstance(dataset, BoxedImages) and labels.image_index is not None
     scores = [labels.scores[labels.image_index == i] for i in chosen]
     names: set[str] = set()
     images, annotations = [], []

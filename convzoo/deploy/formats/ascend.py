@@ -15,7 +15,6 @@ import time
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -189,7 +188,7 @@ def call(command: list[str], missing: str, needed: list[Path], target: Path) -> 
 # --- running .om files
 
 
-def suppress(*_: Any) -> Tensor:
+def suppress(*_: object) -> Tensor:
     """Refuse: Ascend files are made from others. Raises UsageError."""
     raise UsageError("--format om: written from an ONNX or a MINDIR file")
 

@@ -5,6 +5,7 @@ Calls, numbers and order: CANN's "pyACL" guide; every call's status is looked at
 
 import weakref
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from convzoo.errors import ConvzooError
 DTYPES = {0: np.float32, 1: np.float16, 2: np.int8, 3: np.int32, 4: np.uint8, 9: np.int64}
 HUGE_FIRST, TO_DEVICE, TO_HOST = 0, 1, 2  # of memory
 ALREADY_STARTED = 100002  # acl.init's answer the second time
+Handle = Any  # Any: what acl's calls return, without types: addresses, descriptions, numbers
 
 
 class AclSession:
@@ -24,7 +26,7 @@ class AclSession:
         ConvzooError: with the name of the call that failed and its number.
     """
 
-    def __init__(self, acl: Any, path: Path, device: int):
+    def __init__(self, acl: ModuleType, path: Path, device: int):
         self.acl, self.device = acl, device
         status = acl.init()
         if status not in (0, ALREADY_STARTED):
@@ -39,7 +41,7 @@ class AclSession:
         self.outputs, self.made = self._buffers(sizes)
         weakref.finalize(self, _release, acl, self.model, [place for place, _ in (*self.fed, *self.made)])
 
-    def _buffers(self, sizes: list[int]) -> tuple[Any, list[tuple[Any, int]]]:
+    def _buffers(self, sizes: list[int]) -> tuple[Handle, list[tuple[Handle, int]]]:
         data, made = self.acl.mdl.create_dataset(), []
         for size in sizes:
             made.append((_done("rt.malloc", self.acl.rt.malloc(size, HUGE_FIRST)), size))
@@ -68,13 +70,13 @@ class AclSession:
         return values.astype(np.float32 if dtype is np.float16 else dtype)  # a copy: the bytes are read-only
 
 
-def _release(acl: Any, model: Any, places: list[Any]) -> None:
+def _release(acl: ModuleType, model: Handle, places: list[Handle]) -> None:
     acl.mdl.unload(model)
     for place in places:
         acl.rt.free(place)
 
 
-def _done(what: str, answer: Any) -> Any:
+def _done(what: str, answer: Handle) -> Handle:
     """Return what an acl call returned beside its status, of which anything but 0 is an error. Raises ConvzooError."""
     *values, status = answer if isinstance(answer, tuple) else (answer,)
     if status:

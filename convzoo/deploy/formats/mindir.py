@@ -16,7 +16,7 @@ import weakref
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +27,10 @@ from convzoo.deploy.formats import mindir_worker
 from convzoo.deploy.formats.mindir_plan import Plan
 from convzoo.deploy.metadata import MAX_DOCUMENT, ExportInfo, check_seal, sealed
 from convzoo.errors import ConvzooError, MissingPackageError, UsageError
+from convzoo.plain import JsonValue
+
+if TYPE_CHECKING:
+    from convzoo.deploy.export import ExportOptions
 
 PACKAGES = ()
 PYTHON = "CONVZOO_MINDSPORE_PYTHON"
@@ -34,8 +38,8 @@ INSTALL = f"python3 -m venv ENV && ENV/bin/pip install mindspore==2.10.0, and {P
 END_S = 10  # to end by itself, before it is ended
 
 
-def prepare(options: Any) -> Any:
-    """Complete a `export.ExportOptions`. Raises UsageError, and MissingPackageError before any work is done."""
+def prepare(options: "ExportOptions") -> "ExportOptions":
+    """Complete a the options. Raises UsageError, and MissingPackageError before any work is done."""
     if options.dynamic_size:
         raise UsageError("--format mindir --dynamic-size: a MINDIR file takes pictures of one size")
     if options.stage == "nms":
@@ -44,7 +48,7 @@ def prepare(options: Any) -> Any:
     return replace(options, batch=options.batch or 1)
 
 
-def suppress(*_: Any) -> Tensor:
+def suppress(*_: object) -> Tensor:
     """Refuse: this network has no counterpart of non-maximum suppression. Raises UsageError."""
     raise UsageError("--format mindir --stage nms: MINDIR files have no suppression inside; use --stage decoded")
 
@@ -160,9 +164,9 @@ class Worker:
             return self._answers()
 
     def _answers(self) -> list[np.ndarray]:
-        stream: Any = self.process.stdout
+        stream = self.process.stdout
         head = mindir_worker.read_frame(stream)
-        answer: Any = json.loads(head) if head else {"error": f"its process ended ({self.process.wait()})"}
+        answer: JsonValue = json.loads(head) if head else {"error": f"its process ended ({self.process.wait()})"}
         if "error" in answer:
             raise ConvzooError(f"MindSpore: {answer['error']}")
         self.version = answer["mindspore"]

@@ -13,6 +13,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from convzoo.errors import UsageError
+from convzoo.plain import JsonObject, JsonValue
 
 # Operators that MindSpore has as they are, those that only give the same values another shape, and those that do
 # nothing in evaluation mode, or are the tracer's notes to itself.
@@ -29,6 +30,9 @@ class Value:
     shape: tuple[int, ...] = ()
 
 
+Traced = Any  # Any: what a node results in: a Value, or tensors and numbers where it depends on no input
+
+
 class Plan:
     """A traced network of fixed batch and size, in the form that `mindir_worker` reads.
 
@@ -40,14 +44,14 @@ class Plan:
     """
 
     def __init__(self, program: torch.export.ExportedProgram):
-        self.steps: list[dict[str, Any]] = []
+        self.steps: list[JsonObject] = []
         self.weights: dict[str, np.ndarray] = {}
-        self.input: dict[str, Any] = {}
+        self.input: JsonObject = {}
         self.outputs: list[int] = []
         signature, tensors = program.graph_signature, {**program.constants, **program.state_dict}
         names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
         names.update(signature.inputs_to_lifted_tensor_constants)
-        results: dict[fx.Node, Any] = {}
+        results: dict[fx.Node, Traced] = {}
         with torch.no_grad():
             for node in program.graph.nodes:
                 if node.op == "placeholder":
@@ -70,8 +74,8 @@ class Plan:
         self.input = {"shape": list(like.shape), "dtype": str(like.dtype).removeprefix("torch.")}
         return Value(0, tuple(like.shape))
 
-    def _result(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
-        target: Any = node.target
+    def _result(self, node: fx.Node, args: tuple, kwargs: dict) -> Traced:
+        target: Any = node.target  # Any: an operator, with whatever arguments it has
         if not any(isinstance(leaf, Value) for leaf in pytree.tree_leaves((args, kwargs))):
             return target(*args, **kwargs)
         if target is operator.getitem:
@@ -89,14 +93,14 @@ class Plan:
             raise UsageError(f"--format mindir: the network's operator {target} has no counterpart in MindSpore here")
         return Value(result.index, tuple(like.shape)) if isinstance(result, Value) else result
 
-    def add(self, op: str, inputs: Sequence[Any], weights: Sequence[Any] = (), **args: Any) -> Value:
+    def add(self, op: str, inputs: Sequence[Traced], weights: Sequence[Traced] = (), **args: JsonValue) -> Value:
         """Add a step. Inputs that are no values become constants."""
         indices = [value.index if isinstance(value, Value) else self._constant(value) for value in inputs]
         names = [self._keep(tensor) for tensor in weights if tensor is not None]
         self.steps.append({"op": op, "inputs": indices, "weights": names, "args": args})
         return Value(len(self.steps))
 
-    def _constant(self, value: Any) -> int:
+    def _constant(self, value: Traced) -> int:
         return self.add("constant", [], [torch.as_tensor(value, dtype=torch.float32)]).index
 
     def _keep(self, tensor: torch.Tensor) -> str:
@@ -184,10 +188,10 @@ class Plan:
         return self.add("stack", xs, axis=axis)
 
 
-def _two(sizes: Any) -> list[int]:
+def _two(sizes: int | Sequence[int]) -> list[int]:
     return [sizes, sizes] if isinstance(sizes, int) else [*sizes] * (2 // len(sizes))
 
 
-def _only(what: str, given: Any, supported: Any) -> None:
+def _only(what: str, given: object, supported: object) -> None:
     if given != supported:
         raise UsageError(f"--format mindir: {what} {given} has no counterpart in MindSpore here; only {supported}")

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from convzoo.deploy.formats.ncnn_graph import translatable
 from convzoo.deploy.graph import quiet
 from convzoo.deploy.metadata import MAX_DOCUMENT, ExportInfo, check_seal, sealed
 from convzoo.errors import ConvzooError, MissingPackageError, UsageError
+
+if TYPE_CHECKING:
+    from convzoo.deploy.export import ExportOptions
 
 PACKAGES = ("ncnn", "pnnx")
 PRECISIONS = ("fp32", "fp16")
@@ -36,8 +39,8 @@ SWITCHES = {
 }
 
 
-def prepare(options: Any) -> Any:
-    """Complete a `export.ExportOptions`. Raises UsageError for what these files do not have."""
+def prepare(options: "ExportOptions") -> "ExportOptions":
+    """Complete a the options. Raises UsageError for what these files do not have."""
     if options.dynamic_size:
         raise UsageError("--format ncnn --dynamic-size: an NCNN file takes pictures of one size")
     if options.preprocessing:
@@ -49,7 +52,7 @@ def prepare(options: Any) -> Any:
     return replace(options, batch=1)
 
 
-def suppress(*_: Any) -> Tensor:
+def suppress(*_: object) -> Tensor:
     """Refuse: NCNN has no suppression for boxes in pixels. Raises UsageError."""
     raise UsageError("--format ncnn --stage nms: NCNN files have no suppression inside; use --stage decoded")
 

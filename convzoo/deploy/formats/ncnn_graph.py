@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, GraphModule, Node
+from torch.fx.node import Argument
 
 aten = torch.ops.aten
 
@@ -54,7 +55,7 @@ def _permute(graph: Graph, node: Node) -> Node:
         return node
     _, channels, height, step, width, _ = _shape(source)
 
-    def call(target: Any, *arguments: Any) -> Node:
+    def call(target: Callable[..., object], *arguments: Argument) -> Node:
         return graph.call_function(target, arguments)
 
     picture = call(aten.reshape.default, source, [1, channels, height * step, width * step])
@@ -63,11 +64,11 @@ def _permute(graph: Graph, node: Node) -> Node:
     return call(aten.permute.default, parts, [0, 2, 1, 3, 4])
 
 
-def _shape(node: Any) -> tuple[int, ...]:
+def _shape(node: Any) -> tuple[int, ...]:  # Any: an argument that is a node, which torch.fx types as all that it may be
     return tuple(node.meta["val"].shape)
 
 
-REWRITES: dict[Any, Callable[[Graph, Node], Node]] = {
+REWRITES: dict[object, Callable[[Graph, Node], Node]] = {
     aten.max_pool2d.default: _max_pool,
     aten.slice.Tensor: _slice,
     aten.narrow.default: _narrow,

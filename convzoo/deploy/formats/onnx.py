@@ -17,6 +17,7 @@ PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 18  # the exporter's own: nothing is converted, and what reads ONNX at all reads this
 KEY = "convzoo"  # of the metadata
 MAX_BYTES = (2 << 30) - 1  # of a protobuf
+Proto = Any  # Any: messages of ONNX, which is imported only where it is there
 
 
 @torch.library.custom_op("convzoo::onnx_nms", mutates_args=())
@@ -55,7 +56,7 @@ def relabel(content: bytes, info: ExportInfo, path: Path) -> list[Path]:
     return save(library("onnx", "--format onnx").load_model_from_string(content), info, path)
 
 
-def save(proto: Any, info: ExportInfo, path: Path) -> list[Path]:
+def save(proto: Proto, info: ExportInfo, path: Path) -> list[Path]:
     """Write an ONNX ModelProto with its metadata. Raises OSError."""
     del proto.metadata_props[:]
     proto.metadata_props.add(key=KEY, value=info.to_json())
@@ -63,7 +64,7 @@ def save(proto: Any, info: ExportInfo, path: Path) -> list[Path]:
     return []
 
 
-def translate(program: torch.export.ExportedProgram, info: ExportInfo) -> Any:
+def translate(program: torch.export.ExportedProgram, info: ExportInfo) -> Proto:
     """Return a traced network as an ONNX ModelProto, without the exporter's notes on where each node comes from."""
     onnxscript = library("onnxscript", "--format onnx")
     op = onnxscript.opset18
@@ -73,7 +74,7 @@ def translate(program: torch.export.ExportedProgram, info: ExportInfo) -> Any:
         return op.NonMaxSuppression(boxes, scores, *limits, op.Constant(value_floats=[score_threshold]))
 
     with torch.no_grad(), quiet():
-        translated: Any = torch.onnx.export(
+        translated: Proto = torch.onnx.export(
             program,
             dynamo=True,
             opset_version=OPSET,
@@ -113,7 +114,7 @@ def read(path: Path) -> tuple[str, bytes]:
     return documents[0], data
 
 
-def _tensors(message: Any) -> Iterator[Any]:
+def _tensors(message: Proto) -> Iterator[Proto]:
     """Yield every tensor of a model, in whatever corner of it."""
     for field, value in message.ListFields():
         if field.message_type is not None:

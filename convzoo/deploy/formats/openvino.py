@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from defusedxml import ElementTree
 
@@ -12,12 +13,14 @@ from convzoo.deploy.exported import RuntimeOptions, Session
 from convzoo.deploy.formats import onnx
 from convzoo.deploy.metadata import ExportInfo, check_seal, sealed
 from convzoo.errors import ConvzooError, UsageError
+from convzoo.plain import Keywords
 
 PACKAGES = (*onnx.PACKAGES, "openvino")
 OPSET = onnx.OPSET
 suppress = onnx.suppress
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}  # without one OpenVINO takes bfloat16 where the CPU has it
 MAX_XML = 64 << 20
+Model = Any  # Any: OpenVINO's, which is imported only where it is there
 
 
 def write(program: torch.export.ExportedProgram, info: ExportInfo, path: Path) -> list[Path]:
@@ -50,7 +53,7 @@ def relabel(content: tuple[bytes, bytes], info: ExportInfo, path: Path) -> list[
     return save(library("openvino", "--format openvino").Core().read_model(*content), info, path)
 
 
-def save(model: Any, info: ExportInfo, path: Path) -> list[Path]:
+def save(model: Model, info: ExportInfo, path: Path) -> list[Path]:
     """Write a network as OpenVINO holds it, with its metadata. Raises OSError."""
     openvino = library("openvino", "--format openvino")
     model.set_rt_info(info.to_json(), "convzoo")
@@ -86,7 +89,7 @@ def start(content: tuple[bytes, bytes], info: ExportInfo, options: RuntimeOption
     if options.precision not in HINTS:
         raise UsageError(f"--precision {options.precision}: one of {', '.join(HINTS)}")
     core = openvino.Core()
-    settings: dict[str, Any] = {
+    settings: Keywords = {
         "INFERENCE_PRECISION_HINT": HINTS[options.precision],
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "PERFORMANCE_HINT": "LATENCY",
@@ -96,7 +99,7 @@ def start(content: tuple[bytes, bytes], info: ExportInfo, options: RuntimeOption
     if len(compiled.inputs) != 1 or len(compiled.outputs) != count:
         raise ConvzooError("its inputs and outputs are not those that its metadata says")
 
-    def run(images: torch.Tensor) -> list[Any]:
+    def run(images: torch.Tensor) -> list[np.ndarray]:
         results = compiled(images.numpy())
         return [results[i].copy() for i in range(count)]
 

@@ -10,10 +10,10 @@ import io
 import json
 import re
 import zipfile
-from typing import Any
 
 from convzoo.deploy.metadata import digest
 from convzoo.errors import ConvzooError
+from convzoo.plain import JsonObject, JsonValue
 
 ROOT = "convzoo"
 DOCUMENT = "extra/convzoo.json"
@@ -99,7 +99,7 @@ def archive_digest(files: dict[str, bytes]) -> str:
     return digest(part for pair in parts for part in pair)
 
 
-def _clean_node(node: dict[str, Any]) -> None:
+def _clean_node(node: JsonObject) -> None:
     """Drop the notes on where a node comes from, with paths of the machine that wrote it, and texts of assertions."""
     node["metadata"] = {}
     if node["target"] == "torch.ops.aten._assert_scalar.default":
@@ -108,7 +108,7 @@ def _clean_node(node: dict[str, Any]) -> None:
                 given["arg"]["as_string"] = ""
 
 
-def _check(value: Any, key: str = "") -> None:
+def _check(value: JsonValue, key: str = "") -> None:
     """Walk through JSON and refuse every text that is not known to be harmless. Raises ConvzooError."""
     if isinstance(value, dict):
         for inner, part in value.items():
@@ -147,7 +147,7 @@ def _is_size(node: ast.AST) -> bool:
     return False
 
 
-def _is_plain_structure(spec: Any) -> bool:
+def _is_plain_structure(spec: JsonValue) -> bool:
     """Tell whether a pytree's description is of tuples, lists and dictionaries only."""
     if isinstance(spec, list):
         return len(spec) == 2 and isinstance(spec[0], int) and _is_plain_structure(spec[1])

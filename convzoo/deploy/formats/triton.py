@@ -11,12 +11,12 @@ import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from convzoo.deploy import export as exporting
 from convzoo.deploy import library
+from convzoo.deploy.formats.onnx import Proto
 from convzoo.deploy.metadata import ExportInfo
 from convzoo.errors import UsageError
 from convzoo.inference.torch_model import TorchModel
@@ -60,7 +60,7 @@ def export(opened: TorchModel, options: exporting.ExportOptions) -> exporting.Ex
     return replace(result, path=target, format="triton", bytes=size, seconds=time.perf_counter() - started)
 
 
-def configuration(name: str, graph: Any, info: ExportInfo) -> str:
+def configuration(name: str, graph: Proto, info: ExportInfo) -> str:
     """Return config.pbtxt for an ONNX graph: where its batch is free, the server batches what comes together."""
     batched = info.batch is None
     lines = [f'name: "{name}"', 'backend: "onnxruntime"', f"max_batch_size: {MAX_BATCH if batched else 0}"]
@@ -75,6 +75,6 @@ def configuration(name: str, graph: Any, info: ExportInfo) -> str:
     return "\n".join([*lines, ""])
 
 
-def suppress(*_: Any) -> Tensor:
+def suppress(*_: object) -> Tensor:
     """Refuse: it is the ONNX file inside that is traced. Raises UsageError."""
     raise UsageError("--format triton: written with an ONNX file inside")

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -18,7 +17,7 @@ from convzoo.errors import DataError, UsageError
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.predict import find_pictures
 from convzoo.logs import log
-from convzoo.types import Key, Sample
+from convzoo.types import Dataset, Key, Sample
 
 
 def pixels_digest(image: Tensor) -> bytes:
@@ -128,7 +127,7 @@ def _of_training(opened: LoadedModel, data: Path | None) -> PictureSource:
 class Evaluated:
     """A data set's evaluation pictures, or a fixed random part; reading one that was calibrated on is an error."""
 
-    def __init__(self, dataset: Any, most: int | None, calibration: Calibration):
+    def __init__(self, dataset: Dataset, most: int | None, calibration: Calibration):
         count = len(dataset)
         self.dataset, self.calibration = dataset, calibration
         self.class_names = dataset.class_names

@@ -4,7 +4,6 @@ import importlib.metadata
 import statistics
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from convzoo.errors import ConvzooError, DataError, ToleranceError
 from convzoo.inference import evaluate
 from convzoo.inference.bootstrap import Drop, drops
 from convzoo.logs import log
+from convzoo.plain import JsonObject
 from convzoo.report import tables
 
 ROUNDS = 3
@@ -62,7 +62,7 @@ class Candidate:
 
     scheme: schemes.QuantizationScheme
     seconds: dict[str, float]
-    result: dict[str, Any] | None = None
+    result: JsonObject | None = None
     drops: dict[str, Drop] = field(default_factory=dict)
     errors: list[tuple[str, float]] = field(default_factory=list)
 
@@ -84,10 +84,10 @@ class QuantizeResult:
     path: Path
     bytes: int
     float_bytes: int
-    description: dict[str, Any]
+    description: JsonObject
 
     @property
-    def plain(self) -> dict[str, Any]:
+    def plain(self) -> JsonObject:
         return {"file": str(self.path), "bytes": self.bytes, "float_bytes": self.float_bytes, **self.description}
 
     def text(self) -> str:
@@ -148,7 +148,7 @@ class Comparison:
         batch_size = min(64, self.before.recipe.train.batch_size)
         return evaluate.evaluate(opened.runner(), self.task, self.seen, batch_size=batch_size)
 
-    def best(self) -> tuple[Candidate, Any]:
+    def best(self) -> tuple[Candidate, schemes.Network]:
         """Try one scheme after the other; return the first that passes, and its network. Raises ToleranceError."""
         candidates: list[Candidate] = []
         for scheme in schemes.SCHEMES[self.options.format]:
@@ -168,7 +168,7 @@ class Comparison:
             log.warning(f"refused: {self._why(candidate)}")
         raise self.refusal(candidates)
 
-    def _tried(self, scheme: schemes.QuantizationScheme, network: Any) -> Candidate:
+    def _tried(self, scheme: schemes.QuantizationScheme, network: schemes.Network) -> Candidate:
         path = self.folder / f"trial{self.before.path.suffix}"
         schemes.write(network, self.options.format, self.before.info.model_copy(update={"seal": UNSEALED}), path)
         candidate = self.measured(scheme, path)
@@ -215,7 +215,7 @@ class Comparison:
             f"{reasons}"
         )
 
-    def description(self, candidate: Candidate) -> dict[str, Any]:
+    def description(self, candidate: Candidate) -> JsonObject:
         """Return what was done and measured: for the metadata and the report."""
         options, runtime = (
             self.options,
@@ -238,7 +238,7 @@ class Comparison:
             "threads": torch.get_num_threads(),
         }
 
-    def written(self, network: Any, candidate: Candidate, name: str) -> tuple[Path, list[Path]]:
+    def written(self, network: schemes.Network, candidate: Candidate, name: str) -> tuple[Path, list[Path]]:
         """Write the network with all that was measured, and check that the file does what the measured one did."""
         info = self.before.info
         provenance = {**info.provenance, "quantization": self.description(candidate)}

@@ -1,8 +1,7 @@
 """How far each layer of an INT8 network is from the float one: where the accuracy went."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -44,7 +43,7 @@ def report(errors: list[tuple[str, float]]) -> str:
     return "\n".join(["error of each layer's output, of its size (root mean square), worst first:", *lines])
 
 
-def _openvino_layers(path: Path) -> Any:
+def _openvino_layers(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     openvino = library("openvino", "the report")
     core = openvino.Core()
     model = core.read_model(path)
@@ -61,7 +60,7 @@ def _openvino_layers(path: Path) -> Any:
     return run
 
 
-def _onnx_layers(path: Path) -> Any:
+def _onnx_layers(path: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     onnx, runtime = library("onnx", "the report"), library("onnxruntime", "the report")
     model = onnx.load(path)
     names = {node.output[0]: node.name for node in model.graph.node if node.op_type in WEIGHTED}

@@ -2,16 +2,19 @@
 
 import contextlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import numpy as np
 
 from convzoo.deploy import format_module, library
 from convzoo.deploy.graph import quiet
 from convzoo.deploy.metadata import ExportInfo, first_line
 from convzoo.deploy.quantize.calibration import Calibration
 from convzoo.errors import ConvzooError
+from convzoo.plain import Keywords
 
 WEIGHTED = ("Conv", "Gemm", "MatMul", "Convolution", "GroupConvolution")
 
@@ -60,11 +63,13 @@ SCHEMES = {
     ],
 }
 WORST = 3
+Feed = Callable[[np.ndarray], object]  # a picture -> what the network's runtime takes
+Network = Any  # Any: an OpenVINO model or an ONNX ModelProto, as the format's optional library holds it
 
 
 def quantised(
     source: Path, format: str, scheme: QuantizationScheme, calibration: Calibration, worst: Sequence[str] = ()
-) -> Any:
+) -> Network:
     """Return the INT8 network as its library holds it.
 
     Args:
@@ -77,7 +82,7 @@ def quantised(
     try:
         with _silent():
             if format == "openvino":
-                model: Any = library("openvino", "INT8 for OpenVINO").Core().read_model(source)
+                model: Network = library("openvino", "INT8 for OpenVINO").Core().read_model(source)
                 return _by_nncf(
                     model, scheme, _spared(scheme, _ends_of_ir(model), worst), calibration, lambda image: image
                 )
@@ -92,7 +97,7 @@ def quantised(
         raise ConvzooError(f"{scheme.tool} cannot quantise this network: {first_line(error)}") from error
 
 
-def write(model: Any, format: str, info: ExportInfo, path: Path) -> list[Path]:
+def write(model: Network, format: str, info: ExportInfo, path: Path) -> list[Path]:
     """Write an INT8 network with its metadata; return the other files that belong to it. Raises OSError."""
     return format_module(format).save(model, info, path)
 
@@ -109,21 +114,23 @@ def _spared(scheme: QuantizationScheme, ends: list[str], worst: Sequence[str]) -
     return [] if scheme.spares == "nothing" else list(dict.fromkeys([*ends, *more]))
 
 
-def _by_nncf(model: Any, scheme: QuantizationScheme, spared: list[str], calibration: Calibration, feed: Any) -> Any:
+def _by_nncf(
+    model: Network, scheme: QuantizationScheme, spared: list[str], calibration: Calibration, feed: Feed
+) -> Network:
     nncf = library("nncf", "INT8")
-    options: dict[str, Any] = {"preset": nncf.QuantizationPreset(scheme.preset), "subset_size": len(calibration)}
+    options: Keywords = {"preset": nncf.QuantizationPreset(scheme.preset), "subset_size": len(calibration)}
     options["fast_bias_correction"] = not scheme.exact_bias
     if spared:
         options["ignored_scope"] = nncf.IgnoredScope(names=spared)
     return nncf.quantize(model, nncf.Dataset(calibration, feed), **options)
 
 
-def _by_onnxruntime(source: Path, spared: list[str], calibration: Calibration) -> Any:
+def _by_onnxruntime(source: Path, spared: list[str], calibration: Calibration) -> Network:
     tools = library("onnxruntime.quantization", "INT8 for ONNX")
     images = iter(calibration)
 
     class Reader(tools.CalibrationDataReader):
-        def get_next(self) -> dict[str, Any] | None:
+        def get_next(self) -> dict[str, np.ndarray] | None:
             image = next(images, None)
             return None if image is None else {"images": image}
 
@@ -145,7 +152,7 @@ def _by_onnxruntime(source: Path, spared: list[str], calibration: Calibration) -
     return model
 
 
-def _ends_of_ir(model: Any) -> list[str]:
+def _ends_of_ir(model: Network) -> list[str]:
     """Return the names of the last layers with weights before each output of an OpenVINO network."""
     ends, seen, waiting = [], set(), [result.input_value(0).get_node() for result in model.get_results()]
     while waiting:
@@ -161,7 +168,7 @@ def _ends_of_ir(model: Any) -> list[str]:
     return ends
 
 
-def _ends_of_onnx(model: Any) -> list[str]:
+def _ends_of_onnx(model: Network) -> list[str]:
     """Return the names of the last nodes with weights before each output of an ONNX graph."""
     producer = {name: node for node in model.graph.node for name in node.output}
     ends, seen, waiting = [], set(), [output.name for output in model.graph.output]
