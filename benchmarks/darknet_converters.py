@@ -149,7 +149,7 @@ def error_of(folder: Path, outputs: Outputs) -> float:
 
 
 def verdict(folder: Path, tolerance: float, converter: str, install: str | None) -> dict:
-    """Return {"verdict": "right", "wrong" or "fails", "error", infinite where it fails, and then "message"}."""
+    """Return {"verdict": "right", "wrong" or "fails", "error", None where it fails, and then "message"}."""
     with tempfile.TemporaryDirectory() as name:
         try:
             if converter == "convzoo":
@@ -159,7 +159,7 @@ def verdict(folder: Path, tolerance: float, converter: str, install: str | None)
                 outputs = darknet2any(folder, Path(name), install)
             error = error_of(folder, outputs)
         except ConverterError as failure:
-            return {"verdict": "fails", "error": float("inf"), "message": str(failure)}
+            return {"verdict": "fails", "error": None, "message": str(failure)}
     return {"verdict": "right" if error <= tolerance else "wrong", "error": error}
 
 

@@ -15,6 +15,12 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 MEASUREMENTS = HERE / "measurements.json"
 VERIFICATION = HERE / "verification.json"  # the last comparison that was kept
+# Infinite is what a program gives that fails; JSON has no such number, so null stands for it.
+Number = Annotated[
+    float,
+    pydantic.BeforeValidator(lambda number: math.inf if number is None else number),
+    pydantic.PlainSerializer(lambda number: None if number == math.inf else number),
+]
 Unit = Literal["percent", "points", "times", "difference", "count", "bytes"]
 
 
@@ -68,7 +74,7 @@ class Measurement(_Part):
     claim: str
     seed: int
     setting: str
-    values: dict[str, float]
+    values: dict[str, Number]
     cpu: str
     torch: str
     seconds: float | None
@@ -139,13 +145,13 @@ def record(new: list[Measurement]) -> None:
     every = [one for one in measurements() if key(one) not in replaced] + new
     order = {name: i for i, name in enumerate(claims())}
     every.sort(key=lambda one: (order.get(one.claim, len(order)), one.setting, one.cpu, one.seed))
-    lines = ",\n".join(json.dumps(one.model_dump()) for one in every)
+    lines = ",\n".join(json.dumps(one.model_dump(), allow_nan=False) for one in every)
     MEASUREMENTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     measurements.cache_clear()
 
 
 def read_value(document: Any, key: str) -> float:
-    """Return the number under a dotted key. Raises KeyError where there is none."""
+    """Return the number under a dotted key, infinite for null. Raises KeyError where there is none."""
     for part in key.split("."):
         name, _, chosen = part.partition("[")
         document = document[name] if name else document
@@ -154,4 +160,4 @@ def read_value(document: Any, key: str) -> float:
             document = next((row for row in document if str(row.get(field)) == wanted), None)
             if document is None:
                 raise KeyError(part)
-    return float(document)
+    return math.inf if document is None else float(document)

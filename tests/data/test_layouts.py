@@ -219,7 +219,7 @@ def test_classes_are_renamed_joined_and_ordered(tmp_path):
         everything(tmp_path, layout="coco")
 
 
-def test_changed_files_are_read_again_and_same_ones_once(tmp_path, caplog):
+def test_changed_files_are_read_again_and_same_ones_once(tmp_path):
     own_trees.voc(tmp_path)
     first = read_labels(tmp_path)
     assert read_labels(tmp_path) is first
@@ -244,9 +244,20 @@ def both(root):
     own_trees.coco(root)
 
 
+def labelled_twice(root):
+    own_trees.voc(root)
+    own_trees.csv_file(root)
+
+
+def short_lines(root):
+    for path in root.glob("**/labels/*.txt"):
+        path.write_text("0 0.1 0.1 0.5")
+
+
 @pytest.mark.parametrize(
     ("tree", "change", "words"),
     [
+        (labelled_twice, None, r"two layouts, Pascal VOC XML \(.*\) and CSV of path,label \(labels.csv with"),
         (both, None, r"two layouts, Pascal VOC XML \(.*\) and COCO JSON \(.*\); data.layout=voc or data.layout=coco"),
         (
             "voc",
@@ -295,6 +306,7 @@ def both(root):
         ("csv", changed("labels.csv", "a.png,cat", "a.png,"), r"labels.csv:2: no label in this line"),
         ("csv", changed("labels.csv", "a.png,cat", "z.png,cat"), r"1 of 6 labels have no picture, such as z.png"),
         ("csv", changed("labels.csv", "images/b", "images/a"), r"labels.csv:3: images/a.png is labelled twice"),
+        ("yolo", short_lines, r"no labels in any of: .*; labels/\w+.txt begins with '0 0.1 0.1 0.5', no class and box"),
         ("csv", lambda root: (root / "labels.csv").unlink(), "6 pictures and no labels in any of: Pascal VOC XML"),
     ],
 )
@@ -323,7 +335,7 @@ def test_a_polygon_of_two_points_in_label_studio(tmp_path):
 def test_a_class_in_one_split_only(run, tmp_path):
     own_trees.class_folders(tmp_path / "train")
     save_picture(tmp_path / "val/cat/x.png")
-    with pytest.raises(DataError, match="1 classes are in train only, such as 'dog'; `convzoo data split`"):
+    with pytest.raises(DataError, match="class 'dog' in train only; `convzoo data split`"):
         own(tmp_path, "train")
     code, _, err = run("train", "tinydarknet-own", "model.num_classes=2", "--data", tmp_path, "--out", tmp_path / "run")
     assert code == 3 and "in train only" in one_line(err) and not (tmp_path / "run").exists()

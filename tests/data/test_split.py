@@ -184,6 +184,6 @@ def test_a_list_may_hold_any_name(tmp_path):
     save_picture(tmp_path / "other/c.png")
     save_text(tmp_path / "splits/train.txt", "one kind/ä b.png\n")
     save_text(tmp_path / "splits/val.txt", "other/c.png\n")
-    with pytest.raises(DataError, match="1 classes are in train only"):
+    with pytest.raises(DataError, match="class 'one kind' in train only"):
         own(tmp_path, "train")
     assert own(tmp_path, "val").path(0).endswith("other/c.png")

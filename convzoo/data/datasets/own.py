@@ -17,7 +17,7 @@ from convzoo.data.datasets.image_folder import FolderImages
 from convzoo.data.datasets.in_memory import PackedStrings, first_of_shuffled
 from convzoo.data.layouts.inventory import LISTS
 from convzoo.data.layouts.labels import Labels, Reading
-from convzoo.data.layouts.recognise import read_labels
+from convzoo.data.layouts.recognise import LAYOUTS, read_labels
 from convzoo.data.layouts.split import read_lists, split_pictures
 from convzoo.errors import DataError
 from convzoo.logs import log
@@ -52,6 +52,8 @@ def own(
         DataError: as `recognise.read_labels`; no such split; a class of whole pictures in one split only.
     """
     labels = read_labels(root, layout, Reading(class_names, rename, one_based))
+    for line in (f"{LAYOUTS[labels.layout].title} ({labels.evidence})", *labels.notes):
+        _say_once(f"{labels.folder}: {line}")
     splits, source = splits_of(labels, val_share)
     if split == "train":
         check_classes(labels, splits, source)
@@ -152,10 +154,16 @@ def check_classes(labels: Labels, splits: list[str | None], source: str) -> None
     for split, other in (("train", "val"), ("val", "train")):
         only = [name for i, name in enumerate(labels.class_names) if there[split][i] and not there[other][i]]
         if only:
-            line = f"{labels.folder}: {len(only)} classes are in {split} only, such as '{only[0]}'"
+            others = f" and {len(only) - 1} more classes" if len(only) > 1 else ""
+            line = f"{labels.folder}: class '{only[0]}'{others} in {split} only"
             if labels.objects is None and source != MADE:
                 raise DataError(f"{line}; `convzoo data split` shares each class out")
             log.warning(line)
+
+
+@functools.cache  # the training and the validation pictures come from the same labels
+def _say_once(line: str) -> None:
+    log.info(line)
 
 
 def _counted(splits: list[str | None] | list[str]) -> str:

@@ -11,7 +11,6 @@ from convzoo.data.layouts import coco_json, cvat_xml, label_studio, voc_xml, who
 from convzoo.data.layouts.inventory import Inventory, Stamp, stamp
 from convzoo.data.layouts.labels import Labels, Reading
 from convzoo.errors import DataError, UsageError
-from convzoo.logs import log
 
 
 class Layout(NamedTuple):
@@ -43,12 +42,15 @@ def recognise(inventory: Inventory) -> str:
         raise DataError(f"{inventory.root}: no pictures in it")
     boxed = {name: LAYOUTS[name].evidence(inventory) for name in LAYOUTS if name not in ("csv", "class_folders")}
     there = {name: text for name, text in boxed.items() if text}
-    if not there:  # folders of pictures are not classes where label files speak of them
-        whole = {name: LAYOUTS[name].evidence(inventory) for name in ("csv", "class_folders")}
-        there = {name: text for name, text in whole.items() if text}
+    # Folders of pictures are not classes where label files speak of them, and a table without both columns no labels.
+    whole = ["csv"] * whole_pictures.has_labels(inventory) if there else ["csv", "class_folders"]
+    there |= {name: text for name in whole if (text := LAYOUTS[name].evidence(inventory))}
     if not there:
         titles = ", ".join(layout.title for layout in LAYOUTS.values())
-        raise DataError(f"{inventory.root}: {len(inventory.pictures):,} pictures and no labels in any of: {titles}")
+        line = yolo_text.first_line(inventory)
+        unknown = f"; {line[0]} begins with '{line[1][:40]}', no class and box" if line else ""
+        count = len(inventory.pictures)
+        raise DataError(f"{inventory.root}: {count:,} pictures and no labels in any of: {titles}{unknown}")
     if len(there) > 1:
         (first, one), (second, other) = list(there.items())[:2]
         raise DataError(
@@ -87,8 +89,4 @@ def _read(
     name = layout or recognise(inventory)
     if LAYOUTS[name].evidence(inventory) is None:
         raise DataError(f"{root}: no {LAYOUTS[name].title} in it")
-    labels = LAYOUTS[name].read(inventory, Reading(class_names, dict(rename), one_based))
-    log.info(f"{root}: {LAYOUTS[name].title} ({labels.evidence})")
-    for note in labels.notes:
-        log.info(f"{root}: {note}")
-    return labels
+    return LAYOUTS[name].read(inventory, Reading(class_names, dict(rename), one_based))

@@ -51,6 +51,11 @@ def _header(inventory: Inventory, file: str) -> list[str]:
     return [name.strip() for name in next(csv.reader([text]), [])]
 
 
+def has_labels(inventory: Inventory) -> bool:
+    """Tell whether a CSV file has both columns."""
+    return any(set(_header(inventory, file)) >= set(COLUMNS) for file in csv_files(inventory))
+
+
 def csv_evidence(inventory: Inventory) -> str | None:
     there = csv_files(inventory)
     return f"{there[0]} with the columns {', '.join(_header(inventory, there[0]))}" if there else None

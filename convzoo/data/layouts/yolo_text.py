@@ -22,12 +22,23 @@ LOOKED_AT = 50  # text files that are opened until one is a label file
 
 
 def evidence(inventory: Inventory) -> str | None:
-    stems = {PurePosixPath(picture).stem for picture in inventory.pictures}
-    there = [file for file in inventory.others[".txt"] if PurePosixPath(file).stem in stems]
+    there = _named_as_pictures(inventory)
     first = next((file for file in there[:LOOKED_AT] if _is_label_file(inventory, file)), None)
     if first is None:
         return None
     return f"{len(there):,} text files named as pictures, such as {first} with its line of class and box"
+
+
+def first_line(inventory: Inventory) -> tuple[str, str] | None:
+    """Return the first text file that is named as a picture and how it begins, None without one or an empty one."""
+    file = next(iter(_named_as_pictures(inventory)), None)
+    line = read_text(inventory.path(file)).strip().partition("\n")[0] if file else ""
+    return (file, line) if file and line else None
+
+
+def _named_as_pictures(inventory: Inventory) -> list[str]:
+    stems = {PurePosixPath(picture).stem for picture in inventory.pictures}
+    return [file for file in inventory.others[".txt"] if PurePosixPath(file).stem in stems]
 
 
 def _is_label_file(inventory: Inventory, file: str) -> bool:
