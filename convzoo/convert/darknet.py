@@ -158,13 +158,27 @@ def write(
     name = model["name"]
     _require_darknet(name)
     num_classes = resolve_model_spec(model)["num_classes"]
-    anchors = {"anchors_px": model["anchors_px"]} if model.get("anchors_px") else {}  # which go into the .cfg
-    require_same_numerics(model, {"name": name, "num_classes": num_classes, **anchors}, "Darknet's")
+    described = {key: model[key] for key in ("anchors_px", "width") if model.get(key)}  # by the .cfg
+    require_same_numerics(model, {"name": name, "num_classes": num_classes, **described}, "Darknet's")
     checked, _, _ = assemble("the network to write", model, state_dict, {})
     parts = [struct.pack("<iiiq" if _long_seen(*version[:2]) else "<iiii", *version, seen)]
-    for layer in layers_of(name, num_classes):
+    for layer in layers_of(name, num_classes, model.get("width")):
         parts += [checked[key].detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes() for key in layer]
     return b"".join(parts)
+
+
+def read_written(data: bytes, model: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read a file that `write` has written for a model section.
+
+    Raises:
+        ConvzooError: not a Darknet file, or not of that network's size.
+    """
+    array = np.frombuffer(data, np.uint8)
+    floats = torch.from_numpy(array[read_header(array, "the file written").num_bytes :].view("<f4").copy())
+    layers = layers_of(model["name"], resolve_model_spec(model)["num_classes"], model.get("width"))
+    if sum(map(_num_floats, layers)) != len(floats):
+        raise ConvzooError(f"the file written has {len(floats)} floats, {model['name']} another number")
+    return dict(_tensors(floats, layers))
 
 
 def looks_like(head: bytes) -> bool:
@@ -192,9 +206,9 @@ def _long_seen(major: int, minor: int) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def layers_of(name: str, num_classes: int) -> list[Layer]:
+def layers_of(name: str, num_classes: int, width: float | None = None) -> list[Layer]:
     """Return the convolutions and fully connected layers of one of our networks in the order of a weight file."""
-    network = meta_network({"name": name, "num_classes": num_classes})
+    network = meta_network({"name": name, "num_classes": num_classes, **({"width": width} if width else {})})
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     layers = []
     for path, module in network.named_modules():

@@ -110,16 +110,32 @@ OWN: dict[str, tuple[int, Callable[[int, Rows], Sections]]] = {
 }
 
 
-def cfg_text(name: str, num_classes: int, anchors_px: Rows, input_hw: tuple[int, int], letter_box: bool = False) -> str:
+def _narrowed(sections: Sections, width: float) -> Sections:
+    """Return them with the channels of all but the last convolutions times a width."""
+    return [
+        (name, keys | {"filters": round(width * keys["filters"])} if "batch_normalize" in keys else keys)
+        for name, keys in sections
+    ]
+
+
+def cfg_text(
+    name: str,
+    num_classes: int,
+    anchors_px: Rows,
+    input_hw: tuple[int, int],
+    letter_box: bool = False,
+    width: float = 1.0,
+) -> str:
     """Write the `.cfg` of one of our networks.
 
     Args:
-        anchors_px: of a detector, as its model section has them.
+        anchors_px, width: of a detector, as its model section has them.
         input_hw: (height, width) of its input in pixels.
         letter_box: say that pictures keep their aspect ratio, which not every program of Darknet's assumes.
     """
     net = {"batch": 1, "subdivisions": 1, "width": input_hw[1], "height": input_hw[0], "channels": 3}
-    sections = [("net", net | ({"letter_box": 1} if letter_box else {})), *OWN[name][1](num_classes, anchors_px)]
+    body = _narrowed(OWN[name][1](num_classes, anchors_px), width)
+    sections = [("net", net | ({"letter_box": 1} if letter_box else {})), *body]
     return "\n".join(f"[{head}]\n" + "".join(f"{k}={v}\n" for k, v in keys.items()) for head, keys in sections)
 
 
@@ -127,11 +143,11 @@ def model_cfg(model: Mapping[str, JsonValue], input_hw: tuple[int, int], letter_
     """Write the `.cfg` of the network that a model section describes."""
     spec = resolve_model_spec(model)
     rows = [head.anchors_px for head in getattr(meta_network(model), "heads", ())]
-    return cfg_text(spec["name"], spec["num_classes"], rows, input_hw, letter_box)
+    return cfg_text(spec["name"], spec["num_classes"], rows, input_hw, letter_box, spec.get("width", 1.0))
 
 
 def own_model(cfg: DarknetCfg) -> JsonObject | None:
-    """Return the model section of our network that a `.cfg` describes, whatever its classes, anchors and size."""
+    """Return the model section of our network that a `.cfg` describes, of any classes, anchors, width and size."""
     heads = [layer for layer in cfg.layers if layer.section.name in HEADS]
     rows = [[list(pair) for pair in head_anchors(layer)] for layer in reversed(heads)]
     if cfg.num_classes is None or any(len(row) != 3 for row in rows):
@@ -139,11 +155,20 @@ def own_model(cfg: DarknetCfg) -> JsonObject | None:
     for name, (num_heads, _) in OWN.items():
         if name not in registry.names("model") or num_heads != len(rows):
             continue
-        if _graph(read_cfg(cfg_text(name, cfg.num_classes, rows, SIZE_HW))) == _graph(cfg):
-            model = {"name": name, "num_classes": cfg.num_classes}
+        model: JsonObject = {"name": name, "num_classes": cfg.num_classes}
+        text = cfg_text(name, cfg.num_classes, rows, SIZE_HW)
+        width = _first_filters(cfg) / _first_filters(read_cfg(text))
+        if width != 1 and "width" in resolve_model_spec(model):
+            text, model = cfg_text(name, cfg.num_classes, rows, SIZE_HW, width=width), {**model, "width": width}
+        if _graph(read_cfg(text)) == _graph(cfg):
             usual = [[list(pair) for pair in head.anchors_px] for head in getattr(meta_network(model), "heads", ())]
             return model if usual == rows else {**model, "anchors_px": rows}
     return None
+
+
+def _first_filters(cfg: DarknetCfg) -> int:
+    """Return the channels of the first convolution, 0 without one."""
+    return next((layer.options["filters"] for layer in cfg.layers if layer.section.name == "convolutional"), 0)
 
 
 def _graph(cfg: DarknetCfg) -> list[tuple[str, tuple[int, ...], object]]:

@@ -149,7 +149,8 @@ def read_as(cfg_file: CfgFile, source: Path | bytes | memoryview, expected: Expe
 def _renamed(state: dict[str, Tensor], model: JsonObject) -> dict[str, Tensor]:
     """Return the tensors under the names that our network has for them, which has its modules in the file's order."""
     tensors = [tensor for tensor in state.values() if tensor.dim()]
-    names = {name: shape for layer in layers_of(model["name"], model["num_classes"]) for name, shape in layer.items()}
+    layers = layers_of(model["name"], model["num_classes"], model.get("width"))
+    names = {name: shape for layer in layers for name, shape in layer.items()}
     return {name: tensor.view(shape) for (name, shape), tensor in zip(names.items(), tensors, strict=True)}
 
 

@@ -79,7 +79,7 @@ def _report_meaning(converted: ConvertedWeights, info: ModelInfo, report: Conver
     if converted.task == "detect":
         report.add("anchors", "; ".join(_anchors(converted.model)))
     names = info.class_names
-    shown = ", ".join(names[:3]) + (f", ... {names[-1]}" if len(names) > 3 else "")
+    shown = ", ".join(names[:3]) + f", ... {names[-1]}" if len(names) > 4 else ", ".join(names)
     report.add("class names", f"{len(names)}: {shown}", class_names=names)
 
 

@@ -67,9 +67,11 @@ def num_tensors_read_back(data: bytes, program: str, weights: ConvertedWeights) 
     if program == "darknet" and spec["name"] == "darknet":
         again = load_weights(spec["cfg"], memoryview(data), "the file written")
         names = [name for name, tensor in again.items() if tensor.dim()]
+    elif program == "darknet":
+        again = darknet.read_written(data, weights.model)
+        names = list(again)
     else:
-        read = mindspore.read if program == "mindspore" else darknet.read
-        converted = read(data, ExpectedWeights(spec["name"], spec["num_classes"]))
+        converted = mindspore.read(data, ExpectedWeights(spec["name"], spec["num_classes"]))
         again, names = converted.state_dict, [row.name for row in converted.table]
     equal = all(torch.equal(again[name], weights.state_dict[name].float()) for name in names)
     return len(names) if equal else None

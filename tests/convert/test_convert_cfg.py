@@ -1,6 +1,7 @@
 """`convert` of a Darknet weight file with its `.cfg`: model files that detect what the original does, and bad input."""
 
 import functools
+import hashlib
 import http.server
 import json
 import re
@@ -15,8 +16,9 @@ from PIL import Image
 
 import convzoo
 from convzoo.boxes import UNMOVED, cxcywh_to_xyxy
-from convzoo.convert import darknet_own, published, sources
-from convzoo.convert.state_dict import ExpectedWeights
+from convzoo.config import registry
+from convzoo.convert import darknet, darknet_own, darknet_pair, published, sources
+from convzoo.convert.state_dict import CfgFile, ExpectedWeights
 from convzoo.data.decode import decode_rgb
 from convzoo.errors import UsageError
 from convzoo.inference.torch_model import TorchModel, open_model
@@ -268,6 +270,17 @@ def test_our_own_network_has_the_anchors_and_the_size_of_its_cfg():
     again = read_cfg(darknet_own.model_cfg(model, (608, 320)))
     assert darknet_own.own_model(again) == model and (again.height, again.width) == (608, 320)
     assert darknet_own.own_model(read_cfg(text.replace("mask = 6,7,8", "mask = 0,1,2"))) != {"name": "yolov3"}
+
+
+@pytest.mark.parametrize("model", [{"name": "yolov3", "width": 0.0625}, {"name": "yolov3_tiny", "width": 0.25}])
+def test_a_narrow_network_of_our_own_goes_to_darknet_and_comes_back(model):
+    model = {**model, "num_classes": 3}
+    network = registry.bind("model", model)()
+    text = darknet_own.model_cfg(model, (96, 96))
+    data = darknet.write(network.state_dict(), model)
+    again = darknet_pair.read_as(CfgFile("narrow.cfg", text, hashlib.sha256(text.encode()).hexdigest()), data)
+    assert again.model == model
+    assert all(torch.equal(tensor, again.state_dict[name]) for name, tensor in network.state_dict().items())
 
 
 def test_our_own_network_goes_to_darknet_and_comes_back(run, digits_run, tmp_path):
