@@ -167,7 +167,7 @@ def write(
     return b"".join(parts)
 
 
-def read_written(data: bytes, model: Mapping[str, Any]) -> dict[str, Tensor]:
+def read_written(data: bytes, model: Mapping[str, JsonValue]) -> dict[str, Tensor]:
     """Read a file that `write` has written for a model section.
 
     Raises:
