@@ -17,6 +17,7 @@ from claims.claim import VERIFICATION, Measurement, claims, expected, is_within,
 from claims.run import RUNS, MeasurementError, measure, missing
 from claims.tables import NOT_MEASURED, documents, rendered
 
+FIRST = "first"
 COLUMNS = ("claim", "value", "expected", "got", "verdict")
 
 
@@ -64,9 +65,12 @@ def verify(names: list[str], keep: bool = False) -> int:
         for row in check(name):
             rows.append(row)
             print(f"| {' | '.join(row)} |", flush=True)
-    ran = [row for row in rows if not row[-1].startswith("not run")]
+    first = sum(row[-1] == FIRST for row in rows)
+    ran = [row for row in rows if row[-1] != FIRST and not row[-1].startswith("not run")]
     within = sum(row[-1] == "within" for row in ran)
-    print(f"\n{within} of {len(ran)} values within, {len(rows) - len(ran)} claims not run here; logs in {RUNS}")
+    absent = len(rows) - len(ran) - first
+    new = f"{first} measured first here (--record keeps them), " if first else ""
+    print(f"\n{within} of {len(ran)} values within, {new}{absent} claims not run here; logs in {RUNS}")
     if keep:
         VERIFICATION.write_text(json.dumps({"columns": COLUMNS, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     return 0 if within == len(ran) else 4
@@ -85,12 +89,15 @@ def check(name: str) -> list[tuple[str, ...]]:
         return [(name, "", "", "", "FAILED")]
     rows = []
     for key, value in claim.values.items():
-        seen = expected(name, key)
+        # A speed is a property of a kind of CPU, an accuracy of none.
+        seen = expected(name, key, got.cpu if value.unit == "times" else None)
         text = NOT_MEASURED
         if seen is not None:
             span = "" if seen.low == seen.high else f", {shown(value, seen.low)} to {shown(value, seen.high)}"
             text = f"{shown(value, seen.mean)}{span}"
         verdict = "within" if is_within(value, seen, got.values[key]) else "NOT WITHIN"
+        if seen is None and verdict == "within":
+            verdict = FIRST
         rows.append((name, key, text, shown(value, got.values[key]), verdict))
     return rows
 

@@ -52,7 +52,7 @@ class Claim(_Part):
         commands: run in order; {out} is the claim's folder, {seed} the seed, {shared} the reference data, {ID} another
             claim's folder, which is then measured first.
         seeds, settings: what a recorded measurement covers; a check takes the first of each.
-        needs: avx2, vnni, no-vnni, bfloat16, cuda, darknet2any, or a path below the reference data.
+        needs: avx2, vnni, no-vnni, amx, no-amx, bfloat16, cuda, darknet2any, or a path below the reference data.
         threads: of a command; minutes: what it takes on two cores.
         quick: part of `--quick`.
     """
@@ -113,9 +113,9 @@ def measured(name: str) -> list[Measurement]:
     return [one for one in measurements() if one.claim == name]
 
 
-def expected(name: str, value: str) -> Range | None:
-    """Return the range seen of a value, None where it was never measured."""
-    seen = [one.values[value] for one in measured(name) if value in one.values]
+def expected(name: str, value: str, cpu: str | None = None) -> Range | None:
+    """Return the range seen of a value, on one kind of CPU if it is given, None where it was never measured."""
+    seen = [one.values[value] for one in measured(name) if value in one.values and cpu in (None, one.cpu)]
     return Range(mean=statistics.fmean(seen), low=min(seen), high=max(seen), count=len(seen)) if seen else None
 
 

@@ -21,6 +21,7 @@ from claims.claim import HERE, ROOT, Claim, Measurement, claims, read_value
 SHARED = Path(os.environ.get("CONVZOO_SHARED", ROOT.parent / "shared"))
 RUNS = ROOT / "runs/claims"
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+KINDS = {"VNNI": "avx512_vnni", "bfloat16": "avx512_bf16", "AMX": "amx_int8"}  # beside AVX-512 and AVX2
 VARIABLES = {"native": {}, "avx2": AVX2}
 
 
@@ -44,7 +45,7 @@ def cpu(setting: str) -> str:
     shown.append(
         "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else torch.backends.cpu.get_cpu_capability()
     )
-    shown += [name for name, flag in (("VNNI", "avx512_vnni"), ("bfloat16", "avx512_bf16")) if flag in flags]
+    shown += [name for name, flag in KINDS.items() if flag in flags]
     return ", ".join(shown)
 
 
@@ -55,6 +56,8 @@ def missing(claim: Claim) -> str | None:
     known = {
         "vnni": ("this CPU has no VNNI", vnni),
         "no-vnni": ("this CPU has VNNI", not vnni),
+        "amx": ("this CPU has no AMX", "amx_int8" in flags),
+        "no-amx": ("this CPU has AMX", "amx_int8" not in flags),
         "bfloat16": ("this CPU does not compute in bfloat16", bool(flags & {"avx512_bf16", "amx_bf16"})),
         "avx2": (
             "without AVX2 pictures are resized to other pixels",

@@ -44,6 +44,18 @@ def test_every_claim_that_was_measured_has_all_its_values():
         assert one.values.keys() == claim.claims()[one.claim].values.keys(), one.claim
 
 
+def test_a_speed_is_compared_with_those_of_the_same_kind_of_cpu(monkeypatch):
+    two = [
+        one.model_copy(update={"values": {"speed": 2.0 + i}, "cpu": f"kind {i}"})
+        for i, one in enumerate(claim.measurements()[:2])
+    ]
+    monkeypatch.setattr(claim, "measured", lambda name: two)
+    every, one = claim.expected("any", "speed"), claim.expected("any", "speed", "kind 1")
+    assert every and one and (every.low, every.high, every.count) == (2.0, 3.0, 2)
+    assert (one.low, one.high, one.count) == (3.0, 3.0, 1)
+    assert claim.expected("any", "speed", "kind 2") is None
+
+
 def test_a_range_and_what_is_within_it():
     value = claim.Value(read="stdout x", margin=0.01, at_least=0.9)
     seen = claim.Range(mean=0.93, low=0.905, high=0.95, count=3)
