@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from convzoo import cli, errors
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.plain import JsonValue
-from convzoo.storage import Remote, url_of
+from convzoo.storage import Remote, is_there, url_of
 
 VERBS = ("train", "eval", "export")
 # Where the zoo's programs had copied things to, in paths that its documents set: below these, what a key names.
@@ -262,7 +262,7 @@ def start(job: Job, argv: list[str], environ: Mapping[str, str]) -> int:
         signal.signal(number, lambda number, frame: process.send_signal(number))
     code = process.wait()
     interrupted = (
-        argv[0] == "train" and "--out" in argv and _is_there(_joined(argv[argv.index("--out") + 1], "interrupted"))
+        argv[0] == "train" and "--out" in argv and is_there(_joined(argv[argv.index("--out") + 1], "interrupted"))
     )
     return 75 if code == 1 and interrupted else code  # torchrun itself makes 1 of every failure
 
@@ -276,10 +276,6 @@ def _export_any(job: Job, argv: list[str]) -> int:
         own = str(Path(folder) / f"{model.stem}.safetensors")
         classes = ["--num-classes", job.keys["num_classes"]] if "num_classes" in job.keys else []
         return cli.main(["convert", argv[1], *classes, "--out", own]) or cli.main(["export", own, *argv[2:]])
-
-
-def _is_there(place: str) -> bool:
-    return Remote(place).info() is not None if url_of(place) else Path(place).exists()
 
 
 def rank_variables(job: Job, environ: Mapping[str, str]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convzoo.cli.options import Calibration, Data, Json, MaxDrop, output
+from convzoo.cli.options import Calibration, Data, Json, MaxDrop, named, output
 
 
 def bench(
@@ -37,4 +37,4 @@ def bench(
     names = tuple(ROWS) if formats == "all" else tuple(dict.fromkeys(formats.split(",")))
     with output(out) as local:
         result = run_bench(model, BenchOptions(names, data, calibration, max_drop, rounds, seconds, batch, local))
-    print(json.dumps(result.plain) if json_ else result.text())
+    print(named(json.dumps(result.plain) if json_ else result.text(), out, local))

@@ -1,6 +1,7 @@
 """The verb `convert`."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,7 +9,7 @@ import typer
 
 from convzoo.cli.download import require_download
 from convzoo.cli.files import _each
-from convzoo.cli.options import Cfg, Download, Json, Resize, To, Verbose
+from convzoo.cli.options import Cfg, Download, Json, Resize, To, Verbose, named
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.plain import Keywords
 from convzoo.storage import local_path, written
@@ -76,32 +77,46 @@ def convert(
     expected = ExpectedWeights(model, num_classes, classes, cfg, resize)
     options: Keywords = {"check": check, "data": data, "data_name": data_name, "download": download}
     with written(out) as local:
+        how = local, to, expected, options, json_, lambda text: print(named(text, out, local))
         if not Path(source).is_dir():
-            _file(source, local, to, expected, options, json_, verbose)
+            _file(source, *how, verbose)
         else:
-            _folder(source, local, to, expected, options, json_)
+            _folder(source, *how)
 
 
 def _file(
-    source: str, out: Path, to: str | None, expected: "ExpectedWeights", options: Keywords, json_: bool, verbose: bool
+    source: str,
+    out: Path,
+    to: str | None,
+    expected: "ExpectedWeights",
+    options: Keywords,
+    json_: bool,
+    say: Callable[[str], None],
+    verbose: bool,
 ) -> None:
     from convzoo.convert.statistics import StatisticsError
 
     try:
         report = _converted(source, out, to, expected, options)
     except StatisticsError as error:
-        print(json.dumps({"batch_norms": error.statistics.plain()}) if json_ else error.statistics.text())
+        say(json.dumps({"batch_norms": error.statistics.plain()}) if json_ else error.statistics.text())
         raise
     if json_:
-        print(json.dumps(report.plain, ensure_ascii=False))
+        say(json.dumps(report.plain, ensure_ascii=False))
         return
-    print(report.text(verbose))
+    say(report.text(verbose))
     if not report.has_class_names:
-        print(f"{'':14} --classes FILE names them, one a line in output order")
+        say(f"{'':14} --classes FILE names them, one a line in output order")
 
 
 def _folder(
-    source: str, out: Path, to: str | None, expected: "ExpectedWeights", options: Keywords, json_: bool
+    source: str,
+    out: Path,
+    to: str | None,
+    expected: "ExpectedWeights",
+    options: Keywords,
+    json_: bool,
+    say: Callable[[str], None],
 ) -> None:
     from convzoo.convert.convert import targets
 
@@ -109,7 +124,7 @@ def _folder(
 
     def row(file: Path) -> None:
         report = _converted(str(file), target_of[file], to, expected, options)
-        print(json.dumps(report.plain, ensure_ascii=False) if json_ else f"{file}  ->  {target_of[file]}")
+        say(json.dumps(report.plain, ensure_ascii=False) if json_ else f"{file}  ->  {target_of[file]}")
 
     _each(list(target_of), row, source)
 

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
 import typer
 
 from convzoo import errors
-from convzoo.cli.options import Data, Device, Json, Split
+from convzoo.cli.options import Data, Device, Json, Split, named, output
 from convzoo.plain import JsonObject
+from convzoo.storage import shown, written
 
 if TYPE_CHECKING:
     from convzoo.types import BoxedDataset, Dataset
@@ -117,13 +118,14 @@ def _disagreements(splits: dict[str, "Dataset"], model: Path, out: Path, device:
     from convzoo.deploy.exported import open_any
     from convzoo.inference.disagreement import disagreements
 
-    rows = disagreements(open_any(model, distributed.resolve_device(device), None), splits, out)
+    with written(out) as local:
+        rows = disagreements(open_any(model, distributed.resolve_device(device), None), splits, local)
     for row in rows if json_ else rows[:NAMED_DISAGREEMENTS]:
         print(
             json.dumps(row, ensure_ascii=False) if json_ else f"{row['disagreement']:.2f}  {row['path']}: {row['why']}"
         )
     if not json_:
-        print(f"{len(rows)} pictures by disagreement in {out}/disagreements.csv, the first in disagreements.png")
+        print(f"{len(rows)} pictures by disagreement in {shown(out)}/disagreements.csv, the first in disagreements.png")
 
 
 def _check(splits: dict[str, "Dataset"], json_: bool) -> None:
@@ -181,8 +183,9 @@ def stats(
         raise errors.UsageError(f"--anchors: {dataset} has no boxes")
     else:
         _class_stats(splits, json_)
-    if sheet:
-        checks.save_sheet(splits["train"], sheet)
+    with output(sheet) as local:
+        if local:
+            checks.save_sheet(splits["train"], local)
 
 
 def _class_stats(splits: dict[str, "Dataset"], json_: bool) -> None:
@@ -276,5 +279,6 @@ def save_(
     from convzoo.data.checks import splits as checks
 
     chosen = _datasets(dataset, keys, data, (split.value,))[split.value]
-    for path in checks.save_pictures(chosen, out, count):
-        print(path)
+    with written(out) as local:
+        for path in checks.save_pictures(chosen, local, count):
+            print(named(str(path), out, local))

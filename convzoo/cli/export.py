@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from convzoo.cli.options import Calibration, Json, Precision, SocVersion, output
+from convzoo.cli.options import Calibration, Json, Precision, SocVersion, named, output
 from convzoo.deploy import FORMATS
 from convzoo.errors import UsageError
 from convzoo.plain import Keywords
@@ -93,4 +93,4 @@ def export(
     with output(out, model) as local:
         options = ExportOptions(format, out=local, tolerance=tolerance, **pictures, **form)
         result = run_export(open_model(model), options)
-    print(json.dumps(result.plain) if json_ else result.text())
+    print(named(json.dumps(result.plain) if json_ else result.text(), out, local))

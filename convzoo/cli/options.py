@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from convzoo.errors import UsageError
-from convzoo.storage import url_of, written
+from convzoo.storage import shown, url_of, written
 
 Calibration = Annotated[
     Path | None,
@@ -90,3 +90,10 @@ def output(path: Path | None, beside: Path | None = None) -> Iterator[Path | Non
         return
     with written(path) as local:
         yield local
+
+
+def named(text: str, path: Path | None, local: Path | None) -> str:
+    """Return a result's text with the URL that was asked for where it names what was written for it here."""
+    if path is None or local is None or url_of(path) is None:
+        return text
+    return text.replace(str(local.parent), shown(path).rstrip("/").rpartition("/")[0])

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convzoo.cli.data import Keys, bound, data_app, data_overrides
-from convzoo.cli.options import Device, Json, Workers
+from convzoo.cli.options import Device, Json, Workers, named
 from convzoo.errors import UsageError
+from convzoo.storage import is_there, shown, url_of, written
 
 if TYPE_CHECKING:
     from convzoo.data.layouts.labels import Labels
@@ -84,8 +85,9 @@ def split(
     from convzoo.data.layouts.inventory import LISTS
     from convzoo.data.layouts.split import read_lists, split_pictures, write_lists
 
-    if folder.is_file():
-        raise UsageError(f"{folder}: an archive takes no lists beside its pictures; unpack it first")
+    if folder.is_file() or url_of(folder):
+        what = "a store" if url_of(folder) else "an archive"
+        raise UsageError(f"{shown(folder)}: {what} takes no lists beside its pictures; they need a folder here")
     labels, _ = _labels(folder, keys)
     if read_lists(labels) is not None:
         raise UsageError(f"{folder / LISTS}: the lists are there already; remove them to split anew")
@@ -123,6 +125,8 @@ def recipe_(
     from convzoo.files import written_whole
     from convzoo.training.own_recipe import make_recipe
 
+    if url_of(out):
+        raise UsageError(f"{shown(out)}: a recipe is a file here", ("out",))
     if out.exists():
         raise UsageError(f"{out}: there already; choose another name", ("out",))
     if minutes <= 0:
@@ -153,13 +157,14 @@ def import_(
     """
     from convzoo.data.layouts.write import import_labels
 
-    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
-        raise UsageError(f"{out}: not empty; choose another folder", ("out",))
+    if is_there(out) and (url_of(out) or any(out.iterdir() if out.is_dir() else [out])):
+        raise UsageError(f"{shown(out)}: not empty; choose another folder", ("out",))
     labels, _ = _labels(folder, keys)
-    written = import_labels(labels, out, val)
+    with written(out) as local:
+        made = import_labels(labels, local, val)
     if json_:
-        print(json.dumps(written, ensure_ascii=False))
+        print(named(json.dumps(made, ensure_ascii=False), out, local))
         return
-    counts = ", ".join(f"{count:,} {split}" for split, count in written["splits"].items())
-    print(f"{out}: {written['layout']} with {counts}, {len(labels.class_names)} classes")
-    print(f"  convzoo data check {written['layout']} --data {shlex.quote(str(out))}")
+    counts = ", ".join(f"{count:,} {split}" for split, count in made["splits"].items())
+    print(f"{shown(out)}: {made['layout']} with {counts}, {len(labels.class_names)} classes")
+    print(f"  convzoo data check {made['layout']} --data {shlex.quote(shown(out))}")

@@ -1,7 +1,8 @@
 """The verb `predict`: what pictures show, as text, JSON lines, pictures, label files or pre-annotations."""
 
+import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,7 @@ import typer
 from convzoo.cli.options import Cfg, Device, Json, OnBad, OnBadSample, Precision, Provider, output
 from convzoo.errors import UsageError
 from convzoo.plain import Keywords
+from convzoo.storage import shown, written
 
 if TYPE_CHECKING:
     from convzoo.inference.answers import Answer
@@ -67,17 +69,20 @@ def predict(
     if dump_inputs:
         from convzoo.deploy import raw_outputs
 
-        count = raw_outputs.dump_inputs(opened, dump_inputs, sources or (), data, "npy" if npy else "bin")
-        print(f"{count} inputs in {dump_inputs}")
+        with written(dump_inputs) as local:
+            count = raw_outputs.dump_inputs(opened, local, sources or (), data, "npy" if npy else "bin")
+        print(f"{count} inputs in {shown(dump_inputs)}")
         return
     if not sources:
         raise UsageError("predict needs picture files, folders or globs")
     network = opened.runner(precision.value), opened.task(), opened.pipeline(), opened.class_names
     least = MIN_SCORE if min_score is None else min_score
     options: Keywords = {"batch_size": batch_size, "on_bad_sample": on_bad_sample.value, "min_score": least}
-    answers = _preannotated(answers_to(*network, sources, **options), opened, coco, label_studio)
-    with output(yolo_txt) as labels, output(crops) as parts, output(save) as copies, output(explain) as heat:
-        for answer in _written(answers, opened, min_score is not None, (labels, parts, copies, heat)):
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(output(path)) for path in (coco, label_studio)]
+        folders = [stack.enter_context(output(path)) for path in (yolo_txt, crops, save, explain)]
+        answers = _preannotated(answers_to(*network, sources, **options), opened, *files)
+        for answer in _written(answers, opened, min_score is not None, folders):
             print(json.dumps(answer.row(), ensure_ascii=False) if json_ else answer.text(), flush=True)
 
 
@@ -96,10 +101,7 @@ def _preannotated(
 
 
 def _written(
-    answers: Iterator["Answer"],
-    opened: "LoadedModel",
-    detections: bool,
-    folders: tuple[Path | None, Path | None, Path | None, Path | None],
+    answers: Iterator["Answer"], opened: "LoadedModel", detections: bool, folders: Sequence[Path | None]
 ) -> Iterator["Answer"]:
     """Pass the answers on while they are written to what was asked for."""
     from convzoo.inference import answers as predict_files

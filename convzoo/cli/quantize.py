@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from convzoo.cli.options import Calibration, Data, Json, MaxDrop, SocVersion, output
+from convzoo.cli.options import Calibration, Data, Json, MaxDrop, SocVersion, named, output
 
 
 def quantize(
@@ -40,4 +40,4 @@ def quantize(
     with output(out, model) as local:
         options = QuantizeOptions(format, data, max_drop, *images, local, soc_version)
         result = run_quantize(open_model(model), options)
-    print(json.dumps(result.plain) if json_ else result.text())
+    print(named(json.dumps(result.plain) if json_ else result.text(), out, local))

@@ -11,6 +11,7 @@ __all__ = [
     "Remote",
     "ZipMembers",
     "cache_folder",
+    "is_there",
     "is_zip",
     "local_folder",
     "local_path",
@@ -35,6 +36,11 @@ def local_path(path: str | Path, options: tuple[str, ...] = ()) -> Path:
     if url.startswith("file://"):
         return Path("/" + url.removeprefix("file://").lstrip("/"))
     return fetched(url, options)
+
+
+def is_there(path: str | Path) -> bool:
+    """Tell whether there is something at a path or behind a URL. Raises ConvzooError: its store does not answer."""
+    return Remote(path).info() is not None if url_of(path) else Path(path).exists()
 
 
 def local_folder(path: Path) -> Path:

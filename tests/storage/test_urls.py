@@ -174,13 +174,44 @@ def test_verbs_read_and_write_urls(model, store, run, tmp_path, digits_run):
     code, _, err = run("export", model, "--format", "onnx")
     assert code == 2 and "(--out)" in one_line(err)
     code, out, err = run("export", model, "--format", "onnx", "--out", "s3://bucket/exported/m.onnx")
-    assert code == 0, err
+    assert code == 0 and out.startswith("s3://bucket/exported/m.onnx  onnx opset "), err
     assert json.loads(run("eval", "s3://bucket/exported/m.onnx", "--json")[1])["images"] == 360
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "a.png")
     store.fs.put_file(str(tmp_path / "a.png"), "bucket/pictures/a.png")
     code, out, _ = run("predict", model, "s3://bucket/pictures", "--save", "s3://bucket/drawn", "--json")
     assert code == 0 and json.loads(out)["path"].endswith("a.png") and store.fs.exists("bucket/drawn/a.png")
     assert same(api.load(model).network.state_dict(), weights(digits_run))
+
+
+def test_what_is_written_for_a_url_is_named_by_it(model, store, run, tmp_path):
+    """Never by the temporary path from which it goes up; and nothing lands in a local folder `s3:`."""
+    local = tree(tmp_path / "tree")
+    for name in ("train", "val"):
+        (local / name / "b").rename(local / name / "c")
+    pictures = local / "val/a"
+    there = "s3://bucket/made"
+    cases = [
+        (["convert", model, "--to", "darknet", "--out", f"{there}/digits.weights"], f"{there}/digits.weights"),
+        (["convert", model, "--to", "darknet", "--json", "--out", f"{there}/d.weights"], f'"out": "{there}/d.weights"'),
+        (["data", "save", "digits", "--count", 2, "--out", f"{there}/ü"], f"{there}/ü/0-"),
+        (["data", "stats", "digits", "--sheet", f"{there}/sheet.png"], ""),
+        (["data", "import", local, "--out", f"{there}/folders"], f"{there}/folders: image_folder with"),
+        (["predict", model, pictures, "--dump-inputs", f"{there}/inputs"], f"8 inputs in {there}/inputs"),
+        (["predict", model, pictures, "--label-studio", f"{there}/tasks.json"], ""),
+    ]
+    for command, text in cases:
+        code, out, err = run(*command)
+        assert code == 0, err
+        assert text in out and "/convzoo-" not in out + err and "s3:/b" not in out
+    names = {name.removeprefix("bucket/made/") for name in store.fs.find("bucket/made")}
+    assert names >= {"digits.weights", "sheet.png", "inputs/index.json", "tasks.json", "tasks.xml"}
+    assert len([name for name in names if name.startswith("folders/")]) == 32
+    assert len([name for name in names if name.startswith("ü/")]) == 2 and not Path("s3:").exists()
+    code, _, err = run("data", "import", local, "--out", f"{there}/folders")
+    assert code == 2 and f"{there}/folders: not empty" in one_line(err)
+    for command in (["data", "recipe", local, "--out", f"{there}/r.yaml"], ["data", "split", there, "--val", 0.2]):
+        code, _, err = run(*command)
+        assert code == 2 and there in one_line(err)
 
 
 def test_training_from_urls_is_training_from_files(store, tmp_path, run, digits_run, model):

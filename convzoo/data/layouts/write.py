@@ -38,7 +38,7 @@ def import_labels(labels: Labels, out: Path, val_share: float) -> JsonObject:
         else:
             _write_coco(labels, chosen, out, name)
     layout = "image_folder" if labels.objects is None else "coco"
-    log.info(f"{out}: written; the split is {'ours' if source == MADE else 'theirs'}")
+    log.info(f"the split is {'ours' if source == MADE else 'theirs'}")
     return {"layout": layout, "splits": {name: len(chosen) for name, chosen in by_split.items()}}
 
 
