@@ -78,10 +78,7 @@ def convert(
     options: Keywords = {"check": check, "data": data, "data_name": data_name, "download": download}
     with written(out) as local:
         how = local, to, expected, options, json_, lambda text: print(named(text, out, local))
-        if not Path(source).is_dir():
-            _file(source, *how, verbose)
-        else:
-            _folder(source, *how)
+        _folder(source, *how) if Path(source).is_dir() else _file(source, *how, verbose)
 
 
 def _file(
