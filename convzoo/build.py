@@ -1,5 +1,6 @@
 """From a recipe to its data set, its operations and its task; every key is checked before anything is built."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,8 @@ from convzoo.types import Dataset, Key, Sample, Task
 
 def check_recipe(recipe: Recipe) -> None:
     """Check every key that belongs to a builder, before anything is built. Raises UsageError."""
-    registry.bind("dataset", recipe.data, recipe.at("data"))
+    bind_dataset(recipe)
+    cache_of(recipe)
     build_pipeline(recipe, "train")
     build_pipeline(recipe, "eval")
     registry.bind("model", recipe.model, recipe.at("model"))
@@ -96,13 +98,32 @@ def size_seen(data: Transformed) -> tuple[int, int] | None:
     return None if first is None else (first.image.shape[1], first.image.shape[2])
 
 
+def bind_dataset(recipe: Recipe) -> functools.partial:
+    """Return the data set's builder with the recipe's keys. Raises UsageError."""
+    keys = {key: value for key, value in recipe.data.items() if key != "cache"}  # a training run's, not the data's
+    return registry.bind("dataset", keys, recipe.at("data"))
+
+
+def cache_of(recipe: Recipe, asked: str | None = None) -> str | None:
+    """Return how a training run keeps decoded pictures: as asked, or as the recipe's `data.cache` says.
+
+    Raises:
+        UsageError: neither "memory" nor nothing.
+    """
+    cache = asked or recipe.data.get("cache")
+    if cache not in (None, "memory"):
+        place = recipe.at("data")("cache") if cache == recipe.data.get("cache") else "cache"
+        raise UsageError(f"{place} {cache!r}: memory, or nothing", ("cache",))
+    return cache
+
+
 def build_dataset(recipe: Recipe, root: Path | None, split: str, alone: bool = False) -> Dataset:
     """Build a split of the recipe's data set; `alone` where no other split is taken from the same root.
 
     Raises:
         UsageError, DataError: as the data set's builder says, or class folders that may be either split.
     """
-    dataset = registry.bind("dataset", recipe.data, recipe.at("data"))(root, split)
+    dataset = bind_dataset(recipe)(root, split)
     if not alone:
         check_own_split(dataset, split)
     return dataset

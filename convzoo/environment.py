@@ -48,6 +48,22 @@ def keep_memory() -> bool:
     return bool(mapped_late and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
 
 
+def free_bytes() -> int:
+    """Return the memory that this process may still take: what the system can free, or its container allows."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0])
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62
+    group = Path("/sys/fs/cgroup")
+    try:
+        files = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        used = int((group / "memory.current").read_text()) - int(files["inactive_file"])  # a cache that gives way
+        return min(free, int((group / "memory.max").read_text()) - used)
+    except (OSError, KeyError, ValueError):  # no container, or one without a limit ("max")
+        return free
+
+
 def environment(device: "torch.device") -> JsonObject:
     """Return versions, hardware and commit, to judge a number by."""
     from importlib import metadata

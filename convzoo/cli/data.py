@@ -69,8 +69,10 @@ def _datasets(name: str, keys: list[str] | None, data: Path | None, splits: tupl
     if name in registry.names("dataset"):
         build = bound(name, keys)
     elif _is_recipe(name):
+        from convzoo.build import bind_dataset
+
         recipe = recipes.load(name, overrides)
-        build = registry.bind("dataset", recipe.data, recipe.at("data"))
+        build = bind_dataset(recipe)
     else:
         known = [*registry.names("dataset"), *recipes.shipped()]
         raise errors.UsageError(f"no data set or recipe '{name}'{registry.nearest(name, known)}")

@@ -46,6 +46,10 @@ class Precision(StrEnum):
     fp16 = "fp16"
 
 
+class Cache(StrEnum):
+    memory = "memory"
+
+
 class Split(StrEnum):
     train = "train"
     val = "val"

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from convzoo.cli.download import fetch
-from convzoo.cli.options import Data, Device, Download, OnBad, OnBadSample, Overrides, Workers
+from convzoo.cli.options import Cache, Data, Device, Download, OnBad, OnBadSample, Overrides, Workers
 from convzoo.plain import Keywords
 from convzoo.storage import shown
 
@@ -26,6 +26,10 @@ Weights = Annotated[
 ]
 Accumulate = Annotated[
     int, typer.Option("--accumulate", min=1, help="Micro-batches per batch: less memory, same batch.")
+]
+KeepPictures = Annotated[
+    Cache | None,
+    typer.Option("--cache", help="Decode all pictures once and keep them in memory.", show_default="data.cache's"),
 ]
 SaveEvery = Annotated[
     int | None, typer.Option("--save-every-steps", min=1, help="Save within epochs too.", show_default=False)
@@ -52,6 +56,7 @@ def train(
     device: Device = "auto",
     weights: Weights = None,
     workers: Workers = None,
+    cache: KeepPictures = None,
     accumulate: Accumulate = 1,
     save_every_steps: SaveEvery = None,
     log_every_steps: LogEvery = None,
@@ -78,7 +83,12 @@ def train(
         steps: Keywords = {"save_every_steps": save_every_steps, "log_every_steps": log_every_steps}
         steps["accumulate"] = accumulate
         modes = {"compile": compile, "profile": profile, "resume": resume, "fresh": fresh}
-        samples: Keywords = {"workers": workers, "on_bad_sample": on_bad_sample.value, "download": download}
+        samples: Keywords = {
+            "workers": workers,
+            "cache": cache and cache.value,
+            "on_bad_sample": on_bad_sample.value,
+            "download": download,
+        }
         options = RunOptions(device=device, command=command_line(context.obj), **paths, **steps, **modes, **samples)
         path = run_training(loaded, options, stop)
     if distributed.rank() == 0:

@@ -16,7 +16,11 @@ from convzoo.training.lock import RunLock, holder, take_lock
 from convzoo.training.run_folder import RunFolder
 from convzoo.types import Dataset
 
-FREE_KEYS = {"train.keep_checkpoint_max", "train.save_every_epochs"}  # may change between two parts of a run
+FREE_KEYS = {
+    "train.keep_checkpoint_max",
+    "train.save_every_epochs",
+    "data.cache",
+}  # may change between two parts of a run
 # What a run that was killed as it began may have left; its recipe.yaml is written last.
 DESCRIPTION = {"data.json", "env.json", "command.txt"}
 BEGINNINGS = {".lock", "splits", "recipe.yaml.tmp"} | DESCRIPTION | {f"{name}.tmp" for name in DESCRIPTION}

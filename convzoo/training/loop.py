@@ -145,6 +145,7 @@ def _opened(
             if run.stage == "continued":
                 _restore(state, run)
             _log_start(state, run)
+            state.keep_pictures()
             steps_left = state.total_steps - state.progress.step
         profile = options.profile and run.stage != "finished"
         profiler_step = stack.enter_context(profiled(profile, run.path / "profile", steps_left))

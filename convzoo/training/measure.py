@@ -1,6 +1,5 @@
 """What a training step of a recipe costs on this machine: real steps on the real data, and whether they fit."""
 
-import os
 import resource
 import statistics
 import time
@@ -9,6 +8,7 @@ import torch
 
 from convzoo import distributed
 from convzoo.config.recipe import Recipe
+from convzoo.environment import free_bytes
 from convzoo.training.loop import AUTOCAST, forward_backward
 from convzoo.training.setup import RunOptions, TrainState
 
@@ -24,7 +24,7 @@ def seconds_per_picture(recipe: Recipe, options: RunOptions) -> float | None:
         UsageError, DataError: as a training run.
     """
     device = distributed.resolve_device(options.device)
-    free, before = _free_bytes(), _peak_bytes()
+    free, before = free_bytes(), _peak_bytes()
     try:
         state = TrainState(recipe, options, device)
         times = _timed_steps(state, 1 + TIMED.get(device.type, TIMED_ELSEWHERE))
@@ -60,7 +60,3 @@ def _timed_steps(state: TrainState, count: int) -> list[float]:
 
 def _peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _free_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 1 << 62

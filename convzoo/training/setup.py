@@ -1,6 +1,7 @@
 """The parts of a training run: built in the order in which they depend on each other, saved and restored whole."""
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from convzoo import distributed
-from convzoo.build import build_dataset, build_pipeline, build_task, check_recipe, size_seen
+from convzoo.build import build_dataset, build_pipeline, build_task, cache_of, check_recipe, size_seen
 from convzoo.config import registry
 from convzoo.config.recipe import Recipe
+from convzoo.data.kept import check_room, kept
 from convzoo.data.loader import (
     OnBadSample,
     Transformed,
@@ -46,6 +48,7 @@ class RunOptions:
         accumulate: micro-batches per global batch and rank.
         save_every_steps: besides the ends of epochs that the recipe's save_every_epochs says.
         log_every_steps: a line of the log every so many steps; None for one now and then where there is no terminal.
+        cache: "memory" decodes every picture once and keeps it; None for what the recipe's data.cache says.
         download: whether weights by LIBRARY:NAME may use the network.
         resume: there must be a run to continue; without it one is continued where there is one.
         fresh: a new run, in a folder that has none.
@@ -58,6 +61,7 @@ class RunOptions:
     device: str = "auto"
     weights: str | Path | None = None
     workers: int | None = None
+    cache: str | None = None
     accumulate: int = 1
     save_every_steps: int | None = None
     log_every_steps: int | None = None
@@ -133,6 +137,10 @@ class TrainState:
             mapping = label_map(val_set.class_names, self.class_names, source)
             self.val_data = Transformed(val_set, build_pipeline(recipe, "eval"), mapping)
         self.split_lists = _split_lists(train_set, val_set)
+        self.cache = cache_of(recipe, options.cache)
+        if self.cache == "memory":
+            for what, data in self._splits():
+                check_room(data.dataset, what)
         self.task = build_task(recipe, self.class_names)
         self.task.start_training(np.asarray(train_set.labels))
         counted = "images" if self.task.predicts == "classes" else "objects"
@@ -147,6 +155,17 @@ class TrainState:
             "train_list_sha256": list_sha256(train_set),
             "val_list_sha256": None if val_set is None else list_sha256(val_set),
         }
+
+    def _splits(self) -> Iterator[tuple[str, Transformed]]:
+        yield "training", self.train_data
+        if self.val_data is not None:
+            yield "validation", self.val_data
+
+    def keep_pictures(self) -> None:
+        """Decode all pictures into memory where that was asked for; before the loader starts its workers."""
+        if self.cache == "memory":
+            for what, data in self._splits():
+                data.dataset = kept(data.dataset, what)
 
     def _build_network(self) -> None:
         recipe, device = self.recipe, self.device
@@ -180,6 +199,8 @@ class TrainState:
         sizes = recipe.transform.multi_scale_px, recipe.transform.multi_scale_every_steps
         keys = TrainBatches(len(self.train_data), recipe.train.batch_size, recipe.seed, *steps, *shares, *sizes)
         workers = default_workers(self.device.type) if options.workers is None else options.workers
+        if options.workers is None and self.cache == "memory" and (os.cpu_count() or 1) > 1:
+            workers = max(1, workers)  # to crop and flip beside the computing costs a core little: nothing waits for it
         for batch in build_loader(self.train_data, self.task, keys, workers, pin_memory=self.device.type == "cuda"):
             yield checked(batch, options.on_bad_sample)
 

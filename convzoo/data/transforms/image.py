@@ -115,11 +115,19 @@ def _random_box(
 @register("transform")
 def pad_crop(sample: Sample, rng: np.random.Generator, *, padding_px: int) -> Sample:
     """Pad with black on all sides and cut the original size at a random place."""
-    channels, height, width = sample.image.shape
-    padded = sample.image.new_zeros((channels, height + 2 * padding_px, width + 2 * padding_px))
-    padded[:, padding_px : padding_px + height, padding_px : padding_px + width] = sample.image
-    top, left = rng.integers(2 * padding_px + 1, size=2)
-    return replace(sample, image=padded[:, top : top + height, left : left + width])
+    picture = sample.image.numpy()  # whose slices cost a fifth of a tensor's
+    down, right = (rng.integers(2 * padding_px + 1, size=2) - padding_px).tolist()
+    cut = np.zeros(picture.shape, dtype=picture.dtype)
+    (to_y, from_y), (to_x, from_x) = (_moved(*axis) for axis in zip(picture.shape[1:], (down, right), strict=True))
+    cut[:, to_y, to_x] = picture[:, from_y, from_x]
+    return replace(sample, image=torch.from_numpy(cut))
+
+
+def _moved(side: int, by: int) -> tuple[slice, slice]:
+    """Return where the part of a side that stays within it after moving back by so many pixels goes, and is now."""
+    first = max(0, by)
+    last = max(first, side + min(0, by))
+    return slice(first - by, last - by), slice(first, last)
 
 
 @register("transform")

@@ -3,6 +3,7 @@
 import functools
 import inspect
 import platform
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -22,6 +23,27 @@ ORDER, AUGMENT, SIZE = 0, 1, 2
 def keyed_rng(seed: int, stream: int, epoch: int, index: int) -> np.random.Generator:
     """Return a generator that is a function of its arguments alone."""
     return np.random.Generator(np.random.Philox(key=[seed, stream], counter=[0, 0, index, epoch]))
+
+
+class _Stream(threading.local):
+    """The generator that a thread sets anew for each picture; making one takes longer than cropping the picture."""
+
+    def __init__(self) -> None:
+        self.bits = np.random.Philox(key=[0, 0])
+        self.state = self.bits.state
+        self.generator = np.random.Generator(self.bits)
+
+
+_stream = _Stream()
+
+
+def reused_rng(seed: int, stream: int, epoch: int, index: int) -> np.random.Generator:
+    """Return what `keyed_rng` does, in the one generator that this thread has: it is valid until the next call."""
+    state = _stream.state
+    state["state"]["key"][:] = seed, stream
+    state["state"]["counter"][:] = 0, 0, index, epoch
+    _stream.bits.state = state
+    return _stream.generator
 
 
 def normalize(images: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
@@ -44,7 +66,7 @@ class Pipeline:
         self, sample: Sample, key: Key, another: Callable[[np.random.Generator], Sample] | None = None
     ) -> Sample:
         """Return the sample as the network gets it; `another` draws a second one for the operations that mix."""
-        rng = keyed_rng(self.seed, AUGMENT, key.epoch, key.index)
+        rng = reused_rng(self.seed, AUGMENT, key.epoch, key.index)
         sample = replace(sample, truth=sample.target, size_px=key.size_px)
         for operation, mixes in self.operations:
             sample = operation(sample, rng, another) if mixes else operation(sample, rng)
