@@ -345,3 +345,23 @@ def test_no_folder_and_no_pictures(run, tmp_path):
     for folder, code, words in ((tmp_path / "none", 2, "no such folder"), (tmp_path, 3, "no pictures in it")):
         found, out, err = run("data", "inspect", folder)
         assert (found, out) == (code, "") and words in one_line(err)
+
+
+def test_lists_that_begin_above_the_folder_as_cvat_and_darknet_write_them(tmp_path):
+    for name in ("a", "b"):
+        own_trees.save_picture(tmp_path / f"obj_train_data/{name}.png")
+        own_trees.save_text(tmp_path / f"obj_train_data/{name}.txt", "1 0.5 0.5 0.2 0.2\n")
+    own_trees.save_picture(tmp_path / "obj_val_data/c.png")
+    own_trees.save_text(tmp_path / "obj.names", "cat\ndog\n")
+    own_trees.save_text(tmp_path / "train.txt", "data/obj_train_data/a.png\ndata/obj_train_data/b.png\n")
+    own_trees.save_text(tmp_path / "val.txt", "/elsewhere/data/obj_val_data/c.png\n")
+    labels = read_labels(tmp_path)
+    assert labels.layout == "yolo" and labels.class_names == ["cat", "dog"]
+    assert [*zip(labels.files, labels.splits or [], strict=True)] == [
+        ("obj_train_data/a.png", "train"),
+        ("obj_train_data/b.png", "train"),
+        ("obj_val_data/c.png", "val"),
+    ]
+    own_trees.save_text(tmp_path / "val.txt", "data/obj_val_data/d.png\n")
+    with pytest.raises(DataError, match=r"val.txt:1: no picture data/obj_val_data/d.png"):
+        read_labels(tmp_path)

@@ -10,7 +10,7 @@ obj.names, another *.names, or `names` in data.yaml.
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -217,12 +217,28 @@ def _pictures(folder: Path) -> list[str]:
     return sorted(pictures)
 
 
+def _from_above(root: Path, files: list[str]) -> list[str] | None:
+    """Return paths below root of such as begin at a folder above it, as CVAT's `data/`; None unless all are there."""
+    try:
+        shared = PurePosixPath(os.path.commonpath(map(os.path.dirname, files))).parts
+    except ValueError:  # some are absolute
+        return None
+    for depth in range(1, len(shared) + 1):
+        below = [str(PurePosixPath(*PurePosixPath(file).parts[depth:])) for file in files]
+        if find_missing(root, below) is None:
+            return below
+    return None
+
+
 def _listed(root: Path, path: Path) -> list[tuple[str, str]]:
     """Return what a list of pictures names: paths below root or, as Darknet writes them, absolute ones."""
     lines = [(number, line.strip()) for number, line in enumerate(read_text(path).splitlines(), 1) if line.strip()]
     files = [os.path.normpath(line) for _, line in lines]
     missing = find_missing(root, files)
-    if missing is not None:
+    shorter = None if missing is None else _from_above(root, files)
+    if shorter is not None:
+        files = shorter
+    elif missing is not None:
         number, line = lines[missing]
         raise DataError(f"{path}:{number}: no picture {line}, below {root} or absolute")
     return with_label_files(root, files)
