@@ -1,15 +1,22 @@
 """What HTTP costs: a server under 8 clients against its bare runner, and one client against one process.
 
-    OMP_NUM_THREADS=1 python benchmarks/serve_load.py MODEL PICTURE [--clients 8] [--seconds 5] [--rounds 3] [--soak 0]
+    OMP_NUM_THREADS=1 python benchmarks/serve_load.py MODEL PICTURES [--clients 8] [--seconds 4] [--rounds 7]
+    OMP_NUM_THREADS=1 python benchmarks/serve_load.py MODEL PICTURES --soak 10
 
-Prints one JSON object. `throughput`: binary tensors over the Open Inference Protocol, pictures/s, against the runner
-alone in this process at the mean batch that the server formed. `latency`: median of one client that posts the picture
-file, against decoding, preprocessing and running it in this process. Both sides take turns, round after round.
-`--soak` asks for that many seconds more and reports the server's memory at each tenth of them.
+PICTURES is a picture, or a folder whose first it takes. Prints one JSON object.
+
+`throughput`, pictures/s: binary tensors over the Open Inference Protocol, against the runner alone, in this process, at
+the batch that the server formed. `latency`, ms: the median of one client that posts the picture file, against decoding,
+preprocessing, running and answering in this process. Both sides take turns in short rounds, and each ratio is the
+median over the rounds. `cpu_ms` is CPU time per request of server and clients, which other work on the machine does
+not change as it does the rest. The clients have a process of their own (serve_clients.py), held to one core where there
+are several, and this process to another; the server takes what it needs.
+
+`--soak` asks for that many minutes instead, tensors and picture files in turn, and reports the server's resident memory
+(`rss_bytes`, twenty times) and by how much the last quarter's mean exceeds that of the second (`growth_bytes`).
 """
 
 import argparse
-import http.client
 import json
 import os
 import re
@@ -17,11 +24,14 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import torch
@@ -29,38 +39,69 @@ import torch
 from convzoo.data.decode import decode_rgb
 from convzoo.deploy.exported import open_any
 from convzoo.inference.loaded import LoadedModel
+from convzoo.inference.predict import MIN_SCORE, answer
 from convzoo.serve.protocol import JSON_LENGTH
 from convzoo.types import Key, Runner, Sample
 
 CPU = torch.device("cpu")
+CLIENTS = Path(__file__).with_name("serve_clients.py")
+PICTURES = ("*.JPEG", "*.jpg", "*.png")
 
 
-class Client:
-    """One connection that asks the same again and again."""
+@dataclass
+class Server:
+    """A server in a process of its own."""
 
-    def __init__(self, port: int, path: str, body: bytes, headers: dict[str, str]):
-        self.connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        self.question = ("POST", path, body, headers)
+    port: int
+    pid: int
 
-    def __call__(self) -> None:
-        self.connection.request(*self.question)
-        response = self.connection.getresponse()
-        content = response.read()
-        if response.status != 200:
-            raise SystemExit(f"{response.status}: {content[:200]!r}")
+    @property
+    def cpu_s(self) -> float:
+        """Return the CPU time that it has taken."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    @property
+    def rss_bytes(self) -> int:
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def batches(self) -> tuple[float, float]:
+        """Return how many pictures and how many batches it has run."""
+        with urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=60) as response:
+            text = response.read().decode()
+        totals = [re.search(rf"^convzoo_batch_pictures_{name}\S* (\S+)$", text, re.M) for name in ("sum", "count")]
+        return float(totals[0][1]) if totals[0] else 0.0, float(totals[1][1]) if totals[1] else 0.0
+
+    def load(self, request: Path, clients: int, seconds: float) -> dict[str, Any]:
+        """Let clients ask for so long; what `serve_clients.load` says, the server's CPU time and the mean batch."""
+        before, cpu_before = self.batches(), self.cpu_s
+        command = [sys.executable, "-S", CLIENTS, str(self.port), request, "--clients", str(clients)]
+        done = subprocess.run(
+            [*map(str, command), "--seconds", str(seconds)],
+            check=True,
+            stdout=subprocess.PIPE,
+            preexec_fn=lambda: pin(-1),
+        )
+        loaded, after, cpu_after = json.loads(done.stdout), self.batches(), self.cpu_s
+        asked = after[0] - before[0]
+        return {
+            **loaded,
+            "server_cpu_ms": 1000 * (cpu_after - cpu_before) / asked,
+            "batch": asked / (after[1] - before[1]),
+        }
 
 
 @contextmanager
-def server(model: Path) -> Iterator[tuple[int, int]]:
-    """Give port and process id of a server in a process of its own."""
-    command = [sys.executable, "-m", "convzoo", "serve", str(model), "--port", "0", "--queue", "64"]
+def server(model: Path) -> Iterator[Server]:
+    """Start a server and end it."""
+    command = [sys.executable, "-m", "convzoo", "serve", str(model), "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         for line in process.stderr:
-            port = re.search(r"^serving .*:(\d+)", line)
+            port = re.search(r"^serving .*:(\d+)/$", line)
             if port:
-                yield int(port[1]), process.pid
+                yield Server(int(port[1]), process.pid)
                 break
         else:
             raise SystemExit("the server did not start")
@@ -70,14 +111,10 @@ def server(model: Path) -> Iterator[tuple[int, int]]:
             raise SystemExit("the server did not end well")
 
 
-def batches(port: int) -> tuple[float, float]:
-    """Return how many pictures and how many batches the server has run."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", "/metrics")
-    text = connection.getresponse().read().decode()
-    connection.close()
-    totals = [re.search(rf"^convzoo_batch_pictures_{name}\S* (\S+)$", text, re.M) for name in ("sum", "count")]
-    return float(totals[0][1]) if totals[0] else 0.0, float(totals[1][1]) if totals[1] else 0.0
+def pin(core: int) -> None:
+    """Hold this process to the first (0) or last (-1) of its cores, where there are several."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[core]})
 
 
 def times(call: Callable[[], object], seconds: float) -> list[float]:
@@ -92,100 +129,140 @@ def times(call: Callable[[], object], seconds: float) -> list[float]:
     return durations
 
 
-def loaded_throughput(clients: list[Client], seconds: float) -> float:
-    """Return the pictures a second that all clients together get answered."""
-    counts, end = [0] * len(clients), time.perf_counter() + seconds
+class Bare:
+    """The model in this process, without a server: its runner alone, and a picture's whole way."""
 
-    def work(i: int) -> None:
-        while time.perf_counter() < end:
-            clients[i]()
-            counts[i] += 1
+    def __init__(self, path: Path, picture: Path):
+        self.opened: LoadedModel = open_any(path, CPU)
+        self.runner: Runner = self.opened.runner()
+        self.task, self.pipeline = self.opened.task(), self.opened.pipeline()
+        self.content = picture.read_bytes()
+        pixels = self._sample().image[None].contiguous()
+        # The server's protocol has uint8 pixels where preprocessing is in the file, else floats as they are normalised.
+        self.input = pixels if self.runner.input == "uint8_nhwc" else pixels.float()
 
-    started = time.perf_counter()
-    threads = [threading.Thread(target=work, args=[i]) for i in range(len(clients))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / (time.perf_counter() - started)
+    def _sample(self) -> Sample:
+        image = decode_rgb(self.content, "picture")
+        return self.pipeline(Sample(image, 0, 0, "picture", (image.shape[1], image.shape[2])), Key(0, 0))
+
+    def whole(self) -> str:
+        """Decode, preprocess and run the picture, and say what it shows."""
+        batch = self.task.collate([self._sample()])
+        prediction = self.task.postprocess(self.runner(batch.images), batch)[0]
+        height, width = batch.original_hw[0].tolist()
+        size_only = np.broadcast_to(np.uint8(0), (height, width, 3))
+        return json.dumps(answer("picture", size_only, prediction, self.opened.class_names, MIN_SCORE).row())
+
+    def throughput(self, batch: int, seconds: float) -> tuple[float, float]:
+        """Return the pictures a second that the runner takes in batches of that size, and its CPU time for one, ms."""
+        stacked = self.input.repeat(batch, 1, 1, 1)
+        taken = times(lambda: self.runner(stacked), seconds)
+        started, calls = time.process_time(), 3
+        for _ in range(calls):
+            self.runner(stacked)
+        return batch / statistics.median(taken), 1000 * (time.process_time() - started) / (calls * batch)
+
+    def requests(self, name: str, folder: Path) -> tuple[Path, Path]:
+        """Write two requests, the picture as a tensor in bytes and as the file that it is."""
+        wire = self.input.numpy().transpose(0, 2, 3, 1) if self.runner.input == "uint8_nhwc" else self.input.numpy()
+        body = np.ascontiguousarray(wire).tobytes()
+        datatype = "FP32" if wire.dtype == np.float32 else "UINT8"
+        parameters = {"binary_data_size": len(body)}
+        tensor = {"name": "images", "datatype": datatype, "shape": list(wire.shape), "parameters": parameters}
+        head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
+        inferred = http_request(f"/v2/models/{name}/infer", head + body, {JSON_LENGTH: str(len(head))})
+        paths = folder / "tensor", folder / "picture"
+        for path, content in zip(paths, (inferred, http_request(f"/predict/{name}", self.content)), strict=True):
+            path.write_bytes(content)
+        return paths
 
 
-def tensor_client(port: int, name: str, images: np.ndarray) -> Client:
-    """Return a client that sends pictures as bytes and wants the outputs as bytes."""
-    datatype = "FP32" if images.dtype == np.float32 else "UINT8"
-    parameters = {"binary_data_size": images.nbytes}
-    tensor = {"name": "images", "datatype": datatype, "shape": list(images.shape), "parameters": parameters}
-    head = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}}).encode()
-    headers = {JSON_LENGTH: str(len(head))}
-    return Client(port, f"/v2/models/{name}/infer", head + images.tobytes(), headers)
+def http_request(path: str, body: bytes, headers: dict[str, str] | None = None) -> bytes:
+    """Return a request as it goes over the wire."""
+    lines = [f"POST {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
+    lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
-def resident_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
-
-
-def in_process(opened: LoadedModel, runner: Runner, content: bytes) -> None:
-    """Decode, preprocess and run a picture, and say what it shows."""
-    image = decode_rgb(content, "picture")
-    sample = Sample(image, 0, 0, "picture", (image.shape[1], image.shape[2]))
-    task = opened.task()
-    batch = task.collate([opened.pipeline()(sample, Key(0, 0))])
-    task.postprocess(runner(batch.images), batch)
-
-
-def measure(arguments: argparse.Namespace) -> dict[str, object]:
+def compare(bare: Bare, served: Server, tensor: Path, picture: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Run all rounds and return what they gave."""
-    opened = open_any(arguments.model, CPU)
-    runner, content = opened.runner(), arguments.picture.read_bytes()
-    image = decode_rgb(content, "picture")
-    pipeline = opened.pipeline()
-    input_ = pipeline(Sample(image, 0, 0, "", (image.shape[1], image.shape[2])), Key(0, 0)).image[None].numpy()
-    wire = input_.transpose(0, 2, 3, 1) if runner.input == "uint8_nhwc" else input_.astype(np.float32)
-    bare, served, local, remote = [], [], [], []
-    with server(arguments.model) as (port, pid):
-        name = arguments.model.stem
-        clients = [tensor_client(port, name, np.ascontiguousarray(wire)) for _ in range(arguments.clients)]
-        poster = Client(port, f"/predict/{name}", content, {})
-        loaded_throughput(clients, 1)
-        before = batches(port)
-        served_first = loaded_throughput(clients, arguments.seconds)
-        after = batches(port)
-        formed = (after[0] - before[0]) / (after[1] - before[1])
-        stacked = torch.from_numpy(np.repeat(input_ if runner.input == "uint8_nhwc" else wire, round(formed), 0))
-        served.append(served_first)
-        for _ in range(arguments.rounds):
-            bare.append(len(stacked) / statistics.median(times(lambda: runner(stacked), arguments.seconds)))
-            served.append(loaded_throughput(clients, arguments.seconds))
-            local += times(lambda: in_process(opened, runner, content), arguments.seconds / 2)
-            remote += times(poster, arguments.seconds / 2)
-        memory = []
-        for _ in range(10 if arguments.soak else 0):
-            loaded_throughput([*clients, poster], arguments.soak / 10)
-            memory.append(resident_mb(pid))
-    medians = {key: statistics.median(values) for key, values in (("bare", bare), ("served", served))}
-    one = {key: 1000 * statistics.median(values) for key, values in (("process", local), ("client", remote))}
-    return {
-        "model": str(arguments.model),
-        "threads": torch.get_num_threads(),
-        "clients": arguments.clients,
-        "batch": round(formed, 2),
-        "throughput": {**{key: round(value, 1) for key, value in medians.items()}},
-        "throughput_ratio": round(medians["served"] / medians["bare"], 3),
-        "latency_ms": {key: round(value, 2) for key, value in one.items()},
-        "latency_ratio": round(one["client"] / one["process"], 3),
-        "soak_mb": memory,
+    seconds, rounds = arguments.seconds, []
+    served.load(picture, 1, 1)
+    formed = served.load(tensor, arguments.clients, seconds)["batch"]
+    for i in range(arguments.rounds):
+        load = served.load(tensor, arguments.clients, seconds)
+        alone = served.load(picture, 1, seconds / 2)
+        bare_speed, bare_cpu_ms = bare.throughput(max(1, round(formed)), seconds / 2)
+        whole_s = statistics.median(times(bare.whole, seconds / 2))
+        rounds.append(
+            {
+                "served": load["answered"] / load["elapsed_s"],
+                "bare": bare_speed,
+                "client_ms": 1000 * statistics.median(alone["seconds"]),
+                "process_ms": 1000 * whole_s,
+                "batch": load["batch"],
+                "bare_cpu_ms": bare_cpu_ms,
+                "server_cpu_ms": load["server_cpu_ms"],
+                "clients_cpu_ms": 1000 * load["cpu_s"] / load["answered"],
+                "picture_cpu_ms": alone["server_cpu_ms"],
+            }
+        )
+        formed = load["batch"]
+        print(
+            f"round {i + 1}: {json.dumps({key: round(value, 2) for key, value in rounds[-1].items()})}", file=sys.stderr
+        )
+    middle = {key: round(statistics.median(one[key] for one in rounds), 3) for key in rounds[0]}
+    ratios = {
+        "throughput_ratio": [one["served"] / one["bare"] for one in rounds],
+        "latency_ratio": [one["client_ms"] / one["process_ms"] for one in rounds],
     }
+    return {
+        "rounds": len(rounds),
+        "batch": middle["batch"],
+        "throughput": {key: middle[key] for key in ("served", "bare")},
+        **{key: round(statistics.median(values), 3) for key, values in ratios.items()},
+        "latency_ms": {"client": middle["client_ms"], "process": middle["process_ms"]},
+        "cpu_ms": {key: middle[f"{key}_cpu_ms"] for key in ("bare", "server", "clients", "picture")},
+        "each": {key: [round(value, 3) for value in values] for key, values in ratios.items()},
+    }
+
+
+def soak(served: Server, tensor: Path, picture: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Ask for minutes and return the server's memory."""
+    memory, answered = [], 0
+    for _ in range(20):
+        for request in (tensor, picture):
+            answered += served.load(request, arguments.clients, 60 * arguments.soak / 40)["answered"]
+        memory.append(served.rss_bytes)
+        print(f"{memory[-1] / 1e6:.1f} MB after {answered} requests", file=sys.stderr)
+    growth = statistics.fmean(memory[15:]) - statistics.fmean(memory[5:10])
+    about = {"minutes": arguments.soak, "answered": answered, "rss_bytes": memory}
+    return {**about, "last_rss_bytes": memory[-1], "growth_bytes": round(growth)}
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Start the server and measure; the order of rounds is the same on every machine."""
+    found = sorted(path for form in PICTURES for path in arguments.pictures.rglob(form))
+    picture = found[0] if found else arguments.pictures
+    bare = Bare(arguments.model, picture)
+    about = {"model": arguments.model.name, "runner": bare.runner.name, "picture": picture.name}
+    about |= {"threads": torch.get_num_threads(), "cores": len(os.sched_getaffinity(0)), "clients": arguments.clients}
+    with tempfile.TemporaryDirectory() as folder, server(arguments.model) as served:
+        pin(0)
+        requests = bare.requests(arguments.model.stem, Path(folder))
+        if arguments.soak:
+            return {**about, "soak": soak(served, *requests, arguments)}
+        return {**about, **compare(bare, served, *requests, arguments)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("pictures", type=Path)
     parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--seconds", type=float, default=5.0)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--soak", type=float, default=0.0)
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--soak", type=float, default=0.0, metavar="MINUTES")
     print(json.dumps(measure(parser.parse_args())))
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ class Run(NamedTuple):
     pictures: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class _Job:
     images: Tensor
     run: asyncio.Future[Run]
@@ -57,7 +56,7 @@ class Batcher:
     def __init__(self, runner: Runner, limits: Limits, metrics: Metrics, name: str):
         self._runner, self._limits, self._metrics, self._name = runner, limits, metrics, name
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"run-{name}")
-        self._waiting: deque[_Job] = deque()
+        self._waiting: dict[_Job, None] = {}  # in the order in which they came
         self._arrival = asyncio.Event()
         self._thread_free = asyncio.Lock()
         self._worker: asyncio.Task[None] | None = None
@@ -71,15 +70,14 @@ class Batcher:
         """Return the outputs for pictures [B, 3, H, W]; who is cancelled leaves the queue. Raises as the model."""
         loop = asyncio.get_running_loop()
         job = _Job(images, loop.create_future(), time.perf_counter())
-        self._waiting.append(job)
+        self._waiting[job] = None
         self._arrival.set()
         if self._worker is None:
             self._worker = loop.create_task(self._work())
         try:
             return await job.run
         finally:
-            with contextlib.suppress(ValueError):
-                self._waiting.remove(job)
+            self._waiting.pop(job, None)
 
     async def alone(self, function: Callable[[], T]) -> T:
         """Run something else on the model's thread, between two batches."""
@@ -94,7 +92,7 @@ class Batcher:
                     await self._gather()
                     jobs = self._next_batch()
                     await self._run(jobs)
-                self._expected = len(jobs) + len(self._waiting)
+                self._expected = len(jobs)
                 self._until = time.perf_counter() + (self._limits.delay_s if self._expected > 1 else 0)
         finally:
             self._worker = None
@@ -116,7 +114,7 @@ class Batcher:
             if not jobs or (job.kind == jobs[0].kind and pictures + len(job.images) <= self._limits.batch):
                 jobs.append(job)
                 pictures += len(job.images)
-                self._waiting.remove(job)
+                del self._waiting[job]
         return jobs
 
     async def _run(self, jobs: list[_Job]) -> None:

@@ -118,7 +118,7 @@ class ServedModel:
         if array.size > 3 * self.limits.pixels or len(array) > self.limits.pictures:
             most = f"{self.limits.pictures} pictures, {self.limits.pixels:,} pixels"
             raise Refusal(422, f"input {self.input.name}: {list(array.shape)} is more than {most}")
-        images = torch.from_numpy(array.copy() if not array.flags.writeable else array)
+        images = torch.from_numpy(array)
         return images.permute(0, 3, 1, 2) if self.runner.input == "uint8_nhwc" else images
 
     def prepared(self, picture: bytes, shown: str) -> Batch:

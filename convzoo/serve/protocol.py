@@ -95,7 +95,8 @@ def _from_bytes(tensor: InputTensor, size: object, rest: memoryview) -> np.ndarr
     if tensor.data is not None or size != len(rest) or size != count * dtype.itemsize:
         needs = f"{tensor.datatype} {tensor.shape} takes {count * dtype.itemsize} bytes"
         raise Refusal(400, f"input {tensor.name}: {needs}, binary_data_size says {size}, and {len(rest)} came")
-    return np.frombuffer(rest, dtype).reshape(tensor.shape)
+    # A copy: bytes after a head of any length are not aligned for floats, and torch takes none that cannot be written.
+    return np.frombuffer(rest, dtype).reshape(tensor.shape).astype(dtype.newbyteorder("="))
 
 
 def _from_json(tensor: InputTensor) -> np.ndarray:
