@@ -205,11 +205,26 @@ class ComparedBoxes:
 
 
 class WorstPicture(NamedTuple):
-    """A picture to show: its id (position in the data set), a caption and a smaller second line, a detector's boxes."""
+    """A picture to show.
+
+    Attributes:
+        id: its position in the data set. caption: one line and a smaller second one.
+        boxes: of a detector. classes: names of the answer and the truth, of a classifier.
+    """
 
     id: int
     caption: tuple[str, str]
     boxes: ComparedBoxes | None = None
+    classes: tuple[str, str] | None = None
+
+
+class ExplainedPicture(NamedTuple):
+    """A picture [H, W, 3] uint8 under what speaks for a class in it, and whether it truly shows that class."""
+
+    picture: WorstPicture
+    pixels: np.ndarray
+    class_name: str
+    is_true: bool
 
 
 @dataclass(frozen=True)

@@ -24,17 +24,28 @@ from convzoo.cli.options import (
     Provider,
     Workers,
 )
+from convzoo.errors import UsageError
 from convzoo.plain import Keywords
 from convzoo.storage import shown, written
 
 if TYPE_CHECKING:
     from convzoo.inference.evaluate import Evaluation
+    from convzoo.inference.loaded import LoadedModel
 
+Measured = Annotated[
+    Path, typer.Argument(help="A model file, an exported file, another program's weights, or a folder: a row each.")
+]
+BatchSize = Annotated[
+    int | None, typer.Option("--batch-size", min=1, show_default="the recipe's, at most 256, on a CPU 32")
+]
 Report = Annotated[
     Path | None, typer.Option("--out", help="Folder for tables, plots and the worst images.", show_default=False)
 ]
 CocoEvaluator = Annotated[
     CocoEval | None, typer.Option("--coco-eval", help="Who computes COCO's numbers.", show_default="hotcoco")
+]
+Explain = Annotated[
+    bool, typer.Option("--explain", help="With --out: explained.png, what speaks for the worst mistakes.")
 ]
 RawOutputs = Annotated[
     Path | None,
@@ -43,19 +54,16 @@ RawOutputs = Annotated[
 
 
 def eval_(
-    model: Annotated[
-        Path, typer.Argument(help="A model file, an exported file, another program's weights, or a folder: a row each.")
-    ],
+    model: Measured,
     overrides: Overrides = None,
     data: Data = None,
     cfg: Cfg = None,
     out: Report = None,
+    explain: Explain = False,
     device: Device = "auto",
     provider: Provider = None,
     raw_outputs: RawOutputs = None,
-    batch_size: Annotated[
-        int | None, typer.Option("--batch-size", min=1, show_default="the recipe's, at most 256, on a CPU 32")
-    ] = None,
+    batch_size: BatchSize = None,
     workers: Workers = None,
     precision: Annotated[Precision, typer.Option("--precision")] = Precision.fp32,
     on_bad_sample: OnBadSample = OnBad.error,
@@ -78,6 +86,7 @@ def eval_(
 
     def row(file: Path) -> None:
         opened = open_any(file, distributed.resolve_device(device), provider, tuple(overrides or ()), expected)
+        explained = _explainable(opened, out) if explain else None
         fetch(download, opened.recipe.data, data)
         read: Keywords = {"data": data, "workers": workers, "on_bad_sample": on_bad_sample.value}
         evaluation = measure(opened, **read, **how)
@@ -85,13 +94,22 @@ def eval_(
             _show(file, evaluation, json_)
             if out:
                 with written(_folder_of(file, files, out)) as folder:
-                    evaluation.write(folder, build.build_dataset(opened.recipe, data, "val"))
+                    evaluation.write(folder, build.build_dataset(opened.recipe, data, "val"), explained)
 
     try:
         _each(files, row, model, stop=distributed.world_size() > 1)
     finally:
         if joined:
             distributed.stop()
+
+
+def _explainable(opened: "LoadedModel", out: Path | None) -> "LoadedModel":
+    """Return the model, whose mistakes can be explained in a folder. Raises UsageError where they cannot."""
+    from convzoo.inference.explain import explainable
+
+    if out is None:
+        raise UsageError("an explanation is a picture: it needs a folder", ("out",))
+    return explainable(opened)
 
 
 def _folder_of(file: Path, files: list[Path], out: Path) -> Path:

@@ -13,10 +13,11 @@ from convzoo.build import build_dataset
 from convzoo.data.loader import OnBadSample, Transformed, build_loader, checked, default_workers, label_map
 from convzoo.data.sampler import EvalBatches
 from convzoo.errors import DataError, UsageError
+from convzoo.inference.explain import explain_worst
 from convzoo.inference.loaded import LoadedModel
 from convzoo.logs import progress
 from convzoo.plain import JsonObject
-from convzoo.report.evaluation import write_report
+from convzoo.report.evaluation import save_explained_worst, write_report
 from convzoo.tasks.detect_metric import DetectMetric
 from convzoo.types import Metric, Pictures, Runner, Task
 
@@ -39,12 +40,21 @@ class Evaluation:
         """Images counted over all ranks in a second."""
         return self.result["images"] / max(1e-9, self.seconds)
 
-    def write(self, folder: Path, dataset: Pictures) -> None:
-        """Write metrics.json and what the metric has to show: tables, plots, the worst images."""
+    def write(self, folder: Path, dataset: Pictures, explained: LoadedModel | None = None) -> None:
+        """Write metrics.json and what the metric has to show: tables, plots, the worst images.
+
+        Args:
+            explained: the model, to show as explained.png what speaks for its worst mistakes.
+        Raises:
+            UsageError: a model that cannot be explained.
+        """
         folder.mkdir(parents=True, exist_ok=True)
-        report = {**self.result, "unreadable": self.unreadable, "seconds": round(self.seconds, 2)}
-        (folder / "metrics.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        write_report(folder, self.metric.report(dataset), dataset)
+        measured = {**self.result, "unreadable": self.unreadable, "seconds": round(self.seconds, 2)}
+        (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
+        report = self.metric.report(dataset)
+        write_report(folder, report, dataset)
+        if explained is not None and report.worst:
+            save_explained_worst(folder / "explained.png", explain_worst(explained, report.worst, dataset))
 
 
 def evaluate(

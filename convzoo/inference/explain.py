@@ -5,7 +5,7 @@ there, summed over the channels (equations 5 to 7 of the paper).
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from convzoo.inference.answers import Answer, unique_name
 from convzoo.inference.loaded import LoadedModel
 from convzoo.inference.torch_model import TorchModel
 from convzoo.report.draw import heated, save_png
-from convzoo.types import Batch, Key, Sample, Task
+from convzoo.types import Batch, ExplainedPicture, Key, Pictures, Sample, Task, WorstPicture
 
 LONGEST_PX = 512  # side of a heat map
 MIN_CELLS = 4  # on each side of a feature map that shows anything
@@ -40,8 +40,7 @@ def explain(
     Raises:
         UsageError: the model is no PyTorch network, or it has no such class.
     """
-    if not isinstance(opened, TorchModel):
-        raise UsageError(f"{opened.path}: has no gradients; an explanation takes the model file it was exported from")
+    opened = explainable(opened)
     if label is not None and not 0 <= label < len(opened.class_names):
         raise UsageError(f"class {label}: the model has {len(opened.class_names)}")
     task, height_width = opened.task(), (image.shape[1], image.shape[2])
@@ -52,6 +51,50 @@ def explain(
     x = normalize(batch.images.to(device), opened.recipe.transform.mean, opened.recipe.transform.std)
     heat = layer_cam(opened.model, x, lambda outputs: _score(task, outputs, label, box))
     return _in_picture(heat.float().cpu(), batch, height_width)
+
+
+def explainable(opened: LoadedModel) -> TorchModel:
+    """Return the model, which can be explained. Raises UsageError: it is no PyTorch network."""
+    if isinstance(opened, TorchModel):
+        return opened
+    raise UsageError(f"{opened.path}: has no gradients; an explanation takes the model file it was exported from")
+
+
+def explain_worst(opened: LoadedModel, worst: Sequence[WorstPicture], dataset: Pictures) -> list[ExplainedPicture]:
+    """Return what speaks for the worst mistakes of an evaluation.
+
+    Of a classifier each picture twice, for the class that was said and for the true one; of a detector for the best of
+    its false boxes, or where it has none for the first object that it missed.
+
+    Args:
+        dataset: what was evaluated; its pictures are loaded by their ids.
+    Raises:
+        UsageError: as `explain`.
+    """
+    explained = []
+    for picture in worst:
+        image = dataset.load(picture.id).image
+        for name, box, is_true in _mistakes(picture):
+            heat = explain(opened, image, opened.class_names.index(name), box)
+            pixels = np.asarray(heated(image.permute(1, 2, 0).numpy(), heat))
+            explained.append(ExplainedPicture(picture, pixels, name, is_true))
+    return explained
+
+
+def _mistakes(picture: WorstPicture) -> Iterator[tuple[str, tuple[float, ...] | None, bool]]:
+    """Yield the class to explain, a detector's box, and whether the picture shows it there."""
+    if picture.classes is not None:
+        answer, truth = picture.classes
+        yield answer, None, False
+        yield truth, None, True
+    elif picture.boxes is not None:
+        boxes = picture.boxes
+        false = [i for i, right in enumerate(boxes.is_right) if not right]
+        missed = [i for i, was_found in enumerate(boxes.truth_found) if not was_found]
+        if false:
+            yield boxes.names[false[0]], tuple(boxes.boxes_xyxy[false[0]].tolist()), False
+        elif missed:
+            yield boxes.truth_names[missed[0]], tuple(boxes.truth_xyxy[missed[0]].tolist()), True
 
 
 def save_explained(answers: Iterable[Answer], folder: Path, opened: LoadedModel) -> Iterator[Answer]:

@@ -1,15 +1,16 @@
 """The files of an evaluation: tables, curves, confusions and the worst pictures, from what its metric reports."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
-from convzoo.report.draw import WRONG, contact_sheet, save_png
+from convzoo.report.draw import RIGHT, WRONG, contact_sheet, save_png
 from convzoo.report.draw_boxes import compared, detection_sheet
 from convzoo.report.plots import plot_confusion, plot_precision_recall
 from convzoo.report.tables import write_csv
-from convzoo.types import Confusion, MetricReport, Pictures, WorstPicture
+from convzoo.types import Confusion, ExplainedPicture, MetricReport, Pictures, WorstPicture
 
-COLUMNS, DETECTION_COLUMNS, DETECTION_PX = 5, 4, 360
+COLUMNS, EXPLAINED_COLUMNS, DETECTION_COLUMNS, DETECTION_PX = 5, 6, 4, 360
 
 
 def write_report(folder: Path, report: MetricReport, dataset: Pictures) -> None:
@@ -54,3 +55,23 @@ def _write_worst(path: Path, worst: list[WorstPicture], dataset: Pictures) -> No
     else:
         sheet = contact_sheet(images, captions, [WRONG] * len(images), columns=COLUMNS)
     save_png(sheet, path)
+
+
+def save_explained_worst(path: Path, explained: Sequence[ExplainedPicture]) -> None:
+    """Write the worst pictures under what speaks for their mistakes: of a classifier the answer beside the truth."""
+    detections = [one for one in explained if one.picture.boxes is not None]
+    if not detections:
+        captions = [_explained_caption(one) for one in explained]
+        colours = [RIGHT if one.is_true else WRONG for one in explained]
+        save_png(contact_sheet([one.pixels for one in explained], captions, colours, EXPLAINED_COLUMNS), path)
+        return
+    drawn = [compared(one.pixels, **vars(one.picture.boxes), fit_px=DETECTION_PX, legend=False) for one in detections]
+    captions = [_explained_caption(one) for one in detections]
+    save_png(detection_sheet(drawn, captions, DETECTION_COLUMNS, DETECTION_PX, legend=True), path)
+
+
+def _explained_caption(one: ExplainedPicture) -> tuple[str, str]:
+    """Return what the heat speaks for, and what the picture is called elsewhere."""
+    if one.picture.boxes is None:
+        return f"{'is' if one.is_true else 'says'} {one.class_name}", one.picture.caption[1]
+    return f"{'missed' if one.is_true else 'false'}: {one.class_name}", one.picture.caption[1]

@@ -118,7 +118,7 @@ class ClassifyMetric:
         return MetricReport(
             {"per_class": self.per_class(), "worst": worst},
             Confusion(self.confusion, self.class_names),
-            [WorstPicture(row["id"], _caption(row)) for row in worst],
+            [WorstPicture(row["id"], _caption(row), classes=(row["predicted"], row["truth"])) for row in worst],
         )
 
     def worst_rows(self) -> list[JsonObject]:

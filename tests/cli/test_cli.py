@@ -19,7 +19,7 @@ from helpers import one_line
 OPTIONS = {
     "train": "--accumulate --cache --compile --data --device --download --fresh --help --log-every-steps "
     "--on-bad-sample --out --profile --resume --save-every-steps --val-data --weights --workers",
-    "eval": "--batch-size --cfg --coco-eval --data --device --download --help --json --on-bad-sample --out "
+    "eval": "--batch-size --cfg --coco-eval --data --device --download --explain --help --json --on-bad-sample --out "
     "--precision --provider --raw-outputs --workers",
     "export": "--batch --calibration --data --dynamic-size --format --help --json --max-drop --out --precision "
     "--preprocessing --size --soc-version --stage --tolerance",

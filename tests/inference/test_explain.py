@@ -8,11 +8,11 @@ from torch import nn
 
 from convzoo.data.transforms.boxes import letterbox
 from convzoo.data.transforms.image import center_crop
-from convzoo.inference.explain import MIN_CELLS, _in_picture, explain, layer_cam
+from convzoo.inference.explain import MIN_CELLS, _in_picture, explain, explain_worst, layer_cam
 from convzoo.inference.torch_model import open_model
 from convzoo.report.draw import heated
 from convzoo.tasks.classify import Classify
-from convzoo.types import Sample
+from convzoo.types import ComparedBoxes, Sample, WorstPicture
 from helpers import one_line
 from networks import SMALL_YOLO, noise, write_model
 
@@ -92,3 +92,59 @@ def test_nothing_hot_leaves_the_picture_as_it_is():
     image = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     assert np.array_equal(np.asarray(heated(image, np.zeros((5, 5)))), image)
     assert np.abs(np.asarray(heated(image, np.ones((5, 5)))).astype(float) - image).mean() > 30
+
+
+class Noise:
+    """A data set of the same random picture."""
+
+    image = noise(1, 64, 64)[0]
+
+    def __init__(self):
+        self.class_names = ["noise"]
+
+    def __len__(self):
+        return 3
+
+    def load(self, index):
+        return Sample(self.image, 0, index, self.path(index), (64, 64))
+
+    def path(self, index):
+        return f"{index}.png"
+
+
+def boxes(is_right: list[bool], truth_found: list[bool]) -> ComparedBoxes:
+    truth, answers = np.array([[2.0, 2, 40, 40]] * len(truth_found)), np.array([[20.0, 20, 60, 60]] * len(is_right))
+    names = [str(i) for i in range(len(is_right))]
+    return ComparedBoxes(truth, ["7"] * len(truth_found), truth_found, answers, names, [0.9] * len(names), is_right)
+
+
+def test_a_detectors_worst_mistake_is_its_best_false_box_or_what_it_missed(tmp_path):
+    opened = open_model(write_model(tmp_path, "yolov3-digits", SMALL_YOLO))
+    both, missed, right = boxes([True, False], [True, False]), boxes([True], [True, False]), boxes([True], [True])
+    worst = [WorstPicture(i, ("", ""), compared) for i, compared in enumerate([both, missed, right])]
+    explained = explain_worst(opened, worst, Noise())
+    assert [(one.picture.id, one.class_name, one.is_true) for one in explained] == [(0, "1", False), (1, "7", True)]
+    for one, label, box in ((explained[0], 1, (20.0, 20.0, 60.0, 60.0)), (explained[1], 7, (2.0, 2.0, 40.0, 40.0))):
+        expected = heated(Noise.image.permute(1, 2, 0).numpy(), explain(opened, Noise.image, label, box))
+        assert np.array_equal(one.pixels, np.asarray(expected))
+
+
+def test_eval_explains_the_worst_pictures(run, digits_run, tmp_path):
+    last = digits_run / "checkpoints/last.safetensors"
+    assert run("eval", last, "--out", tmp_path / "report", "--explain")[0] == 0
+    rows = (tmp_path / "report/worst.csv").read_text().splitlines()[1:]
+    with Image.open(tmp_path / "report/explained.png") as sheet, Image.open(tmp_path / "report/worst.png") as worst:
+        columns, lines = min(6, 2 * len(rows)), -(-2 * len(rows) // 6)
+        assert rows and sheet.width == 12 + 162 * columns and sheet.height == 12 + 204 * lines
+        first = np.asarray(sheet)[12:162, 12:162].astype(int)
+        plain = np.asarray(worst)[12:162, 12:162].astype(int)
+    assert np.abs(first - plain).mean() > 5  # the same picture, under its heat
+
+
+def test_what_cannot_be_explained_is_refused_before_it_is_measured(run, digits_run, tmp_path):
+    last = digits_run / "checkpoints/last.safetensors"
+    code, out, err = run("eval", last, "--explain")
+    assert code == 2 and not out and "--out" in one_line(err)
+    assert run("export", last, "--format", "onnx", "--out", tmp_path / "digits.onnx")[0] == 0
+    code, out, err = run("eval", tmp_path / "digits.onnx", "--out", tmp_path / "report", "--explain")
+    assert code == 2 and not out and "no gradients" in one_line(err) and not (tmp_path / "report").exists()
