@@ -30,6 +30,9 @@ quickstart: $(CORE)
 	@echo "          $(RUN)/eval-last/                confusion matrix, per-class table, worst images"
 	@echo "          $(RUN)/annotated/overview.png    the predictions just made"
 	@echo "          $(RUN)-detect/...                the same of a detector; its predictions in annotated/overview.png"
+	@echo "And in a browser, curves, confusions, pictures and what speaks for the answers:"
+	@echo "          $(RUN)-detect/report.html"
+	@echo "          $(RUN)/report.html"
 
 test: $(ALL)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=20

@@ -235,7 +235,7 @@ class MetricReport:
         tables: rows by the table's name; one without rows is not shown.
         worst: the pictures with the worst mistakes, worst first.
         curves: recall and precision, [N] in 0..1 each, by class; None where there is no such thing.
-        documents: JSON values by name; texts: lines by name.
+        documents: JSON values by name; texts: lines by name; records: JSON values by name, one a line each.
     """
 
     tables: dict[str, list[JsonObject]]
@@ -244,6 +244,7 @@ class MetricReport:
     curves: dict[str, tuple[np.ndarray, np.ndarray]] | None = None
     documents: JsonObject = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
+    records: dict[str, list[JsonObject]] = field(default_factory=dict)
 
 
 class Pictures(Protocol):

@@ -15,6 +15,7 @@ from convzoo.cli.info import doctor, list_
 from convzoo.cli.own import data_app
 from convzoo.cli.predict import predict
 from convzoo.cli.quantize import quantize
+from convzoo.cli.report import report
 from convzoo.cli.serve import serve
 from convzoo.cli.train import train
 from convzoo.environment import keep_memory
@@ -46,6 +47,7 @@ app.command()(export)
 app.command()(quantize)
 app.command()(bench)
 app.command()(serve)
+app.command()(report)
 app.command()(convert)
 app.command(name="list")(list_)
 app.command()(doctor)

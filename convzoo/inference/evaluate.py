@@ -13,6 +13,7 @@ from convzoo.build import build_dataset
 from convzoo.data.loader import OnBadSample, Transformed, build_loader, checked, default_workers, label_map
 from convzoo.data.sampler import EvalBatches
 from convzoo.errors import DataError, UsageError
+from convzoo.inference.bootstrap import intervals
 from convzoo.inference.explain import explain_worst
 from convzoo.inference.loaded import LoadedModel
 from convzoo.logs import progress
@@ -49,7 +50,8 @@ class Evaluation:
             UsageError: a model that cannot be explained.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        measured = {**self.result, "unreadable": self.unreadable, "seconds": round(self.seconds, 2)}
+        measured = {**self.result, "intervals": intervals(self.metric)}
+        measured |= {"unreadable": self.unreadable, "seconds": round(self.seconds, 2)}
         (folder / "metrics.json").write_text(json.dumps(measured, indent=2) + "\n", encoding="utf-8")
         report = self.metric.report(dataset)
         write_report(folder, report, dataset)

@@ -4,9 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from convzoo.report.draw import RIGHT, WRONG, contact_sheet, save_png
 from convzoo.report.draw_boxes import compared, detection_sheet
-from convzoo.report.plots import plot_confusion, plot_precision_recall
+from convzoo.report.plots import RECALLS, plot_confusion, plot_precision_recall
 from convzoo.report.tables import write_csv
 from convzoo.types import Confusion, ExplainedPicture, MetricReport, Pictures, WorstPicture
 
@@ -14,7 +16,7 @@ COLUMNS, EXPLAINED_COLUMNS, DETECTION_COLUMNS, DETECTION_PX = 5, 6, 4, 360
 
 
 def write_report(folder: Path, report: MetricReport, dataset: Pictures) -> None:
-    """Write NAME.csv, NAME.json and NAME.txt of what has a name, and confusion, precision_recall and worst as pictures.
+    """Write what has a name as NAME.csv, .json, .jsonl and .txt; confusion, precision_recall and worst as pictures too.
 
     Args:
         dataset: what was evaluated; its pictures are loaded by their ids.
@@ -23,11 +25,14 @@ def write_report(folder: Path, report: MetricReport, dataset: Pictures) -> None:
         (folder / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
     for name, text in report.texts.items():
         (folder / f"{name}.txt").write_text(f"{text}\n", encoding="utf-8")
+    for name, records in report.records.items():
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     for name, rows in report.tables.items():
         write_csv(folder / f"{name}.csv", rows)
     _write_confusion(folder, report.confusion)
     if report.curves is not None:
-        plot_precision_recall(report.curves, folder / "precision_recall.png", "Precision and recall at IoU 0.5")
+        _write_curves(folder, report.curves)
     if report.worst:
         _write_worst(folder / "worst.png", report.worst, dataset)
 
@@ -40,6 +45,16 @@ def _write_confusion(folder: Path, confusion: Confusion) -> None:
     write_csv(folder / "confusion.csv", rows)
     sides = {"row_names": confusion.row_names, "column_names": confusion.column_names}
     plot_confusion(confusion.counts, confusion.names, folder / "confusion.png", **sides)
+
+
+def _write_curves(folder: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Write precision_recall.png, and as precision_recall.csv each class's precision at COCO's 101 recalls."""
+    plot_precision_recall(curves, folder / "precision_recall.png", "Precision and recall at IoU 0.5")
+    columns = {name: np.interp(RECALLS, *curve, right=0.0).round(6).tolist() for name, curve in curves.items()}
+    rows = [
+        {"class": name, **dict(zip(RECALLS.round(2).tolist(), values, strict=True))} for name, values in columns.items()
+    ]
+    write_csv(folder / "precision_recall.csv", rows)
 
 
 def _write_worst(path: Path, worst: list[WorstPicture], dataset: Pictures) -> None:

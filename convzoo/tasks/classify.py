@@ -22,9 +22,9 @@ TOP_K = 5
 WORST_KEPT = 25
 
 
-@dataclass(frozen=True, order=True)
-class WrongImage:
-    """A picture whose true class got little probability; orders by that probability, then by id."""
+@dataclass(frozen=True, order=True, slots=True)
+class ClassifiedImage:
+    """What was said of one picture; orders by the probability that its true class got, then by id."""
 
     true_score: float
     id: int
@@ -35,18 +35,16 @@ class WrongImage:
 
 
 class ClassifyMetric:
-    """Exact integer counts: a confusion matrix, top-5 hits and the worst pictures."""
+    """Exact integer counts, a confusion matrix and top-5 hits, and what was said of each picture."""
 
     def __init__(self, class_names: list[str]):
         self.class_names = class_names
         self.confusion = np.zeros((len(class_names), len(class_names)), dtype=np.int64)  # [truth, predicted]
         self.top5_hits = 0
-        self.right: dict[int, bool] = {}  # by picture
-        self.worst: list[WrongImage] = []
+        self.pictures: dict[int, ClassifiedImage] = {}
 
     def update(self, predictions: list[Prediction], batch: Batch) -> None:
         """Count predictions whose labels hold the best five classes, or all of fewer."""
-        wrong = []
         for prediction, truth, path, valid in zip(
             predictions, batch.targets.tolist(), batch.paths, batch.valid.tolist(), strict=True
         ):
@@ -54,13 +52,12 @@ class ClassifyMetric:
                 continue
             predicted = int(prediction.labels[0])
             self.confusion[truth, predicted] += 1
-            self.right[prediction.id] = predicted == truth
             place = np.flatnonzero(prediction.labels == truth)
             self.top5_hits += bool(len(place))
-            if predicted != truth:
-                true_score = float(prediction.scores[place[0]]) if len(place) else 0.0
-                wrong.append(WrongImage(true_score, prediction.id, path, truth, predicted, float(prediction.scores[0])))
-        self.worst = heapq.nsmallest(WORST_KEPT, self.worst + wrong)
+            true_score = float(prediction.scores[place[0]]) if len(place) else 0.0
+            self.pictures[prediction.id] = ClassifiedImage(
+                true_score, prediction.id, path, truth, predicted, float(prediction.scores[0])
+            )
 
     def merge(self, others: list["ClassifyMetric"]) -> "ClassifyMetric":
         """Return the sum of several ranks' counts."""
@@ -68,9 +65,14 @@ class ClassifyMetric:
         for other in others:
             total.confusion += other.confusion
             total.top5_hits += other.top5_hits
-            total.right |= other.right
-        total.worst = heapq.nsmallest(WORST_KEPT, [image for other in others for image in other.worst])
+            total.pictures |= other.pictures
         return total
+
+    @property
+    def worst(self) -> list[ClassifiedImage]:
+        """The wrong pictures whose true class got least, worst first."""
+        wrong = (picture for picture in self.pictures.values() if picture.predicted != picture.truth)
+        return heapq.nsmallest(WORST_KEPT, wrong)
 
     def result(self) -> JsonObject:
         """Return top1 and, where there are more than five classes, top5 as fractions, and the number of images."""
@@ -82,7 +84,8 @@ class ClassifyMetric:
 
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return top1 [R] with each picture as often as weights [R, N] say, by id."""
-        return {"top1": weights @ [self.right[i] for i in sorted(self.right)] / weights.sum(1)}
+        right = [picture.predicted == picture.truth for _, picture in sorted(self.pictures.items())]
+        return {"top1": weights @ right / weights.sum(1)}
 
     def text(self) -> str:
         """Return what there is to print besides the summary: nothing."""
@@ -113,12 +116,13 @@ class ClassifyMetric:
         return rows
 
     def report(self, dataset: Pictures) -> MetricReport:
-        """Return the tables per_class and worst, the confusions and the worst pictures."""
+        """Return the tables per_class and worst, the confusions, the worst pictures and what was said of each."""
         worst = self.worst_rows()
         return MetricReport(
             {"per_class": self.per_class(), "worst": worst},
             Confusion(self.confusion, self.class_names),
             [WorstPicture(row["id"], _caption(row), classes=(row["predicted"], row["truth"])) for row in worst],
+            records={"pictures": [asdict(picture) for _, picture in sorted(self.pictures.items())]},
         )
 
     def worst_rows(self) -> list[JsonObject]:

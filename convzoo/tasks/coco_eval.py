@@ -190,11 +190,12 @@ def weighted_ap(matches: Sequence[ClassMatches], weights: np.ndarray) -> np.ndar
 def _weighted_class_ap(class_: ClassMatches, weights: np.ndarray) -> np.ndarray:
     """Return AP [R, T] of one class."""
     objects, counts = (weights @ class_.objects)[:, None], weights[:, class_.picture]  # [R, 1], [R, D]
-    columns = []
+    columns, seen = [], counts.cumsum(1)
     for right, counted in zip(class_.right, class_.counted, strict=True):
         places = np.flatnonzero(right)  # elsewhere recall stays, and precision is less than at the place before
         hits = counts[:, places].cumsum(1)
-        precision = hits / (np.where(counted, counts, 0).cumsum(1)[:, places] + np.spacing(1))
+        all_seen = seen if counted.all() else np.where(counted, counts, 0).cumsum(1)
+        precision = hits / (all_seen[:, places] + np.spacing(1))
         precision = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
         reached = np.searchsorted(RECALLS, hits / np.maximum(objects, 1), side="right")  # thresholds of recall
         columns.append((precision * np.diff(reached, prepend=0, axis=1)).sum(1) / len(RECALLS))

@@ -7,7 +7,16 @@ import torch
 
 from convzoo.boxes import box_area, pairwise_iou
 from convzoo.plain import JsonObject
-from convzoo.tasks.coco_eval import AT_50, Scored, class_matches, detections_json, score, truth_json, weighted_ap
+from convzoo.tasks.coco_eval import (
+    AT_50,
+    ClassMatches,
+    Scored,
+    class_matches,
+    detections_json,
+    score,
+    truth_json,
+    weighted_ap,
+)
 from convzoo.types import (
     Batch,
     BoxedDataset,
@@ -46,6 +55,15 @@ class Matched(NamedTuple):
     in_crowd: np.ndarray
 
 
+class Shown(NamedTuple):
+    """The part of a picture's detections that is shown, and which truth each found; the truths that were detected."""
+
+    prediction: Prediction
+    matched: Matched
+    is_found: np.ndarray
+    is_right: np.ndarray
+
+
 class DetectMetric:
     """All detections and all truths, exactly; `evaluator`, one of coco_eval.EVALUATORS, measures at the end."""
 
@@ -55,6 +73,8 @@ class DetectMetric:
         self.class_names = class_names
         self.pictures: dict[int, Pictured] = {}
         self._scored: Scored | None = None
+        self._matches: list[ClassMatches] | None = None
+        self._shown: dict[int, Shown] = {}
 
     def update(self, predictions: list[Prediction], batch: Batch) -> None:
         """Take detections in original pixels and the batch's truths."""
@@ -64,7 +84,7 @@ class DetectMetric:
         ):
             if valid:
                 self.pictures[prediction.id] = Pictured(path, (height, width), truth, prediction)
-        self._scored = None
+        self._scored, self._matches, self._shown = None, None, {}
 
     def merge(self, others: list["DetectMetric"]) -> "DetectMetric":
         """Return the sum of several ranks' pictures."""
@@ -79,6 +99,12 @@ class DetectMetric:
             self._scored = score(*self._numbered(), self.evaluator)
         return self._scored
 
+    def shown(self) -> dict[int, Shown]:
+        """Return of each picture the detections with at least SHOWN_SCORE, and what each is on."""
+        if not self._shown:
+            self._shown = {i: _shown(picture) for i, picture in sorted(self.pictures.items())}
+        return self._shown
+
     def _numbered(self) -> tuple[JsonObject, list[JsonObject]]:
         """Return truth and detections in COCO's form, classes numbered from 1."""
         ids, categories = sorted(self.pictures), dict(enumerate(self.class_names, 1))
@@ -90,7 +116,9 @@ class DetectMetric:
 
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
         """Return AP and AP50 [R] with each picture as often as weights [R, N] say, by id; NaN without objects."""
-        ap = weighted_ap(class_matches(*self._numbered()), weights)
+        if self._matches is None:
+            self._matches = class_matches(*self._numbered())
+        ap = weighted_ap(self._matches, weights)
         return {"AP": ap.mean(1), "AP50": ap[:, AT_50]}
 
     def text(self) -> str:
@@ -113,6 +141,7 @@ class DetectMetric:
             },
             {"detections": detections, "truth": truth},
             {"coco": self.text()},
+            {"pictures": [self._record(i) for i in self.shown()]},
         )
 
     def _in_ids_of(self, dataset: BoxedDataset) -> tuple[JsonObject, list[JsonObject]]:
@@ -145,15 +174,43 @@ class DetectMetric:
         """Return counts [K + 1, K + 1] of truth and prediction; last row: false detections, last column: misses."""
         nothing = len(self.class_names)
         counts = np.zeros((nothing + 1, nothing + 1), dtype=np.int64)
-        for picture in self.pictures.values():
-            shown = shown_part(picture.prediction)
-            matched = match(shown, picture.truth)
-            true_labels = np.append(picture.truth.labels, nothing)[matched.truth_of]
-            np.add.at(counts, (true_labels[~matched.in_crowd], shown.labels[~matched.in_crowd]), 1)
-            missed = ~picture.truth.crowd
-            missed[matched.truth_of[matched.truth_of >= 0]] = False
-            counts[:-1, nothing] += np.bincount(picture.truth.labels[missed], minlength=nothing)
+        for i, (prediction, matched, _, _) in self.shown().items():
+            truth = self.pictures[i].truth
+            true_labels = np.append(truth.labels, nothing)[matched.truth_of]
+            np.add.at(counts, (true_labels[~matched.in_crowd], prediction.labels[~matched.in_crowd]), 1)
+            counts[:-1, nothing] += np.bincount(truth.labels[_missed(truth, matched)], minlength=nothing)
         return counts
+
+    def _record(self, i: int) -> JsonObject:
+        """Return what was shown of a picture as plain values; boxes [4] xyxy in its pixels, classes as indices.
+
+        A true box is `missed` where nothing lies on it; a detection is `on` the class that it lies on, or on None.
+        """
+        picture, (prediction, matched, is_found, is_right) = self.pictures[i], self.shown()[i]
+        missed, on = _missed(picture.truth, matched), np.append(picture.truth.labels, -1)[matched.truth_of]
+        truth = [
+            {"box": _rounded(box), "class": int(label), "found": bool(found), "missed": bool(lost)}
+            for box, label, found, lost, crowd in zip(
+                picture.truth.xyxy, picture.truth.labels, is_found, missed, picture.truth.crowd, strict=True
+            )
+            if not crowd
+        ]
+        detections = [
+            {"box": _rounded(box), "class": int(label), "score": round(float(score), 4), "right": bool(right)}
+            | {"on": int(other) if other >= 0 else None}
+            for box, label, score, right, other, in_crowd in zip(
+                np.asarray(prediction.boxes_xyxy),
+                prediction.labels,
+                prediction.scores,
+                is_right,
+                on,
+                matched.in_crowd,
+                strict=True,
+            )
+            if not in_crowd
+        ]
+        height, width = picture.original_hw
+        return {"id": i, "path": picture.path, "size": [width, height], "truth": truth, "detections": detections}
 
     def _as_json(
         self,
@@ -179,19 +236,16 @@ class DetectMetric:
     def _worst_rows(self) -> list[JsonObject]:
         """Return the pictures with the most missed objects and false detections, worst first."""
         rows = []
-        for i, picture in sorted(self.pictures.items()):
-            shown = shown_part(picture.prediction)
-            is_found, right = outcome(shown, picture.truth)
-            in_crowd = match(shown, picture.truth).in_crowd
-            missed, false = int((~is_found & ~picture.truth.crowd).sum()), int((~right & ~in_crowd).sum())
+        for i, (_, matched, is_found, right) in self.shown().items():
+            picture = self.pictures[i]
+            missed, false = int((~is_found & ~picture.truth.crowd).sum()), int((~right & ~matched.in_crowd).sum())
             rows.append({"id": i, "path": picture.path, "missed": missed, "false": false, "right": int(right.sum())})
         wrong = [row for row in rows if row["missed"] + row["false"]]
         return sorted(wrong, key=lambda row: -row["missed"] - row["false"])[:WORST_KEPT]
 
     def _worst_picture(self, row: JsonObject) -> WorstPicture:
         picture = self.pictures[row["id"]]
-        shown = shown_part(picture.prediction)
-        is_found, right = outcome(shown, picture.truth)
+        shown, _, is_found, right = self.shown()[row["id"]]
         learned = ~picture.truth.crowd
         truth = picture.truth.take(learned)
         boxes = ComparedBoxes(
@@ -205,6 +259,23 @@ class DetectMetric:
         )
         caption = f"{row['missed']} missed, {row['false']} false", row["path"].rpartition("/")[2]
         return WorstPicture(row["id"], caption, boxes)
+
+
+def _shown(picture: Pictured) -> Shown:
+    prediction = shown_part(picture.prediction)
+    matched = match(prediction, picture.truth)
+    return Shown(prediction, matched, *_outcome(prediction, picture.truth, matched))
+
+
+def _missed(truth: Boxes, matched: Matched) -> np.ndarray:
+    """Return which true boxes [M] no detection lies on, of whatever class."""
+    missed = ~truth.crowd
+    missed[matched.truth_of[matched.truth_of >= 0]] = False
+    return missed
+
+
+def _rounded(box: np.ndarray) -> list[float]:
+    return [round(float(side), 1) for side in box]
 
 
 def shown_part(prediction: Prediction) -> Prediction:
@@ -241,7 +312,11 @@ def match(prediction: Prediction, truth: Boxes) -> Matched:
 
 def outcome(prediction: Prediction, truth: Boxes) -> tuple[np.ndarray, np.ndarray]:
     """Return which true boxes [M] were found with their class, and which detections [N] are right."""
-    truth_of = match(prediction, truth).truth_of
+    return _outcome(prediction, truth, match(prediction, truth))
+
+
+def _outcome(prediction: Prediction, truth: Boxes, matched: Matched) -> tuple[np.ndarray, np.ndarray]:
+    truth_of = matched.truth_of
     right = (truth_of >= 0) & (np.append(truth.labels, -1)[truth_of] == prediction.labels)
     is_found = np.zeros(len(truth), dtype=bool)
     is_found[truth_of[right]] = True

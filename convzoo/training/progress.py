@@ -18,6 +18,7 @@ from convzoo.report.plots import plot_curves
 from convzoo.report.run_readme import write_card
 from convzoo.report.tables import summary
 from convzoo.training.run_folder import RunFolder
+from convzoo.training.run_report import RunReport
 from convzoo.training.setup import TrainState
 
 LOG_EVERY_S = 20.0
@@ -33,6 +34,7 @@ class ProgressLogger:
         self.bar = logs.bar(state.total_steps if self.is_main else 0, state.progress.step, state.recipe.name)
         self.restart()
         self.drawn = -math.inf
+        self.page = RunReport(run.path)
 
     def restart(self) -> None:
         """Measure speed from now on."""
@@ -108,7 +110,7 @@ class ProgressLogger:
             )
 
     def report(self, evaluation: Evaluation | None = None, finished: bool = False, draw: bool = True) -> None:
-        """Bring results.csv, the curves and README.md up to date.
+        """Bring results.csv, the curves, README.md and report.html up to date.
 
         Args:
             evaluation: the final one of a finished run that evaluates.
@@ -136,6 +138,7 @@ class ProgressLogger:
         }
         with written_whole(run.path / "README.md") as temporary:
             write_card(temporary, state.recipe.name, facts, evaluation.result if evaluation else {}, rows)
+        self.page.update(finished, state.val_data.dataset if state.val_data else None)
 
 
 @contextlib.contextmanager

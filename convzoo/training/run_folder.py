@@ -7,6 +7,7 @@ rank 0 writes, but for the other ranks' logs.
 import contextlib
 import csv
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
@@ -20,6 +21,37 @@ from convzoo.plain import JsonObject
 from convzoo.training.checkpoints import RunCheckpoints
 from convzoo.training.lock import RunLock
 from convzoo.version import __version__
+
+
+class MetricRows:
+    """The whole rows of a metrics.jsonl that somebody else writes, or this process does: each time what is new is read.
+
+    A file that was replaced, as a continued run does, is read from its start again.
+    """
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._identity, self._offset = 0, 0
+        self._rows: list[JsonObject] = []
+
+    def read(self) -> list[JsonObject]:
+        """Return all rows there are, the same list each time; a line that is not whole yet is left for later."""
+        try:
+            with open(self._path, "rb") as file:
+                facts = os.fstat(file.fileno())
+                if facts.st_ino != self._identity or facts.st_size < self._offset:
+                    self._identity, self._offset = facts.st_ino, 0
+                    self._rows.clear()
+                file.seek(self._offset)
+                news = file.read()
+        except FileNotFoundError:
+            return self._rows
+        whole = news[: news.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        for line in whole.splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # cut by a crash, then gone on after
+                self._rows.append(json.loads(line))
+        return self._rows
 
 
 class RunFolder:

@@ -251,6 +251,7 @@ def test_what_a_run_leaves(digits_run):
     names = {path.name for path in digits_run.iterdir()}
     assert {
         "README.md",
+        "report.html",
         "recipe.yaml",
         "command.txt",
         "env.json",
