@@ -33,10 +33,9 @@ class Number:
 
 @dataclass(frozen=True)
 class Cell:
-    """Pictures of one true class that were taken for one class: `share` of all of that true class."""
+    """Pictures of one true class that were taken for one class, as the title says; `share` of all of the true one."""
 
-    truth: str
-    predicted: str
+    title: str
     count: int
     share: float
     is_right: bool

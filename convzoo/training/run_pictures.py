@@ -26,6 +26,7 @@ SHOWN, EXPLAINED, IN_CELL, IN_FREQUENT = 12, 6, 6, 3
 CLASS_PX, BOXES_PX, HEAT_PX = 160, 420, 200  # longer sides
 LARGEST_MATRIX = 30  # classes; more have no room for a cell each
 FREQUENT = 24
+NOTHING, MISSED = "nothing (false)", "missed"  # the last row and column of a detector's confusions
 HARDEST = 3  # classes whose curves are drawn beside the mean
 AGAIN = "Evaluate the run's last checkpoint again to have this; an earlier version did not write it."
 
@@ -59,7 +60,7 @@ class EvaluatedPictures:
             chosen = np.random.RandomState(0).permutation(len(self.records))[:SHOWN]
             view.worst, view.random = worst, [self._picture(self.records[i]) for i in sorted(chosen)]
             if self._load is not None:
-                self._explain(view)
+                self._explain(view, self._load)
         view.confusion = self._confusions()
 
     def _wrong(self) -> list[JsonObject]:
@@ -121,7 +122,7 @@ class EvaluatedPictures:
         counts = np.array([[int(value) for value in row[1:]] for row in rows])
         row_names, column_names = [row[0] for row in rows], header[1:]
         if self.boxed:
-            row_names[-1], column_names[-1] = "nothing (false)", "missed"
+            row_names[-1], column_names[-1] = NOTHING, MISSED
         by_cell = self._by_cell()
         shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
 
@@ -129,7 +130,8 @@ class EvaluatedPictures:
             records = sorted(by_cell[row, column], key=lambda r: (self._sureness(r, row == column), r["id"]))
             count, share = int(counts[row, column]), float(shares[row, column])
             pictures = [self._picture(record) for record in records[:most]]
-            return Cell(row_names[row], column_names[column], count, share, row == column, pictures)
+            title = _cell_title(row_names[row], column_names[column]) if row != column else f"{row_names[row]}, right"
+            return Cell(title, count, share, row == column, pictures)
 
         if len(counts) <= LARGEST_MATRIX:
             sides = [range(side) for side in counts.shape]
@@ -215,7 +217,7 @@ class EvaluatedPictures:
 
     # --- explanations
 
-    def _explain(self, view: RunView) -> None:
+    def _explain(self, view: RunView, load: Callable[[int], np.ndarray]) -> None:
         """Add what speaks for the answers, of the worst pictures first."""
         path = self.run / "checkpoints/last.safetensors"
         try:
@@ -227,8 +229,7 @@ class EvaluatedPictures:
         others = [record for record in self.records if record not in worst]
         drawn_lots = np.random.RandomState(1).permutation(len(others))[: EXPLAINED - len(worst)]
         for record in worst + [others[i] for i in drawn_lots]:
-            assert self._load is not None
-            pixels = self._load(record["id"])
+            pixels = load(record["id"])
             image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
             heats = []
             for why, label, box in self._reasons(record):
@@ -255,6 +256,12 @@ def _mistakes(record: JsonObject) -> tuple[int, int]:
     """Return how many objects a picture misses, and how many detections are false."""
     missed = sum(not box["found"] for box in record["truth"])
     return missed, sum(not box["right"] for box in record["detections"])
+
+
+def _cell_title(truth: str, predicted: str) -> str:
+    if truth == NOTHING:
+        return f"{predicted} where there is none"
+    return f"{truth} {MISSED}" if predicted == MISSED else f"{truth} taken for {predicted}"
 
 
 def _size_of(image: np.ndarray) -> tuple[int, int]:

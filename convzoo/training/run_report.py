@@ -25,7 +25,7 @@ from convzoo.training.continuation import list_sha256
 from convzoo.training.run_deployment import deployment
 from convzoo.training.run_folder import MetricRows
 from convzoo.training.run_pictures import EvaluatedPictures
-from convzoo.types import Pictures
+from convzoo.types import Dataset, Pictures
 
 PICTURES_BYTES = 3_400_000  # of all pictures of a page, which is to stay below 5 MB
 MOST_SHARE = 0.02  # of a run's time that its page may take
@@ -153,19 +153,21 @@ class RunFiles:
         try:
             if dataset is None and data is None and place is not None and url_of(place):
                 raise UsageError(f"{root} is behind a URL, which is not asked unless it is named")
-            if dataset is None:
-                alone = "val_root" in account
-                dataset = build_dataset(recipe, place, "val", alone)
-            expected = account.get("val_list_sha256")
-            if expected not in (None, list_sha256(dataset)):
-                raise UsageError(f"{place}: not the pictures that were evaluated; their list or labels differ")
-            dataset.load(0)
+            pictures = self._opened(recipe, account, place) if dataset is None else dataset
+            pictures.load(0)
         except (ConvzooError, OSError) as error:
             reason = exit_code_and_message(error)[1]
             view.missing["pictures"] = f"The pictures are not here: {reason}."
             view.missing["explained"], view.pictures_gone = view.missing["pictures"], True
             return None
-        return lambda i: dataset.load(i).image.permute(1, 2, 0).numpy()
+        return lambda i: pictures.load(i).image.permute(1, 2, 0).numpy()
+
+    def _opened(self, recipe: Recipe, account: JsonObject, place: Path | None) -> Dataset:
+        """Return the validation data, which must be what was evaluated. Raises UsageError, DataError."""
+        dataset = build_dataset(recipe, place, "val", alone="val_root" in account)
+        if account.get("val_list_sha256") not in (None, list_sha256(dataset)):
+            raise UsageError(f"{place}: not the pictures that were evaluated; their list or labels differ")
+        return dataset
 
 
 def _json(path: Path) -> JsonObject:

@@ -86,7 +86,7 @@ def detector(name: str) -> RunView:
     """Return a view whose every name is HTML, of a detector."""
     boxes = [Box(kind, HTML, 10 * i, 10, 30, 40) for i, kind in enumerate(("right", "false", "missed"))]
     picture = Picture(GREY, (400, 300), HTML, HTML, boxes=boxes, heats=[(HTML, GREY)])
-    cells = [[Cell(HTML, HTML, 3, share, share == 1.0, [picture]) for share in (1.0, 0.4)] for _ in range(2)]
+    cells = [[Cell(HTML, 3, share, share == 1.0, [picture]) for share in (1.0, 0.4)] for _ in range(2)]
     chart = Chart(HTML, "step", [Series(HTML, [(i, i * i) for i in range(50)], i) for i in range(8)])
     return RunView(
         name,
