@@ -142,10 +142,16 @@ def test_slower_than_float_is_refused(run, short, monkeypatch, model, tmp_path):
     assert code == 4 and "slower than float (float32" in one_line(err) and not list(tmp_path.iterdir())
 
 
-def test_bfloat16_counts_as_float():
-    way = schemes.QuantizationScheme("nncf")
-    assert comparison.Candidate(way, {"float32": 4.0, "bfloat16": 1.0, "int8": 2.0}).speedup == 0.5
-    assert comparison.Candidate(way, {"float32": 4.0, "int8": 2.0}).speedup == 2
+def test_bfloat16_that_is_faster_still_is_a_note_and_no_reason_to_refuse(run, model, tmp_path, monkeypatch):
+    seconds = {"float32": 4e-3, "bfloat16": 1e-3, "int8": 2e-3}
+    monkeypatch.setattr(comparison, "measure_speed", lambda *files: seconds)
+    calibrated = ["--calibration-images", 8, "--max-drop", 100]
+    code, out, err = run("quantize", model, "--format", "openvino", "--out", tmp_path / "x.xml", *calibrated)
+    assert code == 0, err
+    assert ": 2.00 times float32" in out and "the float file in bfloat16 is faster here" in out
+    seconds["bfloat16"] = 3e-3
+    code, out, _ = run("quantize", model, "--format", "openvino", "--out", tmp_path / "y.xml", *calibrated)
+    assert code == 0 and "note" not in out
 
 
 def test_variants_take_turns():
