@@ -16,7 +16,7 @@ import torch
 from convzoo.boxes import ltwh_to_xyxy
 from convzoo.models import yolov3
 from convzoo.tasks.heads import decode_heads
-from convzoo.tasks.postprocess import postprocess
+from convzoo.tasks.postprocess import Detections, postprocess
 from convzoo.tasks.yolo import assign_targets, ignore_masks, yolo_loss
 
 HEADS = yolov3.heads()
@@ -27,10 +27,10 @@ def random_heads(images: int, generator: torch.Generator) -> list[torch.Tensor]:
     return [torch.randn(images, 255, 416 // s, 416 // s, generator=generator) for s in yolov3.STRIDES]
 
 
-def detector(threshold: float, candidates: int, **options) -> tuple[Callable[[], object], int, int]:
+def detector(threshold: float, candidates: int, **options) -> tuple[Callable[[], list[Detections]], int, int]:
     """Return what decodes and suppresses, the candidates over the threshold and the detections."""
     heads = random_heads(1, torch.Generator().manual_seed(0))
-    low, high = -20.0, 20.0
+    low, high, maps, count = -20.0, 20.0, heads, 0
     for _ in range(30):
         shift = (low + high) / 2
         shifted = [head.unflatten(1, (3, 85)).clone() for head in heads]
@@ -40,7 +40,7 @@ def detector(threshold: float, candidates: int, **options) -> tuple[Callable[[],
         count = int((decode_heads(maps, HEADS)[1].amax(2) > threshold).sum())
         low, high = (shift, high) if count < candidates else (low, shift)
 
-    def run() -> object:
+    def run() -> list[Detections]:
         with torch.no_grad():
             decoded = decode_heads(maps, HEADS)
         return postprocess(*decoded, PLACEMENT, ORIGINAL_HW, score_threshold=threshold, iou_threshold=0.45, **options)

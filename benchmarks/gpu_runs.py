@@ -92,11 +92,12 @@ def main() -> None:
     arguments = parser.parse_args()
     lines = []
     for name in RUNS:
-        if data_of(name, arguments) is None:
+        data = data_of(name, arguments)
+        if data is None:
             continue
         seconds = train(name, arguments.out / name, arguments)
         print(f"{name}: {seconds:.0f} s", flush=True)
-        lines.append(measure(name, arguments.out / name, data_of(name, arguments)))
+        lines.append(measure(name, arguments.out / name, data))
     print(
         "| recipe | epochs | measure | images | img/s | device | commit |\n| --- | --- | --- | --- | --- | --- | --- |"
     )

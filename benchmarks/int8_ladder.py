@@ -31,7 +31,7 @@ from convzoo.deploy.quantize.schemes import QuantizationScheme
 from convzoo.deploy.timing import alternate
 from convzoo.inference import torch_model
 from convzoo.inference.evaluate import evaluate
-from convzoo.types import Batch, Key, Prediction
+from convzoo.types import Batch, Key, Prediction, Sample
 
 ROUNDS, SECONDS = 5, 1.0
 
@@ -48,7 +48,7 @@ class Way(NamedTuple):
 
 def compared(path: Path, options: QuantizeOptions, folder: Path) -> Comparison:
     opened = torch_model.open_model(path, torch.device("cpu"))
-    before = open_exported(export.export(path, export.ExportOptions("openvino", out=folder, data=options.data)).path)
+    before = open_exported(export.export(opened, export.ExportOptions("openvino", out=folder, data=options.data)).path)
     size, most = before.info.size, options.calibration_images
     calibration = find_calibration(opened, options.data, options.calibration, most, size)
     return Comparison(before, calibration, options, folder)
@@ -70,7 +70,8 @@ def ladder(session: Comparison) -> Iterator[Way]:
 
 def accuracy_control(session: Comparison) -> Iterator[Way]:
     nncf, core = library("nncf", "INT8"), library("openvino", "INT8").Core()
-    pictures = [session.task.collate([session.seen[Key(0, i)]]) for i in range(len(session.seen))]
+    samples = [session.seen[Key(0, i)] for i in range(len(session.seen))]
+    pictures = [session.task.collate([sample]) for sample in samples if isinstance(sample, Sample)]
     for preset in ("mixed", "performance"):
         started = time.perf_counter()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):

@@ -107,9 +107,7 @@ class QuantizeResult:
             f"  batch 1     {times}: {faster}",
         ]
         if description["latency_ms"].get("bfloat16", math.inf) < description["latency_ms"]["int8"]:
-            lines.append(
-                "  note        here the float file in bfloat16 is faster (--precision bf16); INT8 is a quarter of it"
-            )
+            lines.append("  note        the float file in bfloat16 is faster here (--precision bf16); INT8 is smaller")
         return "\n".join(lines)
 
 
