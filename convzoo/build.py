@@ -9,11 +9,13 @@ import torch
 from convzoo.config import registry
 from convzoo.config.recipe import Recipe
 from convzoo.data.loader import Transformed, check_own_split
+from convzoo.data.packed import is_packed, open_packed
 from convzoo.data.transforms.boxes import IN_EVAL, IN_TRAIN
 from convzoo.data.transforms.image import Stretch
 from convzoo.data.transforms.pipeline import Pipeline
 from convzoo.errors import UsageError
 from convzoo.model_file import FileInfo
+from convzoo.storage import local_path
 from convzoo.types import Dataset, Key, Sample, Task
 
 
@@ -117,13 +119,25 @@ def cache_of(recipe: Recipe, asked: str | None = None) -> str | None:
     return cache
 
 
+def _largest_px(recipe: Recipe) -> int:
+    """Return the largest side that an operation gives pictures, 0 where all keep their sizes."""
+    operations = [*recipe.transform.train, *recipe.transform.eval]
+    sides = [np.max(keys.get("size_px", 0)) for operation in operations for keys in operation.values()]
+    return int(max([0, *sides, *recipe.transform.multi_scale_px]))
+
+
 def build_dataset(recipe: Recipe, root: Path | None, split: str, alone: bool = False) -> Dataset:
     """Build a split of the recipe's data set; `alone` where no other split is taken from the same root.
 
     Raises:
-        UsageError, DataError: as the data set's builder says, or class folders that may be either split.
+        UsageError, DataError: as the data set's builder says, or class folders that may be either split; a packed file
+            that is damaged, older than its source, or not what the recipe asks for.
     """
-    dataset = bind_dataset(recipe)(root, split)
+    build = bind_dataset(recipe)
+    path = None if root is None else local_path(root, ("data",))
+    if path and is_packed(path):
+        return open_packed(path, split, recipe.data, _largest_px(recipe))
+    dataset = build(root, split)
     if not alone:
         check_own_split(dataset, split)
     return dataset

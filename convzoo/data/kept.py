@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from convzoo.data.datasets.in_memory import ArrayImages
+from convzoo.data.packed import PackedImages
 from convzoo.environment import free_bytes
 from convzoo.errors import DataError, UsageError
 from convzoo.logs import log, progress
@@ -16,6 +17,7 @@ CHUNK_BYTES = 64 << 20
 SAMPLED = 64  # pictures by which the whole is judged before anything is decoded
 SPARE = 0.8  # of the memory that is free: the step that follows needs some too
 MIB = 1 << 20
+DECODED = (ArrayImages, PackedImages)  # in memory, or in a file that the system keeps there
 Kind = TypeVar("Kind", bound=Pictures)
 
 
@@ -78,12 +80,12 @@ class KeptImages:
 
 def kept(dataset: Kind, what: str) -> Kind:
     """Return the data set with its pictures in memory, where they may be already. Raises UsageError."""
-    return dataset if isinstance(dataset, ArrayImages) else cast(Kind, KeptImages(dataset, what))
+    return dataset if isinstance(dataset, DECODED) else cast(Kind, KeptImages(dataset, what))
 
 
 def check_room(dataset: Pictures, what: str) -> None:
     """Judge by a few pictures whether all of them fit into the memory that is free here. Raises UsageError."""
-    if isinstance(dataset, ArrayImages):
+    if isinstance(dataset, DECODED):
         return
     sizes = []
     for index in np.linspace(0, len(dataset) - 1, min(SAMPLED, len(dataset))).astype(int).tolist():

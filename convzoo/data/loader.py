@@ -83,9 +83,18 @@ def default_workers(device_type: str) -> int:
 
 
 def build_loader(
-    dataset: Transformed, task: Task, batches: Iterable[list[Key]], workers: int, pin_memory: bool = False
+    dataset: Transformed,
+    task: Task,
+    batches: Iterable[list[Key]],
+    workers: int,
+    pin_memory: bool = False,
+    keep_workers: bool = False,
 ) -> DataLoader:
-    """Return a loader over given batches of keys. Raises ConvzooError where /dev/shm has no room for its processes."""
+    """Return a loader over given batches of keys; `keep_workers` for one that is gone through again and again.
+
+    Raises:
+        ConvzooError: /dev/shm has no room for its processes.
+    """
     if workers < 0:
         raise UsageError(f"{workers} workers: 0 or more", ("workers",))
     try:  # as many as the loader will need; without room it ends untidily
@@ -99,6 +108,7 @@ def build_loader(
         collate_fn=Collate(task),
         num_workers=workers,
         pin_memory=pin_memory,
+        persistent_workers=keep_workers and workers > 0,
         worker_init_fn=_quiet_worker,
         prefetch_factor=4 if workers else None,
         # Its own: the global one belongs to dropout, and must not depend on when a loader starts.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
 from convzoo import distributed
 from convzoo.build import build_dataset
@@ -59,13 +60,29 @@ class Evaluation:
             save_explained_worst(folder / "explained.png", explain_worst(explained, report.worst, dataset))
 
 
+def eval_loader(
+    dataset: Transformed,
+    task: Task,
+    batch_size: int,
+    workers: int | None,
+    device_type: str,
+    keep_workers: bool = False,
+) -> DataLoader:
+    """Return a loader over this rank's share; with keep_workers its processes stay from one evaluation to the next."""
+    world_size = distributed.world_size()
+    batches = EvalBatches(len(dataset), max(1, batch_size // world_size), distributed.rank(), world_size)
+    workers = default_workers(device_type) if workers is None else workers
+    return build_loader(dataset, task, batches, min(workers, len(batches)), keep_workers=keep_workers)
+
+
 def evaluate(
     runner: Runner,
     task: Task,
     dataset: Transformed,
     *,
-    batch_size: int,
+    batch_size: int = BATCH_CPU,
     workers: int | None = None,
+    loader: DataLoader | None = None,
     on_bad_sample: OnBadSample = "error",
     metric: Metric | None = None,
     stop: Callable[[], bool] = lambda: False,
@@ -74,19 +91,16 @@ def evaluate(
 
     Args:
         batch_size: over all ranks.
+        loader: one of `eval_loader` instead of a new one; batch_size and workers are its own.
         metric: an empty one; the task's by default.
         stop: asked after each batch; a true answer ends the loop early, and the counts say so.
     Raises:
         DataError: an unreadable picture, unless on_bad_sample is "skip", which counts them.
     """
     started = time.perf_counter()
-    batches = EvalBatches(
-        len(dataset), max(1, batch_size // distributed.world_size()), distributed.rank(), distributed.world_size()
-    )
-    workers = default_workers(torch.device(runner.device).type) if workers is None else workers
-    loader = build_loader(dataset, task, batches, min(workers, len(batches)))
+    loader = loader or eval_loader(dataset, task, batch_size, workers, torch.device(runner.device).type)
     own, unreadable = metric or task.new_metric(), []
-    for batch in progress(loader, len(batches), "evaluate"):
+    for batch in progress(loader, len(loader), "evaluate"):
         batch = checked(batch, on_bad_sample)
         unreadable += [bad.reason for bad in batch.bad]
         outputs = runner(batch.images)

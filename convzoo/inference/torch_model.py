@@ -12,7 +12,7 @@ from convzoo.build import build_task, eval_pipeline
 from convzoo.config import recipe as recipes
 from convzoo.config import registry
 from convzoo.config.recipe import Recipe
-from convzoo.data.transforms.pipeline import Pipeline, normalize
+from convzoo.data.transforms.pipeline import Pipeline, to_input
 from convzoo.errors import UsageError
 from convzoo.model_file import ModelInfo, StateDict, load_into, load_model
 from convzoo.storage import local_path
@@ -40,9 +40,8 @@ class TorchRunner:
     @torch.inference_mode()
     def __call__(self, images: np.ndarray | Tensor) -> tuple[Tensor, ...]:
         x = torch.as_tensor(images).to(self.device, non_blocking=True)
-        if x.dtype == torch.uint8:
-            x = normalize(x, self.mean, self.std)
-        x = x.contiguous(memory_format=torch.channels_last)
+        as_is = x.dtype != torch.uint8
+        x = x.contiguous(memory_format=torch.channels_last) if as_is else to_input(x, self.mean, self.std)
         was_training = self.model.training
         self.model.eval()
         device_type = torch.device(self.device).type

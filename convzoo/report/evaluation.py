@@ -10,7 +10,7 @@ from convzoo.report.draw import RIGHT, WRONG, contact_sheet, save_png
 from convzoo.report.draw_boxes import compared, detection_sheet
 from convzoo.report.plots import RECALLS, plot_confusion, plot_precision_recall
 from convzoo.report.tables import write_csv
-from convzoo.types import Confusion, ExplainedPicture, MetricReport, Pictures, WorstPicture
+from convzoo.types import Confusion, ExplainedPicture, MetricReport, Pictures, Sample, WorstPicture
 
 COLUMNS, EXPLAINED_COLUMNS, DETECTION_COLUMNS, DETECTION_PX = 5, 6, 4, 360
 
@@ -57,8 +57,17 @@ def _write_curves(folder: Path, curves: dict[str, tuple[np.ndarray, np.ndarray]]
     write_csv(folder / "precision_recall.csv", rows)
 
 
+def _as_large_as_original(sample: Sample) -> np.ndarray:
+    """Return a picture [H, W, 3] at the size that its boxes are for: a packed one is smaller."""
+    rows, columns = (
+        np.arange(side) * stored // side
+        for side, stored in zip(sample.original_hw, sample.image.shape[1:], strict=True)
+    )
+    return sample.image.permute(1, 2, 0).numpy()[rows][:, columns]
+
+
 def _write_worst(path: Path, worst: list[WorstPicture], dataset: Pictures) -> None:
-    images = [dataset.load(picture.id).image.permute(1, 2, 0).numpy() for picture in worst]
+    images = [_as_large_as_original(dataset.load(picture.id)) for picture in worst]
     captions = [picture.caption for picture in worst]
     drawn = [
         compared(image, **vars(picture.boxes), fit_px=DETECTION_PX, legend=False)

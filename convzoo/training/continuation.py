@@ -173,7 +173,9 @@ def _data_differences(earlier: JsonObject, now: JsonObject) -> list[str]:
         for split, key in (("training", "train_list_sha256"), ("validation", "val_list_sha256"))
         if key in earlier and earlier[key] != now.get(key)
     ]
-    return counts or lists
+    before, after = (account.get("packed_px") for account in (earlier, now))
+    packed = [f"pictures packed at {before} pixels, not {after} (None: from their files)"] * (before != after)
+    return counts or lists + packed
 
 
 def list_sha256(dataset: Dataset) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from convzoo import distributed, logs
 from convzoo.config.recipe import Recipe
-from convzoo.data.transforms.pipeline import normalize
+from convzoo.data.transforms.pipeline import to_input
 from convzoo.environment import environment
 from convzoo.errors import ConvzooError, InterruptedRun
 from convzoo.inference.evaluate import Evaluation, evaluate
@@ -28,7 +28,6 @@ from convzoo.training.upload import to_url
 from convzoo.types import Batch
 
 AUTOCAST = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-EVAL_BATCH = 256
 
 
 @to_url
@@ -168,12 +167,12 @@ def forward_backward(state: TrainState, batches: Iterator[Batch]) -> tuple[dict[
         waited_s += time.perf_counter() - asked
         left_out += len(batch.bad)
         batch.targets = batch.targets.to(device, non_blocking=True)
-        images = normalize(batch.images.to(device, non_blocking=True), transform.mean, transform.std)
+        images = to_input(batch.images.to(device, non_blocking=True), transform.mean, transform.std)
         share = len(batch) / state.effective_batch
         exchange = micro == accumulate - 1 or distributed.world_size() == 1
         with contextlib.nullcontext() if exchange else state.network.no_sync():  # type: ignore[operator]
             with torch.autocast(device.type, AUTOCAST[state.precision], enabled=state.precision != "fp32"):
-                outputs = state.network(images.contiguous(memory_format=torch.channels_last))
+                outputs = state.network(images)
             losses = state.task.loss(outputs, batch)
             # DDP averages over ranks, so each rank's part counts world_size times.
             (losses["loss"] * (share * distributed.world_size() * state.loss_scale.value)).backward()
@@ -223,14 +222,12 @@ def _evaluate(state: TrainState, stop: Callable[[], bool]) -> Evaluation:
         state.model.load_state_dict(state.average.average)
     try:
         runner = TorchRunner(state.model, state.recipe, state.device)
-        batch_size = min(EVAL_BATCH * distributed.world_size(), state.recipe.train.batch_size)
         options = state.options
         return evaluate(
             runner,
             state.task,
             state.val_data,
-            batch_size=batch_size,
-            workers=options.workers,
+            loader=state.val_loader,
             on_bad_sample=options.on_bad_sample,
             stop=stop,
         )

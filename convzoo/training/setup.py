@@ -1,6 +1,7 @@
 """The parts of a training run: built in the order in which they depend on each other, saved and restored whole."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
 
 from convzoo import distributed
 from convzoo.build import build_dataset, build_pipeline, build_task, cache_of, check_recipe, size_seen
@@ -27,6 +29,7 @@ from convzoo.data.loader import (
 )
 from convzoo.data.sampler import TrainBatches, batch_arithmetic, check_batch_size
 from convzoo.errors import DataError, UsageError
+from convzoo.inference.evaluate import eval_loader
 from convzoo.logs import log
 from convzoo.model_file import ModelInfo, StateDict, load_into
 from convzoo.plain import JsonObject
@@ -35,6 +38,8 @@ from convzoo.training.continuation import list_sha256
 from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
 from convzoo.training.pretrained import load_pretrained
 from convzoo.types import Batch, Dataset
+
+EVAL_BATCH = 256  # of each rank
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ class TrainState:
         self.data_account = {
             "root": shown(str(options.data)),
             **({"val_root": shown(options.val_data)} if options.val_data else {}),
+            "packed_px": getattr(train_set, "packed_px", None),
             "train_images": len(train_set),
             "val_images": 0 if val_set is None else len(val_set),
             "class_names": self.class_names,
@@ -203,6 +209,14 @@ class TrainState:
             workers = max(1, workers)  # to crop and flip beside the computing costs a core little: nothing waits for it
         for batch in build_loader(self.train_data, self.task, keys, workers, pin_memory=self.device.type == "cuda"):
             yield checked(batch, options.on_bad_sample)
+
+    @functools.cached_property
+    def val_loader(self) -> DataLoader:
+        """The validation batches, again at each evaluation and by the same processes."""
+        assert self.val_data is not None
+        batch_size = min(EVAL_BATCH * distributed.world_size(), self.recipe.train.batch_size)
+        workers, device_type = self.options.workers, self.device.type
+        return eval_loader(self.val_data, self.task, batch_size, workers, device_type, keep_workers=True)
 
     def weights_to_save(self) -> StateDict:
         """Return the weights that are evaluated and saved: the moving average where there is one."""

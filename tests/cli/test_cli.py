@@ -40,6 +40,7 @@ OPTIONS = {
     "data inspect": "--help --json --minutes",
     "data recipe": "--device --help --json --minutes --out --workers",
     "data split": "--help --json --test --val",
+    "data pack": "--data --help --out --size --split",
     "data import": "--help --json --out --val",
     "data save": "--count --data --help --out --split",
 }

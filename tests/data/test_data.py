@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import io
+import multiprocessing
 import shutil
 import tarfile
 import threading
@@ -25,6 +26,7 @@ from convzoo.data.loader import Transformed, build_loader, checked, label_map
 from convzoo.data.sampler import EvalBatches, TrainBatches, batch_arithmetic, check_batch_size
 from convzoo.data.transforms.pipeline import Pipeline
 from convzoo.errors import DataError, UsageError
+from convzoo.inference.evaluate import eval_loader
 from convzoo.tasks.classify import Classify
 from helpers import one_line
 
@@ -263,6 +265,20 @@ def test_workers_do_not_change_what_arrives():
     alone, together = (list(build_loader(data, task, keys, workers)) for workers in (0, 2))
     for a, b in zip(alone, together, strict=True):
         assert torch.equal(a.images, b.images) and torch.equal(a.targets, b.targets) and a.paths == b.paths
+
+
+def test_workers_stay_from_one_evaluation_to_the_next_and_give_the_same():
+    dataset, task = digits(None, "val"), Classify([str(i) for i in range(10)])
+    data, pids, passes = Transformed(dataset, Pipeline([], 0)), [], []
+    loader = eval_loader(data, task, 100, 2, "cpu", keep_workers=True)
+    for _ in range(3):
+        passes.append([(batch.images.clone(), batch.ids.tolist()) for batch in loader])
+        pids.append({process.pid for process in multiprocessing.active_children()})
+    assert pids[0] == pids[1] == pids[2] and len(pids[0]) >= 2
+    passes.append([(batch.images, batch.ids.tolist()) for batch in eval_loader(data, task, 100, 0, "cpu")])
+    for other in passes[1:]:
+        for (a, ids_a), (b, ids_b) in zip(passes[0], other, strict=True):
+            assert torch.equal(a, b) and ids_a == ids_b
 
 
 def test_faults_in_a_worker_arrive_as_one_message(tree):

@@ -26,6 +26,7 @@ NETWORK = [
     "transform.train=[{pad_crop: {padding_px: 2}}, {flip_lr: {prob: 0.5}}]",
     "transform.eval=[]",
     "train.epochs=2",
+    "train.eval_every_epochs=1",
     "train.batch_size=4",
     "train.precision=fp32",
 ]
@@ -113,8 +114,11 @@ def test_a_run_is_the_same_and_may_go_on_with_or_without(run, tree, tmp_path):
     assert code == 0 and "8 training pictures are kept in memory" in err and "4 validation pictures" in err
     code, _, err = run(*command, "data.cache=memory", "--out", tmp_path / "recipe")
     assert code == 0 and "8 training pictures are kept in memory" in err
-    for name in ("memory", "recipe"):
+    assert run(*command, "--out", tmp_path / "workers", "--workers", 2)[0] == 0  # which stay for the second evaluation
+    for name in ("memory", "recipe", "workers"):
         assert same(weights(tmp_path / "files"), weights(tmp_path / name))
+        top1 = [[row["top1"] for row in rows(tmp_path / run_of, "epoch")] for run_of in ("files", name)]
+        assert top1[0] == top1[1]
         assert [row["loss"] for row in rows(tmp_path / "files", "step")] == [
             row["loss"] for row in rows(tmp_path / name, "step")
         ]

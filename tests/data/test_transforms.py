@@ -8,7 +8,7 @@ from convzoo.build import build_pipeline
 from convzoo.config import recipe as recipes
 from convzoo.config import registry
 from convzoo.data.datasets.image_folder import image_folder
-from convzoo.data.transforms.pipeline import Pipeline, keyed_rng, normalize, stack_images
+from convzoo.data.transforms.pipeline import Pipeline, keyed_rng, normalize, stack_images, to_input
 from convzoo.errors import DataError
 from convzoo.types import Boxes, Key, Sample
 from helpers import on_its_grid
@@ -151,3 +151,18 @@ def test_rotate_scale_crop_without_freedom_is_a_resize():
 def test_pictures_of_different_sizes_do_not_make_a_batch():
     with pytest.raises(DataError, match="40x56 and 41x56"):
         stack_images([sample(noise()), sample(noise(41))])
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (5, 3, 7, 30), (70, 3, 32, 32), (3, 3, 400, 301)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_normalised_into_channels_last_memory_in_one_pass_is_equal(shape, dtype):
+    torch.set_default_dtype(dtype)
+    try:
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8)
+        for stored in (images, images.contiguous(memory_format=torch.channels_last)):
+            got, plain = to_input(stored, mean, std), normalize(stored, mean, std)
+            assert torch.equal(got, plain) and got.dtype == dtype
+            assert got.is_contiguous(memory_format=torch.channels_last)
+    finally:
+        torch.set_default_dtype(torch.float32)

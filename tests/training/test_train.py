@@ -39,7 +39,7 @@ class stop_after:
     ("extra", "steps"),
     [
         (["train.precision=fp32"], 3),
-        (["train.precision=bf16"], 6),
+        (["train.precision=bf16", "--workers", "1"], 6),  # after an evaluation whose processes stay
         (["train.ema_decay=0.9", "train.clip_grad_norm=1.0"], 4),  # the end of an epoch
         (
             [

@@ -44,6 +44,13 @@ class PackedStrings(Sequence[str]):
         self.ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
         self.bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
 
+    @classmethod
+    def of(cls, characters: np.ndarray, ends: np.ndarray) -> "PackedStrings":
+        """Return the strings whose `bytes` and `ends` these are."""
+        strings = cls(())
+        strings.bytes, strings.ends = characters, ends
+        return strings
+
     def __len__(self) -> int:
         return len(self.ends) - 1
 
