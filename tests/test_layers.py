@@ -41,7 +41,7 @@ BUDGETS = {
     "serve": 1500,
     "cli": 2000,
     "storage": 1000,  # archives, the cache, URLs, leases: a room of its own since it is a folder
-    "the rest": 2500,  # modelarts, groups of restarted ranks, what data sets are, plain values and free memory among it
+    "the rest": 2550,  # modelarts, restarted ranks, data sets, plain values, free memory and packed files among it
 }
 COLUMNS, FILE_LINES, FUNCTION_LINES, TRAIN_LINES = 120, 400, 50, 120
 # What starts without waiting for torch: the command line's help and its errors.
