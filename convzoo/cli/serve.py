@@ -1,6 +1,8 @@
 """The verb `serve`: models over HTTP."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -39,14 +41,10 @@ def serve(
     token = _token(token_file)
     from convzoo import distributed
 
-    try:
+    with serving("serve"):
         from convzoo.serve.limits import Limits
         from convzoo.serve.models import Opening
         from convzoo.serve.server import serve as run
-    except ImportError as error:
-        if (error.name or "").split(".")[0] not in ("starlette", "uvicorn", "python_multipart", "h11"):
-            raise
-        raise MissingPackageError(f"serve needs {error.name}: pip install 'convzoo[serve]'") from None
     limits = Limits(
         body_bytes=max_body_mb << 20,
         pixels=max_megapixels * 1_000_000,
@@ -57,6 +55,17 @@ def serve(
     )
     opening = Opening(distributed.resolve_device(device), provider, precision.value)
     run(models, opening, host=host, port=port, limits=limits, token=token, replaceable=replaceable)
+
+
+@contextlib.contextmanager
+def serving(what: str) -> Iterator[None]:
+    """Import the server's parts. Raises MissingPackageError where a package of the extra is not installed."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").split(".")[0] not in ("starlette", "uvicorn", "python_multipart", "h11"):
+            raise
+        raise MissingPackageError(f"{what} needs {error.name}: pip install 'convzoo[serve]'") from None
 
 
 def _token(path: Path | None) -> str | None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 import h11
 import uvicorn
@@ -78,10 +79,16 @@ def listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"{host}:{port}: cannot listen there: {error.strerror}", ("host", "port")) from None
 
 
+class Drainable(Protocol):
+    """What is served, and is told when the server ends."""
+
+    draining: bool
+
+
 class Server(uvicorn.Server):
     """uvicorn without its own log; SIGTERM and SIGINT end it once every request has its answer."""
 
-    def __init__(self, service: Service, app: ASGIApp, limits: Limits):
+    def __init__(self, service: Drainable, app: ASGIApp, limits: Limits):
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # it would log each request that is none
         config = uvicorn.Config(
             app,

@@ -28,32 +28,45 @@ from convzoo.training.run_pictures import EvaluatedPictures
 from convzoo.types import Dataset, Pictures
 
 PICTURES_BYTES = 3_400_000  # of all pictures of a page, which is to stay below 5 MB
+CHANGING = ("metrics.jsonl", "eval/metrics.json", "interrupted", "finished")  # of a run's files
 MOST_SHARE = 0.02  # of a run's time that its page may take
 NAMES = {"top1": "top-1", "top5": "top-5", "AP": "AP", "AP50": "AP50", "AP75": "AP75"}
 
 
-def write_report(runs: Sequence[Path], out: Path, data: Path | None = None) -> None:
-    """Write the page of one run, or of several beside each other.
+class Report:
+    """The page of one run, or of several beside each other; asked again, what is new in their folders is read on."""
 
-    Args:
-        data: where the validation pictures are now; None for where they were.
-    Raises:
-        UsageError: a folder that is no run's.
-    """
-    folders = [_checked(run) for run in runs]
-    names = [folder.resolve().name for folder in folders]
-    names = names if len(set(names)) == len(names) else [str(run) for run in runs]
-    room = PICTURES_BYTES // max(1, len(folders))
-    views = [RunFiles(folder, name).view(data, Room(room)) for folder, name in zip(folders, names, strict=True)]
+    def __init__(self, runs: Sequence[Path], data: Path | None = None):
+        """Take the folders.
+
+        Args:
+            data: where the validation pictures are now; None for where they were.
+        Raises:
+            UsageError: a folder that is no run's.
+        """
+        for run in runs:
+            if not (run / "recipe.yaml").is_file():
+                raise UsageError(f"{run}: no folder of a run (there is no recipe.yaml in it)")
+        names = [run.resolve().name for run in runs]
+        names = names if len(set(names)) == len(names) else [str(run) for run in runs]
+        self._runs, self._data = [RunFiles(run, name) for run, name in zip(runs, names, strict=True)], data
+
+    def page(self, live: bool = False) -> str:
+        """Return the page; `live`: see `report.html.page`."""
+        room = PICTURES_BYTES // len(self._runs)
+        return page([run.view(self._data, Room(room)) for run in self._runs], live)
+
+    def version(self) -> str:
+        """Return what is another text once anything that the page shows is new."""
+        return " ".join(run.version() for run in self._runs)
+
+
+def write_report(runs: Sequence[Path], out: Path, data: Path | None = None) -> None:
+    """Write a `Report` as a file. Raises UsageError: a folder that is no run's."""
+    text = Report(runs, data).page()
     out.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(out) as temporary:
-        temporary.write_text(page(views), encoding="utf-8")
-
-
-def _checked(run: Path) -> Path:
-    if not (run / "recipe.yaml").is_file():
-        raise UsageError(f"{run}: no folder of a run (there is no recipe.yaml in it)")
-    return run
+        temporary.write_text(text, encoding="utf-8")
 
 
 class RunReport:
@@ -101,6 +114,10 @@ class RunFiles:
     @functools.cached_property
     def _account(self) -> JsonObject:
         return _json(self.path / "data.json")
+
+    def version(self) -> str:
+        facts = [path.stat() for name in CHANGING if (path := self.path / name).is_file()]
+        return ",".join(f"{fact.st_size}.{fact.st_mtime_ns}" for fact in facts)
 
     def view(
         self, data: Path | None, room: Room, dataset: Pictures | None = None, finished: bool | None = None

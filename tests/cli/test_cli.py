@@ -32,7 +32,7 @@ OPTIONS = {
     "--resize --to --verbose",
     "serve": "--batch --delay-ms --device --help --host --max-body-mb --max-megapixels --port --precision "
     "--provider --queue --replaceable --timeout --token-file",
-    "report": "--data --help --html --out",
+    "report": "--data --help --html --out --port --watch",
     "list": "--help --json --weights",
     "doctor": "--help --json",
     "data check": "--data --device --help --json --model --out",
