@@ -13,6 +13,8 @@ from convzoo.cli.export import export
 from convzoo.cli.hints import hint
 from convzoo.cli.info import doctor, list_
 from convzoo.cli.pack import data_app
+from convzoo.cli.log import log
+from convzoo.cli.own import data_app
 from convzoo.cli.predict import predict
 from convzoo.cli.quantize import quantize
 from convzoo.cli.report import report
@@ -48,6 +50,7 @@ app.command()(quantize)
 app.command()(bench)
 app.command()(serve)
 app.command()(report)
+app.command()(log)
 app.command()(convert)
 app.command(name="list")(list_)
 app.command()(doctor)

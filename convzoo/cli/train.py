@@ -38,6 +38,10 @@ LogEvery = Annotated[
     int | None,
     typer.Option("--log-every-steps", min=1, help="Log loss, rate and speed so often.", show_default="by time"),
 ]
+LogTo = Annotated[
+    list[str] | None,
+    typer.Option("--log-to", metavar="NAME", help="tensorboard, mlflow or wandb; several.", show_default=False),
+]
 Compile = Annotated[bool, typer.Option("--compile", help="Use torch.compile.")]
 Profile = Annotated[bool, typer.Option("--profile", help="Write a torch.profiler trace and table of three steps.")]
 Resume = Annotated[
@@ -65,6 +69,7 @@ def train(
     resume: Resume = False,
     fresh: Fresh = False,
     on_bad_sample: OnBadSample = OnBad.error,
+    log_to: LogTo = None,
     download: Download = False,
 ) -> None:
     """Train a network as a recipe says. Several devices: torchrun --nproc-per-node N -m convzoo train ..."""
@@ -80,6 +85,7 @@ def train(
 
         fetch(download, loaded.data, data, weights)
         paths: Keywords = {"data": data, "val_data": val_data, "out": out, "weights": weights}
+        paths["log_to"] = tuple(log_to or ())
         steps: Keywords = {"save_every_steps": save_every_steps, "log_every_steps": log_every_steps}
         steps["accumulate"] = accumulate
         modes = {"compile": compile, "profile": profile, "resume": resume, "fresh": fresh}

@@ -19,6 +19,7 @@ from convzoo.inference.torch_model import TorchRunner
 from convzoo.logs import log
 from convzoo.report.tables import summary
 from convzoo.training.continuation import open_run
+from convzoo.training.loggers import check_trackers
 from convzoo.training.pretrained import check_pretrained_hash
 from convzoo.training.progress import ProgressLogger, profiled
 from convzoo.training.run_folder import RunFolder
@@ -126,6 +127,7 @@ def _opened(
     """Take the device, ranks, data, network and the run's folder, continued where it was; give them back."""
     with contextlib.ExitStack() as stack:
         stop = listening or stack.enter_context(StopRequest())
+        check_trackers(options.log_to)
         device = distributed.resolve_device(options.device)
         if distributed.start(device):
             stack.callback(distributed.stop)
@@ -247,6 +249,7 @@ def _stopped(state: TrainState, run: RunFolder, progress_logger: ProgressLogger)
     step = state.progress.step
     if distributed.rank() == 0:
         progress_logger.report()
+        progress_logger.trackers.end("interrupted")
         run.interrupted.write_text(f"step {step}, {time.strftime('%Y-%m-%dT%H:%M:%S')}\n", encoding="utf-8")
     distributed.gather_objects(None)
     return InterruptedRun(

@@ -17,6 +17,7 @@ from convzoo.logs import log
 from convzoo.report.plots import plot_curves
 from convzoo.report.run_readme import write_card
 from convzoo.report.tables import summary
+from convzoo.training.loggers import TrackerFeed
 from convzoo.training.run_folder import RunFolder
 from convzoo.training.run_report import RunReport
 from convzoo.training.setup import TrainState
@@ -35,6 +36,7 @@ class ProgressLogger:
         self.restart()
         self.drawn = -math.inf
         self.page = RunReport(run.path)
+        self.trackers = TrackerFeed(run.path, state.options.log_to if self.is_main else ())
 
     def restart(self) -> None:
         """Measure speed from now on."""
@@ -56,6 +58,7 @@ class ProgressLogger:
             return
         step = self.state.progress.step
         self.run.add_metrics({"kind": "step", "step": step, "lr": lr, **logged, "grad_norm": grad_norm})
+        self.trackers.send(at_once=False)
         images_per_s, waiting = self._speed()
         self.bar.update()
         self.bar.set_postfix_str(
@@ -139,6 +142,9 @@ class ProgressLogger:
         with written_whole(run.path / "README.md") as temporary:
             write_card(temporary, state.recipe.name, facts, evaluation.result if evaluation else {}, rows)
         self.page.update(finished, state.val_data.dataset if state.val_data else None)
+        self.trackers.send()
+        if finished:
+            self.trackers.end("finished")
 
 
 @contextlib.contextmanager

@@ -54,6 +54,7 @@ class RunOptions:
         save_every_steps: besides the ends of epochs that the recipe's save_every_epochs says.
         log_every_steps: a line of the log every so many steps; None for one now and then where there is no terminal.
         cache: "memory" decodes every picture once and keeps it; None for what the recipe's data.cache says.
+        log_to: trackers that get the run's rows while it goes, of `loggers.TRACKERS`.
         download: whether weights by LIBRARY:NAME may use the network.
         resume: there must be a run to continue; without it one is continued where there is one.
         fresh: a new run, in a folder that has none.
@@ -76,6 +77,7 @@ class RunOptions:
     fresh: bool = False
     download: bool = False
     on_bad_sample: OnBadSample = "error"
+    log_to: tuple[str, ...] = ()
     command: str = "convzoo.train"
 
 

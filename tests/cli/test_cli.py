@@ -17,7 +17,7 @@ from convzoo.errors import DataError
 from helpers import one_line
 
 OPTIONS = {
-    "train": "--accumulate --cache --compile --data --device --download --fresh --help --log-every-steps "
+    "train": "--accumulate --cache --compile --data --device --download --fresh --help --log-every-steps --log-to "
     "--on-bad-sample --out --profile --resume --save-every-steps --val-data --weights --workers",
     "eval": "--batch-size --cfg --coco-eval --data --device --download --explain --help --json --on-bad-sample --out "
     "--precision --provider --raw-outputs --workers",
@@ -33,6 +33,7 @@ OPTIONS = {
     "serve": "--batch --delay-ms --device --help --host --max-body-mb --max-megapixels --port --precision "
     "--provider --queue --replaceable --timeout --token-file",
     "report": "--data --help --html --out --port --watch",
+    "log": "--help --to",
     "list": "--help --json --weights",
     "doctor": "--help --json",
     "data check": "--data --device --help --json --model --out",
