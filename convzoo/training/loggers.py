@@ -26,6 +26,12 @@ SENT = "trackers.json"
 SEND_EVERY_S = 30.0  # within an epoch
 MLFLOW_METRICS, MLFLOW_PARAMS = 1000, 100  # in one request
 MLFLOW_PARAM_LENGTH = 500
+# Nothing is reported home, and a server that does not answer holds the run up for half a minute, not for half an hour.
+MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+}
 
 
 @dataclass
@@ -101,7 +107,8 @@ class MLflow:
 
     @staticmethod
     def library() -> ModuleType:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # nothing is reported home
+        for name, value in MLFLOW_SETTINGS.items():
+            os.environ.setdefault(name, value)
         return _library("mlflow", "mlflow")
 
     def start(self, run: TrackedRun) -> None:

@@ -114,6 +114,10 @@ def test_wandb_keeps_what_was_measured_offline(finished, monkeypatch):
 class Failing:
     """A tracker whose server goes away after the first rows."""
 
+    @staticmethod
+    def library():
+        return sys
+
     def start(self, run) -> None:
         self.calls = 0
 
