@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from convzoo.report.charts import Chart, Series
 from convzoo.report.html import RunView, page, recipe_differences
 from convzoo.report.pictures import Room, data_url
 from convzoo.training.run_folder import MetricRows
+from convzoo.training.run_pictures import EvaluatedPictures
 from convzoo.training.run_report import RunReport
 from helpers import rows
 
@@ -131,6 +133,53 @@ def test_several_runs_and_one_whose_pictures_are_others(run, digits_run, tmp_pat
     assert "<td><code>0</code></td><td><code>5</code></td>" in text
     assert "not the pictures that were evaluated" in text and "--html --data DIR" in text
     assert [line["name"] for line in values(text)["Training loss"]["series"]] == ["digits", "other"]
+
+
+def evaluated(run: Path, names: list[str], counts: np.ndarray, records: list[dict]) -> RunView:
+    """Return what a page shows of an evaluation whose pictures are gone."""
+    (run / "eval").mkdir()
+    (run / "eval/pictures.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = [",".join([name, *map(str, row)]) for name, row in zip(names, counts.tolist(), strict=True)]
+    (run / "eval/confusion.csv").write_text("\n".join([",".join(["truth", *names]), *lines]) + "\n")
+    shown = view("a")
+    EvaluatedPictures(run, names, None, Room(0)).show(shown)
+    return shown
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_shown(tmp_path):
+    names, counts, records = [f"c{i}" for i in range(40)], 2 * np.eye(40, dtype=int), []
+    for truth, predicted, count in ((3, 7, 5), (8, 1, 2)):
+        counts[truth, predicted] = count
+        for i in range(count):
+            scores = {"true_score": 0.1 * i, "score": 0.5 + 0.1 * i}
+            picture = {"id": len(records), "path": f"a/{len(records)}.png", "truth": truth, "predicted": predicted}
+            records.append(picture | scores)
+    confusion = evaluated(tmp_path, names, counts, records).confusion
+    assert confusion is not None and confusion.cells == []
+    assert [(cell.title, cell.count) for cell in confusion.frequent] == [("c3 taken for c7", 5), ("c8 taken for c1", 2)]
+    assert [picture.note for picture in confusion.frequent[0].pictures] == ["4.png", "3.png", "2.png"]  # the surest
+
+
+def test_a_detectors_boxes_are_right_false_or_missed(tmp_path):
+    box = [10.0, 20.0, 60.0, 70.0]
+    detection = {"box": box, "class": 0, "score": 0.9, "right": True, "on": 0}
+    truth = {"box": box, "class": 0, "found": True, "missed": False}
+    first = {"truth": [truth], "detections": [detection]}
+    second = {
+        "truth": [truth | {"found": False, "missed": True}],
+        "detections": [detection | {"right": False, "on": None, "score": 0.4}],
+    }
+    records = [{"id": i, "path": f"{i}.png", "size": [100, 200], **part} for i, part in enumerate((first, second))]
+    shown = evaluated(tmp_path, ["ant", "background"], np.array([[1, 1], [1, 0]]), records)
+    assert shown.has_boxes and [picture.note for picture in shown.worst] == ["1.png"]
+    assert shown.worst[0].title == "1 missed, 1 false, 0 right"
+    assert [(b.kind, b.left, b.top, b.width, b.height) for b in shown.worst[0].boxes] == [
+        ("false", 10, 10, 50, 25),
+        ("missed", 10, 10, 50, 25),
+    ]
+    assert shown.confusion is not None
+    titles = [[(cell.title, len(cell.pictures)) for cell in row] for row in shown.confusion.cells]
+    assert titles[0] == [("ant, right", 1), ("ant missed", 1)] and titles[1][0] == ("ant where there is none", 1)
 
 
 def test_what_is_no_run_is_said(run, tmp_path):

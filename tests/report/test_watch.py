@@ -76,25 +76,24 @@ def test_the_page_renews_its_numbers_by_itself(going):
     thread = threading.Thread(target=asyncio.run, args=[server.serve([listener])])
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    with listener, playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        page, errors = browser.new_page(), []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.goto(url)
-        page.wait_for_function("document.querySelector('.live').textContent === 'live'")
-        page.evaluate("window.mark = 1")
-        page.wait_for_timeout(2500)  # the page has asked for the version
-        row = {"kind": "step", "step": 46, "lr": 0.5, "loss": 7.25}
-        with open(going / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
-        page.wait_for_function("document.querySelector('.chart .legend b').textContent === '7.25'")
-        assert page.locator(".state").inner_text().endswith("step 46 of 66, epoch 3 of 3")
-        page.locator("input[type=range]").first.focus()
-        assert (
-            page.locator("input[type=range]").first.get_attribute("aria-valuetext").startswith("step 46: per step 7.25")
-        )
-        assert page.evaluate("window.mark") == 1 and not errors  # it was not loaded again
-        browser.close()
-    server.should_exit = True
-    thread.join(20)
+    try:
+        with listener, playwright.sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
+            page, errors = browser.new_page(), []
+            page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+            page.goto(url)
+            page.evaluate("window.mark = 1")
+            page.wait_for_timeout(2500)  # the page has asked for the version
+            with open(going / "metrics.jsonl", "a") as file:
+                file.write(json.dumps({"kind": "step", "step": 46, "lr": 0.5, "loss": 7.25}) + "\n")
+            playwright.expect(page.locator(".chart .legend b").first).to_have_text("7.25", timeout=20_000)
+            playwright.expect(page.locator(".state")).to_contain_text("step 46 of 66, epoch 3 of 3")
+            slider = page.locator("input[type=range]").first
+            assert slider.get_attribute("aria-valuetext").startswith("step 46: per step 7.25")
+            assert page.locator(".live").inner_text() == "live"
+            assert page.evaluate("window.mark") == 1 and not errors  # it was not loaded again
+            browser.close()
+    finally:
+        server.should_exit = True
+        thread.join(20)
     assert not thread.is_alive()

@@ -5,6 +5,7 @@ import json
 import shutil
 import struct
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,9 @@ def test_wandb_keeps_what_was_measured_offline(finished, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     send_run(finished, ["wandb"])
     (path,) = finished.glob("wandb/offline-run-*/*.wandb")
+    end = time.monotonic() + 30
+    while in_wandb(path) != measured(finished) and time.monotonic() < end:
+        time.sleep(0.2)  # its own process writes the last row
     assert in_wandb(path) == measured(finished)
 
 
