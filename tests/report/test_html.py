@@ -142,7 +142,8 @@ def evaluated(run: Path, names: list[str], counts: np.ndarray, records: list[dic
     lines = [",".join([name, *map(str, row)]) for name, row in zip(names, counts.tolist(), strict=True)]
     (run / "eval/confusion.csv").write_text("\n".join([",".join(["truth", *names]), *lines]) + "\n")
     shown = view("a")
-    EvaluatedPictures(run, names, None, Room(0)).show(shown)
+    classes = [name for name in names if name != "background"]
+    EvaluatedPictures(run, classes, None, Room(0)).show(shown)
     return shown
 
 

@@ -77,7 +77,7 @@ def test_the_page_renews_its_numbers_by_itself(going):
     thread.start()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
     try:
-        with listener, playwright.sync_playwright() as started:
+        with playwright.sync_playwright() as started:
             browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
             page, errors = browser.new_page(), []
             page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -96,4 +96,5 @@ def test_the_page_renews_its_numbers_by_itself(going):
     finally:
         server.should_exit = True
         thread.join(20)
+        listener.close()
     assert not thread.is_alive()
