@@ -12,9 +12,9 @@ from convzoo.cli.eval import eval_
 from convzoo.cli.export import export
 from convzoo.cli.hints import hint
 from convzoo.cli.info import doctor, list_
-from convzoo.cli.pack import data_app
 from convzoo.cli.log import log
 from convzoo.cli.own import data_app
+from convzoo.cli.pack import data_app
 from convzoo.cli.predict import predict
 from convzoo.cli.quantize import quantize
 from convzoo.cli.report import report
