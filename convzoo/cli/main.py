@@ -13,7 +13,6 @@ from convzoo.cli.export import export
 from convzoo.cli.hints import hint
 from convzoo.cli.info import doctor, list_
 from convzoo.cli.log import log
-from convzoo.cli.own import data_app
 from convzoo.cli.pack import data_app
 from convzoo.cli.predict import predict
 from convzoo.cli.quantize import quantize
