@@ -13,7 +13,7 @@ export OMP_NUM_THREADS ?= 2
 export MALLOC_TRIM_THRESHOLD_ ?= 1000000000
 export MALLOC_MMAP_THRESHOLD_ ?= 33554432
 
-.PHONY: quickstart test test-slow test-portable verify claims docs lint clean
+.PHONY: quickstart test test-slow test-portable bench-smoke verify claims docs lint clean
 
 quickstart: $(CORE)
 	rm -rf $(RUN) $(RUN)-detect
@@ -43,6 +43,10 @@ test-slow: $(ALL)
 # The suite as other machines compute it: older instructions, two threads, the oldest PyTorch. A setting that passed is not run again.
 test-portable: $(ALL) $(OLDEST)
 	$(BIN)/python tests/portable.py
+
+# Every benchmark for seconds, so that none can rot; its numbers mean nothing.
+bench-smoke: $(ALL)
+	$(BIN)/python benchmarks/smoke.py
 
 # Measure the published numbers again; `make claims` writes the documents' tables from what was recorded.
 verify: $(ALL)

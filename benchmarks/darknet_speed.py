@@ -28,6 +28,7 @@ from convzoo.deploy.timing import alternate
 from convzoo.inference.torch_model import open_model
 
 BASE = "opencv"
+FORMATS = ("onnx", "openvino", "ncnn")
 
 
 def opencv(path: Path, x: torch.Tensor) -> Callable[[], Any] | None:
@@ -49,14 +50,15 @@ def opencv(path: Path, x: torch.Tensor) -> Callable[[], Any] | None:
 def variants(model: Path, pictures: Path, folder: Path) -> dict[str, Callable[[], Any]]:
     """Export and quantise a model, and return what runs each form on one picture."""
     opened = open_model(model)
-    paths = {name: export.export(opened, export.ExportOptions(name, out=folder)).path for name in ("onnx", "openvino")}
+    paths = {name: export.export(opened, export.ExportOptions(name, out=folder)).path for name in FORMATS}
     calibration = find_calibration(opened, None, pictures, 64, export.input_size(opened, None))
     x = torch.from_numpy(next(iter(calibration)))
     forms = {name: open_exported(path) for name, path in paths.items()}
     runners = {name: form.runner() for name, form in forms.items()}
     if distributed.computes_bfloat16(torch.device("cpu")):
         runners["openvino bf16"] = forms["openvino"].runner("bf16")
-    for name, form in forms.items():
+    for name in schemes.SCHEMES:
+        form = forms[name]
         network = schemes.quantised(paths[name], name, schemes.SCHEMES[name][0], calibration)
         path = folder / f"int8{paths[name].suffix}"
         schemes.write(network, name, form.info.model_copy(update={"seal": UNSEALED}), path)

@@ -16,7 +16,9 @@ from pathlib import Path
 
 RUNS = {  # None: in full, else a share of --minutes
     "yolov3-bccd": None,
+    "vgg16-cifar10-fast": None,
     "vgg16-cifar10": None,
+    "densenet100-cifar10-fast": None,
     "densenet100-cifar10": 1.0,
     "tinydarknet-cifar10": 1.0,
 }

@@ -1,0 +1,80 @@
+"""Run every benchmark of docs/performance.md for seconds, on data made here: whether it runs, not what it measures.
+
+python benchmarks/smoke.py [NAME ...]
+"""
+
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from convzoo.config import registry
+from convzoo.convert import darknet
+from convzoo.data.datasets.cifar10 import CLASS_NAMES
+from convzoo.data.imagenet import wnids
+
+BENCHMARKS = {  # {folder} is the data made here
+    "coco_speed": "--pictures 20 --detections 10",
+    "input_speed": "{folder}/imagenet/val --rounds 1",
+    "train_peers": "densenet121 --rounds 1 --steps 1",
+    "startup": "{folder}/imagenet/val/{wnid}/0.jpg --rounds 1 --json",
+    "eval_speed": "{folder}/imagenet {folder}/tiny.weights --rounds 1 --json",
+    "packed_accuracy": "{folder}/imagenet {folder}/tiny.weights --sizes 256 --json",
+    "ranks_speed": "--recipe tinydarknet-digits --images 64 --rounds 1 --json",
+    "forms_speed": "tinydarknet-imagenet --rounds 1 --seconds 0.01 --json",
+    "kept_memory": "--recipe tinydarknet-digits --images 64 --rounds 1 --json",
+    "cache_speed": "{folder}/cifar10.zip --images 40 --rounds 1 --json",
+    "cost": "--counts 4 --sizes 20 --out {folder}/cost.png --json",
+    "yolo_step": "--batch 1 --size 64 --rounds 1",
+}
+MINUTES = 2
+
+
+def make(folder: Path) -> str:
+    """Make a few pictures of two ImageNet classes and of CIFAR-10's, and Darknet weights; return one class's number."""
+    rng, names = np.random.default_rng(0), sorted(wnids())[:2]
+    for name in names:
+        (folder / "imagenet/val" / name).mkdir(parents=True)
+        for index in range(4):
+            picture = Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8))
+            picture.save(folder / "imagenet/val" / name / f"{index}.jpg")
+    with zipfile.ZipFile(folder / "cifar10.zip", "w") as archive:
+        for split, count in (("train", 4), ("test", 1)):
+            for name in CLASS_NAMES:
+                for index in range(count):
+                    file = folder / "picture.jpg"
+                    Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8)).save(file)
+                    archive.write(file, f"{split}/{name}/{index}.jpg")
+    torch.manual_seed(0)
+    model = {"name": "tinydarknet"}
+    (folder / "tiny.weights").write_bytes(darknet.write(registry.bind("model", model)().state_dict(), model))
+    return names[0]
+
+
+def main() -> None:
+    chosen, started = sys.argv[1:] or list(BENCHMARKS), time.perf_counter()
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        wnid = make(Path(folder))
+        for name in chosen:
+            begun = time.perf_counter()
+            arguments = BENCHMARKS[name].format(folder=folder, wnid=wnid).split()
+            command = [sys.executable, str(Path(__file__).with_name(f"{name}.py")), *arguments]
+            done = subprocess.run(command, capture_output=True, text=True)
+            failed += [name] * (done.returncode != 0)
+            print(f"{name:16} {time.perf_counter() - begun:5.1f} s  exit {done.returncode}", flush=True)
+            if done.returncode:
+                print(done.stderr[-2000:], file=sys.stderr)
+    seconds, ran = time.perf_counter() - started, len(chosen) - len(failed)
+    print(f"{ran} of {len(chosen)} ran, in {seconds:.0f} s; a quiet machine needs under {MINUTES} minutes")
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
