@@ -46,7 +46,7 @@ def explain(
     task, height_width = opened.task(), (image.shape[1], image.shape[2])
     sample = Sample(image, 0, 0, str(opened.path), height_width)
     batch = task.collate([opened.pipeline()(sample, Key(0, 0))])
-    box = None if box_xyxy is None else to_input(torch.tensor([box_xyxy], dtype=torch.float32), batch.placement)[0]
+    box = None if box_xyxy is None else to_input(torch.tensor([box_xyxy], dtype=torch.float32), batch.placement[0])[0]
     device = next(opened.model.parameters()).device
     x = normalize(batch.images.to(device), opened.recipe.transform.mean, opened.recipe.transform.std)
     heat = layer_cam(opened.model, x, lambda outputs: _score(task, outputs, label, box))

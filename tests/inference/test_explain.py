@@ -71,6 +71,16 @@ def test_a_boxs_heat_is_of_cells_that_reach_over_it(tmp_path, box):
     assert all(parameter.grad is None for parameter in opened.model.parameters())
 
 
+def test_each_box_has_its_own_heat(tmp_path):
+    """Of two boxes in opposite corners each is warm where it lies itself."""
+    opened = open_model(write_model(tmp_path, "yolov3-digits", SMALL_YOLO))
+    image = noise(1, 64, 64)[0]
+    first, second = (explain(opened, image, 3, box) for box in ((1.0, 1.0, 17.0, 17.0), (46.0, 46.0, 62.0, 62.0)))
+    quarters = slice(0, 24), slice(40, 64)
+    means = [[heat[part, part].mean() for part in quarters] for heat in (first, second)]
+    assert means[0][0] > 3 * means[0][1] and means[1][1] > 3 * means[1][0]
+
+
 def test_explained_pictures_are_written(run, digits_run, tmp_path):
     assert run("data", "save", "digits", "--out", tmp_path / "pictures", "--count", 2)[0] == 0
     last = digits_run / "checkpoints/last.safetensors"
