@@ -4,7 +4,7 @@ import { text } from "./text.js";
 async function request(path, options = {}) {
   const token = sessionStorage.getItem("token");
   const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  const response = await fetch(path, { ...options, headers });
+  const response = await fetch(path, { ...options, headers }).catch(() => { throw new Error(text("silent")); });
   if (response.status === 401) {
     const typed = prompt(text("token"));
     if (typed) {
@@ -12,7 +12,7 @@ async function request(path, options = {}) {
       return request(path, options);
     }
   }
-  if (!response.ok) throw new Error((await response.json()).error);
+  if (!response.ok) throw new Error((await response.json().catch(() => ({}))).error ?? response.status);
   return response;
 }
 
