@@ -2,7 +2,9 @@
 
 import json
 import re
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -13,15 +15,25 @@ CELL = re.compile(r"\{([\w-]+)\.(\w+)(?::(\w+))?\}")
 NOT_MEASURED = "not measured"
 
 
-def table(name: str) -> str:
+def table(name: str, chinese: bool = False) -> str:
     """Return a table in Markdown. Raises KeyError for a table, a claim or a value that does not exist."""
     if name == "verification":
         kept = json.loads(VERIFICATION.read_text(encoding="utf-8"))
         return markdown([kept["columns"], *kept["rows"]])
-    spec = yaml.safe_load((HERE / "tables.yaml").read_text(encoding="utf-8"))[name]
-    rows = [spec["columns"]]
-    rows += [[CELL.sub(lambda match: cell(*match.groups()), str(text)) for text in row] for row in spec["rows"]]
-    return markdown(rows)
+    spec, words = _yaml("tables.yaml")[name], _yaml("tables.zh.yaml") if chinese else {}
+    rows = [[words.get(str(text), str(text)) for text in row] for row in [spec["columns"], *spec["rows"]]]
+    filled = [[CELL.sub(lambda match: cell(*match.groups()), text) for text in row] for row in rows]
+    return markdown([[_in_chinese(text) for text in row] for row in filled] if chinese else filled)
+
+
+@cache
+def _yaml(name: str) -> dict[str, Any]:
+    return yaml.safe_load((HERE / name).read_text(encoding="utf-8"))
+
+
+def _in_chinese(text: str) -> str:
+    """Return a filled cell without the English words of ranges and of what was not measured."""
+    return re.sub(r"\((\S+) to (\S+)\)", r"（\1至\2）", text).replace(NOT_MEASURED, "未测")
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -68,12 +80,14 @@ class _Placeholders(dict):
 
 
 def documents() -> list[Path]:
-    return [path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))) if BLOCK.search(_text(path))]
+    paths = [ROOT / "README.md", ROOT / "README_CN.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [path for path in paths if BLOCK.search(_text(path))]
 
 
 def rendered(path: Path) -> str:
     """Return a document with its tables as the claims have them now."""
-    return BLOCK.sub(lambda match: f"{match[1]}{table(match[2])}{match[3]}", _text(path))
+    chinese = path.name.endswith(("_CN.md", ".zh.md"))
+    return BLOCK.sub(lambda match: f"{match[1]}{table(match[2], chinese)}{match[3]}", _text(path))
 
 
 def prose(path: Path) -> str:
