@@ -13,10 +13,11 @@ from convzoo.data.packed import is_packed, open_packed
 from convzoo.data.transforms.boxes import IN_EVAL, IN_TRAIN
 from convzoo.data.transforms.image import Stretch
 from convzoo.data.transforms.pipeline import Pipeline
-from convzoo.errors import UsageError
+from convzoo.errors import ConvzooError, UsageError
 from convzoo.model_file import FileInfo
 from convzoo.storage import local_path
-from convzoo.types import Dataset, Key, Sample, Task
+from convzoo.storage.shards import find_shards
+from convzoo.types import BadSample, Dataset, Key, Sample, Task
 
 
 def check_recipe(recipe: Recipe) -> None:
@@ -94,9 +95,15 @@ def given_size(pipeline: Pipeline) -> tuple[int, int] | None:
 
 
 def size_seen(data: Transformed) -> tuple[int, int] | None:
-    """Return the (height, width) of the first readable picture as the network gets it, or None of none."""
+    """Return the (height, width) of the first readable picture as the network gets it, or None of none.
+
+    Raises:
+        ConvzooError: the store of the pictures does not answer.
+    """
     samples = (data[Key(0, index)] for index in range(len(data)))
-    first = next((sample for sample in samples if isinstance(sample, Sample)), None)
+    first = next((sample for sample in samples if not isinstance(sample, BadSample)), None)
+    if isinstance(first, ConvzooError):
+        raise first
     return None if first is None else (first.image.shape[1], first.image.shape[2])
 
 
@@ -134,7 +141,7 @@ def build_dataset(recipe: Recipe, root: Path | None, split: str, alone: bool = F
             that is damaged, older than its source, or not what the recipe asks for.
     """
     build = bind_dataset(recipe)
-    path = None if root is None else local_path(root, ("data",))
+    path = None if root is None or find_shards(root) else local_path(root, ("data",))  # shards are not fetched whole
     if path and is_packed(path):
         return open_packed(path, split, recipe.data, _largest_px(recipe))
     dataset = build(root, split)

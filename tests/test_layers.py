@@ -40,7 +40,7 @@ BUDGETS = {
     "report": 1800,
     "serve": 1500,
     "cli": 2000,
-    "storage": 1000,  # archives, the cache, URLs, leases: a room of its own since it is a folder
+    "storage": 1200,  # archives, the cache, URLs, leases, shards: a room of its own since it is a folder
     "the rest": 2550,  # modelarts, restarted ranks, data sets, plain values, free memory and packed files among it
 }
 COLUMNS, FILE_LINES, FUNCTION_LINES, TRAIN_LINES = 120, 400, 50, 120

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple, cast
@@ -284,3 +285,23 @@ def save_(
     with written(out) as local:
         for path in checks.save_pictures(chosen, local, count):
             print(named(str(path), out, local))
+
+
+@data_app.command()
+def shards(
+    dataset: DataName,
+    out: Annotated[Path, typer.Option("--out", help="Folder or URL to write; a new one.", show_default=False)],
+    keys: Keys = None,
+    data: Data = None,
+    images: Annotated[int, typer.Option("--images", min=1, help="Pictures a shard.")] = 1000,
+    json_: Json = False,
+) -> None:
+    """Write both splits of a data set as tar shards in webdataset's layout, in a mixed order."""
+    from convzoo.data.layouts.shards import write_shards
+
+    counts = write_shards(_datasets(dataset, keys, data, ("train", "val")), out, images)
+    if json_:
+        print(json.dumps({"out": shown(out), "shards": counts}))
+        return
+    print(f"{shown(out)}: {', '.join(f'{count:,} shards {split}' for split, count in counts.items())}")
+    print(f"  convzoo data check shards --data {shlex.quote(shown(out))}")

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from convzoo.data.datasets.image_folder import FolderImages
+from convzoo.data.datasets.shards import ShardBoxes, ShardImages
 from convzoo.data.transforms.pipeline import Pipeline, stack_images
 from convzoo.errors import ConvzooError, DataError, UsageError, shared_memory
 from convzoo.logs import log
@@ -32,11 +33,14 @@ class Transformed(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: Key) -> Sample | BadSample:
+    def __getitem__(self, key: Key) -> Sample | BadSample | ConvzooError:
+        """Return the sample, what is wrong with it, or why none can be read: a store that does not answer."""
         try:
             return self.pipeline(self._load(key.index), key, lambda rng: self._load(int(rng.integers(len(self)))))
         except DataError as error:
             return BadSample(key.index, str(error))
+        except ConvzooError as error:
+            return error
 
     def _load(self, index: int) -> Sample:
         sample = self.dataset.load(index)
@@ -56,7 +60,10 @@ class Collate:
     def __init__(self, task: Task):
         self.task = task
 
-    def __call__(self, samples: list[Sample | BadSample]) -> Batch | ConvzooError:
+    def __call__(self, samples: list[Sample | BadSample | ConvzooError]) -> Batch | ConvzooError:
+        for sample in samples:
+            if isinstance(sample, ConvzooError):
+                return sample
         good = [sample for sample in samples if isinstance(sample, Sample)]
         bad = [sample for sample in samples if isinstance(sample, BadSample)]
         if not good:
@@ -127,7 +134,7 @@ def checked(batch: Batch | ConvzooError, on_bad_sample: OnBadSample) -> Batch:
 
     Raises:
         DataError: a sample cannot be read.
-        ConvzooError: a loader process had no room for the batch.
+        ConvzooError: a loader process had no room for the batch, or a store does not answer.
     """
     if isinstance(batch, ConvzooError):
         raise batch
@@ -176,10 +183,10 @@ def _some(names: list[str]) -> str:
 
 def check_own_split(dataset: Dataset, split: str) -> None:
     """Raise DataError where class folders that may be either split, or both, would be trained on."""
-    if split == "train" and isinstance(dataset, FolderImages) and dataset.is_whole_root:
+    if split == "train" and isinstance(dataset, FolderImages | ShardImages | ShardBoxes) and dataset.is_whole_root:
         raise DataError(
-            f"{dataset.root}: no folder train or ilsvrc in it; "
-            "class folders alone are trained on with validation pictures elsewhere, or train.eval_every_epochs=0",
+            f"{dataset.root}: no folder train or ilsvrc in it, nor shards with such names; "
+            "what is of no split is trained on with validation pictures elsewhere, or train.eval_every_epochs=0",
             ("val_data",),
         )
 

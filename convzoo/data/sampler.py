@@ -3,7 +3,7 @@
 A global batch is the same set of samples for any number of ranks and workers; rank r takes every world_size-th of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +18,27 @@ def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
     return keyed_rng(seed, ORDER, epoch, 0).permutation(num_samples)
 
 
+def window_order(shard_of: np.ndarray, starts: np.ndarray, window: int, seed: int, epoch: int) -> np.ndarray:
+    """Return an epoch's order [N] that reads shards one after the other.
+
+    The shards come in a random order, each picture of theirs where it lies, moved by fewer than `window` places: of
+    two pictures the first comes first where they lie that far apart.
+
+    Args:
+        shard_of, starts: [N], of each sample the number of its shard and its place in it.
+    """
+    rng = keyed_rng(seed, ORDER, epoch, 0)
+    turn = rng.permutation(int(shard_of.max(initial=0)) + 1)
+    stream = np.lexsort((starts, turn[shard_of]))
+    return stream[np.argsort(np.arange(len(stream)) + window * rng.random(len(stream)), kind="stable")]
+
+
 @dataclass(frozen=True)
 class TrainBatches:
     """Yield this rank's keys of one micro-batch after the other, from start_step to end_step.
 
     The last partial batch of an epoch is dropped; a data set smaller than one batch is one batch. With sizes_px the
-    batches take sizes by turns at random.
+    batches take sizes by turns at random. `order` of (seed, epoch) is the data set's own order, None for any.
     """
 
     num_samples: int
@@ -36,6 +51,7 @@ class TrainBatches:
     world_size: int = 1
     sizes_px: Sequence[int] = ()
     size_every_steps: int = 1
+    order: Callable[[int, int], np.ndarray | None] = lambda seed, epoch: None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -49,7 +65,8 @@ class TrainBatches:
         for step in range(self.start_step, self.end_step):
             epoch, number = divmod(step, self.steps_per_epoch)
             if epoch != epoch_of_order:
-                epoch_of_order, order = epoch, epoch_order(self.num_samples, self.seed, epoch)
+                own = self.order(self.seed, epoch)
+                epoch_of_order, order = epoch, epoch_order(self.num_samples, self.seed, epoch) if own is None else own
             batch = order[number * self.batch_size : (number + 1) * self.batch_size]
             size_px = self.size_at(step)
             for micro in np.array_split(batch[self.rank :: self.world_size], self.accumulate):

@@ -203,7 +203,7 @@ def _unpack_zip(path: Path, target: _Target) -> None:
                 source.read(1)  # at the end the checksum is compared
 
 
-class _TarInfo(tarfile.TarInfo):
+class TarHeader(tarfile.TarInfo):
     """A member's header; why there is no next one is kept: tarfile takes a damaged header for the end."""
 
     @classmethod
@@ -215,8 +215,15 @@ class _TarInfo(tarfile.TarInfo):
             raise
 
 
+def check_end_mark(archive: tarfile.TarFile) -> None:
+    """Raise EOFError where a tar that was read to its end, with TarHeader, has no end mark."""
+    ending = getattr(archive, "ending", None)
+    if type(ending).__name__ != "EOFHeaderError":
+        raise EOFError(f"no end mark, perhaps cut short ({ending or 'it ends'})")
+
+
 def _unpack_tar(path: Path, target: _Target) -> None:
-    with tarfile.open(path, tarinfo=_TarInfo) as archive:
+    with tarfile.open(path, tarinfo=TarHeader) as archive:
         while (member := archive.next()) is not None:
             archive.members = []  # type: ignore[attr-defined]  # tarfile keeps all; of millions this is memory
             place = target.place(member.name, member.size if member.isreg() else 0)
@@ -231,9 +238,7 @@ def _unpack_tar(path: Path, target: _Target) -> None:
                 _link(member, place, target)
             else:
                 raise target.wrong(f"'{member.name[:80]}' is a device")
-        ending = getattr(archive, "ending", None)
-        if type(ending).__name__ != "EOFHeaderError":
-            raise EOFError(f"no end mark, perhaps cut short ({ending or 'it ends'})")
+        check_end_mark(archive)
         rest = 0
         while archive.fileobj and (chunk := archive.fileobj.read(CHUNK)):  # to where a checksum is compared
             rest += len(chunk)

@@ -89,7 +89,29 @@ class Room:
         _beside(self.entry, ".size").write_text(str(self.bytes))
 
 
-def entry(name: str, identity: str, what: str, fill: Callable[[Path, Room], None]) -> Path:
+def kept(name: str, identity: str, what: str, make: Callable[[], bytes]) -> bytes:
+    """Return the bytes of something small, made where the cache does not have them whole; arguments as of `entry`."""
+
+    def fill(folder: Path, room: Room) -> None:
+        content = make()
+        room.take(len(content))
+        (folder / "content").write_bytes(content)
+        (folder / "sha256").write_text(hashlib.sha256(content).hexdigest())
+
+    for _ in range(2):
+        path = entry(name, identity, what, fill, quiet=True)
+        try:
+            content, digest = (path / "content").read_bytes(), (path / "sha256").read_text()
+        except OSError:
+            content, digest = b"", ""
+        _in_use.pop(path).close()  # there are thousands of these, and nobody needs the file once it is read
+        if hashlib.sha256(content).hexdigest() == digest:
+            return content
+        _drop(path)
+    raise ConvzooError(f"{cache_folder()}: does not keep what is written there")
+
+
+def entry(name: str, identity: str, what: str, fill: Callable[[Path, Room], None], quiet: bool = False) -> Path:
     """Return the folder of something, filled where it is not there yet; processes that want the same one wait.
 
     Args:
@@ -97,6 +119,7 @@ def entry(name: str, identity: str, what: str, fill: Callable[[Path, Room], None
         identity: everything by which it differs from other entries.
         what: it is, in messages.
         fill: writes it into an empty folder, or one that a process left when it died or gave up.
+        quiet: say nothing of waiting.
     Raises:
         ConvzooError: as `fill` and `Room` say.
     """
@@ -107,7 +130,7 @@ def entry(name: str, identity: str, what: str, fill: Callable[[Path, Room], None
             _in_use.pop(path).close()
         lock = open(_beside(path, ".lock"), "w")  # noqa: SIM115 (held until the process ends)
         try:
-            _wait_for(lock, what)
+            _wait_for(lock, what, quiet)
             if not path.is_dir():
                 room = Room(path, what)
                 temporary = _beside(path, ".tmp")
@@ -124,11 +147,12 @@ def entry(name: str, identity: str, what: str, fill: Callable[[Path, Room], None
     return path
 
 
-def _wait_for(lock: TextIO, what: str) -> None:
+def _wait_for(lock: TextIO, what: str, quiet: bool) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        log.info(f"{what}: waiting for the process that makes it ready")
+        if not quiet:
+            log.info(f"{what}: waiting for the process that makes it ready")
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 

@@ -89,6 +89,25 @@ class Remote:
         start = len(self.path.rstrip("/")) + 1
         return {name[start:]: info for name, info in sorted(listed.items()) if not name.endswith("/")}
 
+    def entries(self) -> dict[str, JsonObject]:
+        """Return what the store says of each file and folder in it, not further below, by its name; of a file nothing."""
+        listed = self._tried(lambda: self._fs.ls(self.path, detail=True), [])
+        if [info["type"] for info in listed if info["name"].endswith(self.path)] == ["file"]:
+            return {}
+        named = ((posixpath.basename(info["name"].rstrip("/")), info) for info in listed)
+        return {name: info for name, info in sorted(named, key=lambda pair: pair[0]) if name}
+
+    def read_range(self, start: int, end: int) -> bytes:
+        """Return the bytes from start to before end."""
+
+        def get() -> bytes:
+            data = self._fs.cat_file(self.path, start=start, end=end)
+            if len(data) != end - start:
+                raise OSError(f"came with {len(data):,} of {end - start:,} bytes")
+            return data
+
+        return self._tried(get)
+
     def read(self) -> bytes | None:
         """Return the bytes of a small file, None where there is none."""
         return self._tried(lambda: self._fs.cat_file(self.path), None)
@@ -200,7 +219,7 @@ def _fetched(remote: Remote, name: str, files: Files) -> Path:
     if wrong is not None:
         raise DataError(f"{remote.shown}: '{wrong[:80]}' leads out of the folder")
     sizes = {name: info["size"] for name, (_, info) in files.items()}
-    versions = [f"{name} {sizes[name]} {_version(info)}" for name, (_, info) in files.items()]
+    versions = [f"{name} {sizes[name]} {version(info)}" for name, (_, info) in files.items()]
 
     def fill(folder: Path, room: Room) -> None:
         total = sum(size or 0 for size in sizes.values())
@@ -221,7 +240,7 @@ def _is_there(path: Path, size: int | None) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-def _version(info: JsonObject) -> str:
+def version(info: JsonObject) -> str:
     """Return what changes when the file does; where the store says nothing, something new each time."""
     for key in ("ETag", "etag", "md5Hash", "content_hash", "VersionId", "mtime", "LastModified", "created"):
         if info.get(key):

@@ -205,7 +205,9 @@ class TrainState:
         steps = self.progress.step, self.total_steps
         shares = options.accumulate, distributed.rank(), distributed.world_size()
         sizes = recipe.transform.multi_scale_px, recipe.transform.multi_scale_every_steps
-        keys = TrainBatches(len(self.train_data), recipe.train.batch_size, recipe.seed, *steps, *shares, *sizes)
+        places = getattr(self.train_data.dataset, "places", None)  # of shards, which may have an order of their own
+        own = {"order": places.order} if places else {}
+        keys = TrainBatches(len(self.train_data), recipe.train.batch_size, recipe.seed, *steps, *shares, *sizes, **own)
         workers = default_workers(self.device.type) if options.workers is None else options.workers
         if options.workers is None and self.cache == "memory" and (os.cpu_count() or 1) > 1:
             workers = max(1, workers)  # to crop and flip beside the computing costs a core little: nothing waits for it

@@ -44,6 +44,7 @@ OPTIONS = {
     "data pack": "--data --help --out --size --split",
     "data import": "--help --json --out --val",
     "data save": "--count --data --help --out --split",
+    "data shards": "--data --help --images --json --out",
 }
 
 

@@ -443,7 +443,7 @@ def test_training_and_validation_data_in_two_places(run, tmp_path, trees):
 def test_class_folders_alone_are_not_both_training_and_validation_data(run, tmp_path, trees):
     for argv in ([*TWO, "--out", tmp_path / "run"], ["data", "check", "image_folder"]):
         code, _, err = run(*argv, "--data", trees / "TRAINING")
-        assert code == 3 and "no folder train or ilsvrc in it; class folders alone" in one_line(err)
+        assert code == 3 and "no folder train or ilsvrc in it, nor shards" in one_line(err)
     (trees / "VALIDATION/even").rename(trees / "VALIDATION/straight")
     two = ["--data", trees / "TRAINING", "--val-data", trees / "VALIDATION"]
     code, _, err = run(*TWO, *two, "--out", tmp_path / "run")

@@ -92,7 +92,7 @@ class BoxedImages:
     def size_hw(self, index: int) -> tuple[int, int]:
         """Return the size that the annotation states, else the one in the picture's header. Raises DataError."""
         if not self._seen_hw[index].all():
-            self._seen_hw[index] = picture_size(self.path(index))
+            self._seen_hw[index] = self._measured_hw(index)
         height, width = self._seen_hw[index].tolist()
         return height, width
 
@@ -113,7 +113,7 @@ class BoxedImages:
             SizeMismatchError: it is not as large as its annotation says.
         """
         path = self.path(index)
-        image = decode_rgb(read_bytes(path), path)
+        image = decode_rgb(self.encoded(index), path)
         height, width = size = (image.shape[1], image.shape[2])
         stated_h, stated_w = self._stated_hw[index].tolist()
         if stated_h and stated_w and (stated_h, stated_w) != size:
@@ -123,6 +123,13 @@ class BoxedImages:
             )
         self._seen_hw[index] = size
         return Sample(image, self.boxes(index), index, path, size)
+
+    def encoded(self, index: int) -> bytes:
+        """Return the picture's file. Raises DataError."""
+        return read_bytes(self.path(index))
+
+    def _measured_hw(self, index: int) -> tuple[int, int]:
+        return picture_size(self.path(index))
 
 
 def box_areas(xyxy: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Pictures in one folder per class, on disk, in a zip that is read without unpacking, or in a tar.
 
 Layouts: train/ and val/ (also validation/, validation_preprocess/ or test/; ilsvrc/ for train), or class folders that
-are one split whole. Classes are the sorted folder names; hidden folders are not classes.
+are one split whole. Classes are the sorted folder names; hidden folders are not classes. Or shards (`shards`).
 """
 
 import os
@@ -12,9 +12,11 @@ import numpy as np
 
 from convzoo.config.registry import register
 from convzoo.data.datasets.in_memory import PackedStrings, first_of_shuffled
+from convzoo.data.datasets.shards import ShardBoxes, ShardImages, shards
 from convzoo.data.decode import EXTENSIONS, decode_rgb
 from convzoo.errors import DataError, UsageError
 from convzoo.storage import ZipMembers, is_zip, local_folder, local_path
+from convzoo.storage.shards import find_shards
 from convzoo.types import Sample
 
 SPLITS = {"train": ("train", "ilsvrc"), "val": ("val", "validation", "validation_preprocess", "test")}
@@ -54,10 +56,12 @@ class FolderImages:
         return f"{self.root}/{self.files[index]}"
 
     def load(self, index: int) -> Sample:
-        image = decode_rgb(self._read(self.files[index]), self.path(index))
+        image = decode_rgb(self.encoded(index), self.path(index))
         return Sample(image, int(self.labels[index]), index, self.path(index), (image.shape[1], image.shape[2]))
 
-    def _read(self, name: str) -> bytes:
+    def encoded(self, index: int) -> bytes:
+        """Return the picture's file. Raises DataError."""
+        name = self.files[index]
         if self.members:
             return self.members.read(name)
         try:
@@ -67,8 +71,10 @@ class FolderImages:
 
 
 @register("dataset")
-def image_folder(root: Path | None, split: str, *, max_train_images: int | None = None) -> FolderImages:
-    """Build a data set from class folders.
+def image_folder(
+    root: Path | None, split: str, *, max_train_images: int | None = None
+) -> FolderImages | ShardImages | ShardBoxes:
+    """Build a data set from class folders, or from tar shards.
 
     Raises:
         UsageError: no path, or it does not exist.
@@ -78,6 +84,8 @@ def image_folder(root: Path | None, split: str, *, max_train_images: int | None 
         raise UsageError(
             "this recipe needs a folder, zip or tar with train/ and val/, one folder per class in each", ("data",)
         )
+    if find_shards(root):
+        return shards(root, split, max_train_images=max_train_images)
     root = local_path(root, ("data",))
     if not root.exists():
         raise UsageError(f"{root}: no such file or folder", ("data",))
