@@ -69,8 +69,12 @@ class Transform(_Part):
 
 
 class Optim(_Part):
+    """lr_batch_size: the batch that lr is meant for; another batch multiplies lr by its share of it (Goyal et al. 2017,
+    arXiv:1706.02677, section 2.1). Without it lr is lr."""
+
     name: Literal["sgd"] = "sgd"
     lr: Positive
+    lr_batch_size: Annotated[int, Field(gt=0)] | None = None
     momentum: Fraction = 0.9
     nesterov: bool = False
     weight_decay: NotNegative = 0.0

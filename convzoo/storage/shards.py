@@ -156,7 +156,7 @@ class _Blocks(io.RawIOBase):
 
 
 def find_shards(root: Path) -> list[Shard]:
-    """Return the shards that a pattern such as train-{000000..000007}.tar means, or that lie in a folder; none elsewhere.
+    """Return the shards that a pattern such as train-{000000..000007}.tar means, or that lie in a folder.
 
     In a folder they are files NAME-000000.tar, in it or in folders below that are named after splits; where folders lie
     beside them they are no shards, but something else.

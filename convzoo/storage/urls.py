@@ -90,7 +90,7 @@ class Remote:
         return {name[start:]: info for name, info in sorted(listed.items()) if not name.endswith("/")}
 
     def entries(self) -> dict[str, JsonObject]:
-        """Return what the store says of each file and folder in it, not further below, by its name; of a file nothing."""
+        """Return what the store says of each file and folder directly in it, by its name; of a file nothing."""
         listed = self._tried(lambda: self._fs.ls(self.path, detail=True), [])
         if [info["type"] for info in listed if info["name"].endswith(self.path)] == ["file"]:
             return {}

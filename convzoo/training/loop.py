@@ -20,6 +20,7 @@ from convzoo.logs import log
 from convzoo.report.tables import summary
 from convzoo.training.continuation import open_run
 from convzoo.training.loggers import check_trackers
+from convzoo.training.optim import scaled_lr
 from convzoo.training.pretrained import check_pretrained_hash
 from convzoo.training.progress import ProgressLogger, profiled
 from convzoo.training.run_folder import RunFolder
@@ -306,6 +307,12 @@ def _log_start(state: TrainState, run: RunFolder) -> None:
         f"{recipe.model['name']} with {count:,} parameters on {state.device} in {state.precision}; "
         f"{len(state.class_names)} classes; {recipe.train.epochs} epochs into {run.path}"
     )
+    if recipe.optim.lr_batch_size is not None:
+        lr, own = recipe.optim.lr, recipe.optim.lr_batch_size
+        scaled = scaled_lr(recipe.optim, state.effective_batch)
+        log.info(
+            f"learning rate {scaled:g} = {lr:g} x batch {state.effective_batch} / {own}; the schedule starts there"
+        )
     if state.val_data is None:
         log.info("no validation (train.eval_every_epochs=0): the last weights count, and there are no best ones")
     if state.progress.step:

@@ -25,6 +25,11 @@ def build_optimizer(model: nn.Module, optim: Optim) -> torch.optim.SGD:
     )
 
 
+def scaled_lr(optim: Optim, batch_size: int) -> float:
+    """Return the learning rate of a global batch: lr, or in proportion to it where the recipe names lr's own batch."""
+    return optim.lr if optim.lr_batch_size is None else optim.lr * (batch_size / optim.lr_batch_size)
+
+
 def freeze(model: nn.Module, patterns: Iterable[str]) -> list[nn.Module]:
     """Stop training the parameters whose names match, and return the modules that must stay in eval mode.
 

@@ -35,7 +35,7 @@ from convzoo.model_file import ModelInfo, StateDict, load_into
 from convzoo.plain import JsonObject
 from convzoo.storage import shown
 from convzoo.training.continuation import list_sha256
-from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
+from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze, scaled_lr
 from convzoo.training.pretrained import load_pretrained
 from convzoo.types import Batch, Dataset
 
@@ -107,7 +107,8 @@ class TrainState:
         self.steps_per_epoch = max(1, len(self.train_data) // train.batch_size)
         self.total_steps = train.epochs * self.steps_per_epoch
         self.effective_batch = min(train.batch_size, len(self.train_data))
-        self.lr_at = build_schedule(recipe.schedule, recipe.optim.lr, self.steps_per_epoch, train.epochs)
+        lr = scaled_lr(recipe.optim, self.effective_batch)
+        self.lr_at = build_schedule(recipe.schedule, lr, self.steps_per_epoch, train.epochs)
         self.optimizer = build_optimizer(self.model, recipe.optim)
         self.loss_scale = LossScale(train.loss_scale)
         self.average = WeightAverage(self.model, train.ema_decay) if train.ema_decay is not None else None

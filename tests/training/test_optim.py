@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from convzoo.config import recipe as recipes
 from convzoo.config.recipe import Optim, Schedule
 from convzoo.errors import ConvzooError, UsageError
 from convzoo.models.vgg import vgg16
-from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze
+from convzoo.training.optim import LossScale, WeightAverage, build_optimizer, build_schedule, freeze, scaled_lr
+from helpers import QUICK, same, weights
 
 
 def reference(name, lr, steps_per_epoch, epochs, **keys):
@@ -162,3 +164,19 @@ def test_the_moving_average_by_hand():
     assert average.average["weight"].item() == pytest.approx(expected, rel=1e-5)
     assert average.average["num_batches_tracked"].item() == 30
     assert not math.isclose(expected, value)
+
+
+@pytest.mark.parametrize(("batch", "lr"), [(256, 0.1), (32, 0.0125), (8192, 3.2)])
+def test_a_rate_is_scaled_by_the_batch_only_where_a_recipe_names_its_own(batch, lr):
+    assert scaled_lr(Optim(lr=0.1, lr_batch_size=256), batch) == pytest.approx(lr, rel=1e-12)
+    assert scaled_lr(Optim(lr=0.1), batch) == 0.1
+
+
+def test_a_scaled_rate_is_that_of_the_run_and_said(run, tmp_path):
+    command = ["train", "tinydarknet-digits", *QUICK, "schedule.warmup_epochs=0", "train.batch_size=64"]
+    assert run(*command, "optim.lr=0.01", "--out", tmp_path / "half")[0] == 0
+    code, _, err = run(*command, "optim.lr=0.02", "optim.lr_batch_size=128", "--out", tmp_path / "scaled")
+    assert code == 0 and "learning rate 0.01 = 0.02 x batch 64 / 128" in err
+    assert same(weights(tmp_path / "scaled"), weights(tmp_path / "half"))
+    assert "lr_batch_size: 128" in (tmp_path / "scaled/recipe.yaml").read_text()
+    assert all(recipes.load(name).optim.lr_batch_size is None for name in recipes.shipped())
