@@ -12,12 +12,12 @@ before=$(cat "$folder/interrupted" 2>/dev/null)
 child=$!
 trap 'kill -TERM $child 2>/dev/null' TERM INT USR1
 while :; do
-    wait $child
+    wait "$child"
     code=$?
-    kill -0 $child 2>/dev/null || break # else it was the signal that ended the waiting
+    kill -0 "$child" 2>/dev/null || break # else it was the signal that ended the waiting
 done
 after=$(cat "$folder/interrupted" 2>/dev/null)
-if [ $code -ne 0 ] && [ -n "$after" ] && [ "$after" != "$before" ]; then
+if [ "$code" -ne 0 ] && [ -n "$after" ] && [ "$after" != "$before" ]; then
     exit 75
 fi
-exit $code
+exit "$code"

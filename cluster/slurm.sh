@@ -23,13 +23,13 @@ srun --kill-on-bad-exit=1 bash "$HERE/cluster/run.sh" "$RUN" torchrun \
 step=$!
 trap 'kill -TERM $step 2>/dev/null' USR1 TERM
 while :; do
-    wait $step
+    wait "$step"
     code=$?
-    kill -0 $step 2>/dev/null || break
+    kill -0 "$step" 2>/dev/null || break
 done
-if [ $code -eq 75 ]; then
+if [ "$code" -eq 75 ]; then
     echo "stopped and saved: queued again"
     scontrol requeue "$SLURM_JOB_ID"
     exit 0
 fi
-exit $code
+exit "$code"

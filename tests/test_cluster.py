@@ -1,50 +1,101 @@
-"""The examples for clusters: scripts run with stand-ins for the scheduler, files by their systems' fields."""
+"""The examples for clusters: scripts run with stand-ins for the scheduler, files taken by the systems' own schemas."""
 
 import os
+import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from kubeflow_trainer_api.models.trainer_v1alpha1_train_job import TrainerV1alpha1TrainJob
 
 from helpers import REPO
 
 CLUSTER = REPO / "cluster"
-# Of each system's documentation: what a file may have on each level.
-SKY = {
-    "": {"name", "workdir", "num_nodes", "resources", "envs", "secrets", "file_mounts", "setup", "run", "config"},
-    "resources": {"infra", "accelerators", "cpus", "memory", "use_spot", "disk_size", "image_id", "job_recovery"},
-    "resources.job_recovery": {"strategy", "max_restarts_on_errors", "recover_on_exit_codes"},
-}
-TRAINJOB = {
-    "": {"apiVersion", "kind", "metadata", "spec"},
-    "spec": {"runtimeRef", "trainer", "initializer", "runtimePatches", "suspend", "managedBy", "activeDeadlineSeconds"},
-    "spec.runtimeRef": {"apiGroup", "kind", "name"},
-    "spec.trainer": {"image", "command", "args", "env", "numNodes", "resourcesPerNode"},
+SKY = os.environ.get("CONVZOO_SKYPILOT")  # a Python that has skypilot: some eighty packages, and a click of its own
+# What sbatch takes (Slurm 25.05, `man sbatch`), as far as it is used, and the form of each value.
+SBATCH = {
+    "job-name": r"\S+",
+    "nodes": r"\d+(-\d+)?",
+    "ntasks-per-node": r"\d+",
+    "gpus-per-node": r"(\w+:)?\d+",
+    "cpus-per-task": r"\d+",
+    "time": r"(\d+-)?\d+:\d\d:\d\d",
+    "requeue": r"",
+    "open-mode": r"append|truncate",
+    "signal": r"([RB]+:)?\w+@\d{1,5}",
 }
 
 
 @pytest.mark.parametrize("script", sorted(CLUSTER.glob("*.sh")), ids=lambda path: path.name)
-def test_a_script_is_bash(script):
-    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == ""
+def test_a_script_is_bash_and_shellcheck_has_nothing_to_say(script):
+    for command in (["bash", "-n"], [str(Path(sys.executable).with_name("shellcheck"))]):
+        done = subprocess.run([*command, str(script)], capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
-@pytest.mark.parametrize(("name", "fields"), [("sky.yaml", SKY), ("trainjob.yaml", TRAINJOB)])
-def test_a_file_has_the_fields_of_its_system_and_a_command_of_ours(name, fields):
-    content = yaml.safe_load((CLUSTER / name).read_text())
-    for place, allowed in fields.items():
-        part = content
-        for key in filter(None, place.split(".")):
-            part = part[key]
-        assert set(part) <= allowed, place
-    trainer = content.get("spec", {}).get("trainer", {})
-    command = content.get("run") or " ".join(trainer["command"] + trainer["args"])
+def test_sbatch_knows_the_directives():
+    lines = (CLUSTER / "slurm.sh").read_text().splitlines()
+    directives = [line.removeprefix("#SBATCH --").partition("=") for line in lines if line.startswith("#SBATCH")]
+    assert {name for name, *_ in directives} == SBATCH.keys()
+    assert all(re.fullmatch(SBATCH[name], value) for name, _, value in directives)
+    first_command = next(i for i, line in enumerate(lines) if line and not line.startswith("#"))
+    assert all(
+        i < first_command for i, line in enumerate(lines) if line.startswith("#SBATCH")
+    )  # sbatch reads no further
+
+
+def content(name: str) -> dict[str, Any]:
+    return yaml.safe_load((CLUSTER / name).read_text())
+
+
+def test_kubeflows_own_models_take_the_job_and_lose_nothing_of_it():
+    job = content("trainjob.yaml")
+    model = TrainerV1alpha1TrainJob.from_dict(job)
+    assert model is not None and model.to_dict() == job  # a key that they do not know would be gone
+    misspelt = {**job, "spec": {**job["spec"], "runtimepatches": []}}
+    again = TrainerV1alpha1TrainJob.from_dict(misspelt)
+    assert again is not None and again.to_dict() != misspelt
+    trainer, (patch,) = job["spec"]["trainer"], job["spec"]["runtimePatches"]
+    (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = node["template"]["spec"]["template"]["spec"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounts.keys() == {volume["name"] for volume in pod["volumes"]}
+    words = [*trainer["command"], *trainer["args"]]
+    assert words[words.index("--data") + 1] == mounts["data"]
+    assert (
+        words[words.index("--out") + 1].startswith(f"{mounts['runs']}/") and words[2] == words[words.index("--out") + 1]
+    )
+
+
+@pytest.mark.skipif(not SKY, reason="CONVZOO_SKYPILOT names a Python that has skypilot")
+def test_skypilots_own_schema_takes_the_task():
+    code = (
+        "import sys, yaml, jsonschema; from sky.utils import schemas\n"
+        "jsonschema.validate(yaml.safe_load(open(sys.argv[1])), schemas.get_task_schema())\n"
+        "content = yaml.safe_load(open(sys.argv[1]))\n"
+        "jsonschema.validate(content['resources'], schemas.get_resources_schema())\n"
+        "for mount in content['file_mounts'].values(): jsonschema.validate(mount, schemas.get_storage_schema())\n"
+    )
+    done = subprocess.run([str(SKY), "-c", code, str(CLUSTER / "sky.yaml")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_task_recovers_from_our_exit_code():
+    task = content("sky.yaml")
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+    assert set(re.findall(r"(?:--data|--out|run\.sh) \"?(/\w+)", task["run"])) == task["file_mounts"].keys()
+
+
+@pytest.mark.parametrize("name", ["sky.yaml", "trainjob.yaml"])
+def test_the_command_is_ours(name):
+    trainer = content(name).get("spec", {}).get("trainer", {})
+    command = content(name).get("run") or " ".join(trainer["command"] + trainer["args"])
     assert "-m convzoo train" in command and "cluster/run.sh" in command and "--fresh" not in command
-    if name == "sky.yaml":
-        assert content["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
 
 
 def program(folder: Path, name: str, text: str) -> None:
