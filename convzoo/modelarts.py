@@ -49,10 +49,12 @@ NOTHING = {
 OTHERS = {
     "recipe", "verb", "config_path", "_config_path", "data_url", "train_url", "checkpoint_url", "eval_url",
     "model_train_url", "modelarts_dataset_unzip_name", "data_dir", "train_data_dir", "val_data_dir", "eval_data_dir",
-    "file_name", "file_format", "device_target", "ckpt_file", "ckpt_files", "checkpoint_path", *PLACES, *WEIGHTS,
+    "file_name", "file_format", "device_target", "testing_shape", "ckpt_file", "ckpt_files", "checkpoint_path",
+    *PLACES, *WEIGHTS,
 }  # fmt: skip
 KEYS = OTHERS | NOTHING | set(RECIPE_KEYS) | set(BATCHES) | FLAGS
 PORT = "29500"
+TESTING_SHAPE = "416"  # of the zoo's detector, and of what converts from it
 
 
 @dataclass
@@ -123,6 +125,9 @@ def command(job: Job) -> list[str]:
             raise UsageError(f"--verb {verb}: which model? --ckpt_file FILE, or --checkpoint_url FOLDER")
         argv += [model, *(_overrides(job) + _data(job, verb) if verb == "eval" else _export(job))]
         argv += ["--out", _joined(_place(out), "eval")] if out and verb == "eval" else []
+    if keys.get("testing_shape", TESTING_SHAPE) != TESTING_SHAPE:
+        shape = keys["testing_shape"]
+        raise UsageError(f"--testing_shape {shape}: the model's own is taken; transform.eval=[...] sets another")
     if keys.get("device_target") and verb != "export":
         argv += ["--device", DEVICES.get(keys["device_target"].lower(), keys["device_target"])]
     return argv + [part for flag in sorted(FLAGS & keys.keys()) for part in (f"--{flag}", keys[flag])]

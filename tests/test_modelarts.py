@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -13,8 +14,10 @@ import pytest
 from PIL import Image
 
 from convzoo import modelarts
+from convzoo.build import check_recipe
+from convzoo.config import recipe as recipes
 from convzoo.errors import UsageError
-from helpers import QUICK, STILL, same, weights
+from helpers import QUICK, REPO, STILL, same, weights
 
 
 def command(*argv: str, **environ: str) -> list[str]:
@@ -74,9 +77,74 @@ def test_the_documents_paths_and_keys(tmp_path):
     assert export == ["export", "s3://trained/model.ckpt", "--format", "air", "--out", "s3://bucket/out/vgg16.air"]
 
 
+def rows() -> dict[str, list[str]]:
+    """Return the hyper-parameters of each paragraph, as docs/from-mindspore.md has them."""
+    text = (REPO / "docs/from-mindspore.md").read_text(encoding="utf-8")
+    table = text.partition("| document, paragraph | hyper-parameters |")[2].partition("\n\n")[0]
+    found = {}
+    for line in table.splitlines()[2:]:
+        _, name, cell, _ = re.split(r"(?:^| )\|(?: |$)", line)
+        first = re.split(r"; | \(or | in place of", cell)[0]  # what follows is another way
+        found[name] = [f"--{word}" for word in re.findall(r"`(\w+=[^`]*)`", first)]
+    return found
+
+
+ROWS = {  # of each paragraph: what the command begins with, and what it has besides; DATA and OUT as a job gets them
+    "VGG16, train on CIFAR-10, one card": ("train vgg16-cifar10-224", "data.name=cifar10 --data DATA/cifar10"),
+    "VGG16, train on CIFAR-10, eight cards": ("train vgg16-cifar10-224", "--out OUT/vgg16-cifar10-224"),
+    "VGG16, train on ImageNet, eight cards": ("train vgg16-imagenet", "data.name=image_folder --data DATA/ImageNet"),
+    "VGG16, evaluate on CIFAR-10": (
+        "eval s3://dir_to_your_trained_model/model.ckpt",
+        "--data DATA/cifar10 --out OUT/eval",
+    ),
+    "VGG16, evaluate on ImageNet": ("eval s3://dir_to_your_trained_model/model.ckpt", "--data DATA/ImageNet"),
+    "VGG16, export": ("export s3://dir_to_your_trained_model/model.ckpt", "--format air --out OUT/vgg16.air"),
+    "DenseNet-121, train, several cards": (
+        "train densenet121-imagenet",
+        "--data DATA/train/train_dataset --val-data DATA/eval/eval_dataset --weights DATA/train/train_predtrained/FILE",
+    ),
+    "DenseNet-121, evaluate every checkpoint of a folder": (
+        "eval DATA/eval/checkpoint",
+        "--data DATA/eval/eval_dataset",
+    ),
+    "DenseNet-121, export MINDIR": ("export DATA/FILE.ckpt", "--format mindir --out OUT/densenet121.mindir"),
+    "Tiny-DarkNet, train, eight cards": ("train tinydarknet-imagenet", "train.batch_size=512 --data DATA/FILENAME.zip"),
+    "Tiny-DarkNet, evaluate": ("eval FILE.ckpt", "--data DATA/FILENAME.zip"),
+    "Tiny-DarkNet, export": ("export ./FILE.ckpt", "--format mindir --out OUT/tinydarknet.mindir"),
+    "YOLOv3, train, eight cards": (
+        "train yolov3-coco",
+        "optim.weight_decay=0.016 schedule.warmup_epochs=4 schedule.name=cosine_annealing --data DATA/coco2014 "
+        "--weights s3://dir_to_your_pretrain/0-148_92000.ckpt",
+    ),
+    "YOLOv3, evaluate": ("eval s3://dir_to_your_trained_ckpt/0-320_102400.ckpt", "--data DATA/coco2014"),
+}
+
+
+def test_every_paragraph_of_the_documents_has_its_row():
+    assert rows().keys() == ROWS.keys()
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_row_is_the_command_that_its_paragraph_means(tmp_path, name):
+    for folder in ("ImageNet/train", "ImageNet/validation_preprocess", "cifar10", "coco2014", "train/train_dataset"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "FILENAME.zip").touch()
+    cards = "8" if "eight" in name or "several" in name else "1"
+    keys = [*rows()[name], f"--data_url={tmp_path}", "--train_url=s3://out"]
+    argv = command(*keys, MA_NUM_GPUS=cards)
+    got = " ".join(argv).replace(str(tmp_path), "DATA").replace("s3://out", "OUT")
+    beginning, parts = ROWS[name]
+    assert got.startswith(f"{beginning} ")
+    for part in parts.replace(" --", "\n--").splitlines():
+        assert f"{part} " in f"{got} ", got
+    if argv[0] == "train":
+        check_recipe(recipes.load(argv[1], [word for word in argv if "=" in word]))
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
+        (["--verb", "eval", "--ckpt_file", "a.ckpt", "--testing_shape", "320"], "--testing_shape 320: the model's own"),
         (["--data_urll", "x", "--recipe", "a"], "--data_urll: unknown"),
         (["flowers", "--recipe", "a"], "neither --key VALUE nor"),
         ([], "which recipe"),
