@@ -121,8 +121,8 @@ def work_of(name: str) -> Work:
     """Count a recipe's parameters and operations, at the size that its evaluation has."""
     recipe = recipes.load(name)
     height, width = given_size(build_pipeline(recipe, "eval")) or (32, 32)
-    model = registry.bind("model", recipe.model)().eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():  # counted, not computed
+        model = registry.bind("model", recipe.model)().eval()
         model(torch.zeros(1, 3, height, width))
     pictures, picture_bytes = DATA[name.rpartition("-")[2]]
     parameters = sum(parameter.numel() for parameter in model.parameters())
