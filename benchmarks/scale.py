@@ -10,6 +10,7 @@ buckets. The backward pass hides it, and is two thirds of the compute. Nothing e
 """
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -22,7 +23,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 import torch.distributed as td
@@ -33,6 +33,7 @@ from convzoo.config import recipe as recipes
 from convzoo.config import registry
 from convzoo.data.decode import decode_rgb
 from convzoo.environment import environment
+from convzoo.plain import JsonObject
 from convzoo.report.tables import table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -138,7 +139,7 @@ def assumed() -> Device:
 # --- what is measured
 
 
-def measure(only: str | None) -> dict[str, Any]:
+def measure(only: str | None) -> JsonObject:
     """Measure this machine: steps of each recipe, pictures, gloo, and a run of 1 and of 2 ranks."""
     parts = {"steps": _steps, "pictures": _pictures, "gloo": _gloo, "check": _check}
     facts = environment(torch.device("cpu"))
@@ -233,7 +234,7 @@ def _check() -> dict[str, float]:
 # --- what is written
 
 
-def tables(measured: dict[str, Any], works: list[Work]) -> dict[str, str]:
+def tables(measured: JsonObject, works: list[Work]) -> dict[str, str]:
     """Return the document's tables by name, in Markdown."""
     accelerator = assumed()
     own, ours = _fitted(measured), {}
@@ -292,7 +293,7 @@ def _input(works: list[Work], device: Device, decoded_a_core: float | None) -> s
     return table(head, rows)
 
 
-def _fitted(measured: dict[str, Any]) -> Device | None:
+def _fitted(measured: JsonObject) -> Device | None:
     """Return this machine as a device, from its steps at two batches; None where they are not measured."""
     steps = measured.get("steps")
     if not steps:
@@ -301,7 +302,7 @@ def _fitted(measured: dict[str, Any]) -> Device | None:
     return Device("here", 0.0, lambda work: steps[work.name][1][1] / steps[work.name][1][0], 1)
 
 
-def _checked(measured: dict[str, Any]) -> str:
+def _checked(measured: JsonObject) -> str:
     """Return prediction and measurement of two gloo ranks, which share this machine."""
     check, gloo = measured.get("check"), measured.get("gloo")
     if not check or not gloo:
@@ -332,7 +333,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
-def rendered(measured: dict[str, Any], works: list[Work]) -> str:
+def rendered(measured: JsonObject, works: list[Work]) -> str:
     """Return the document with its tables as they are now."""
     parts = tables(measured, works)
     return BLOCK.sub(lambda match: f"{match[1]}{parts[match[2]]}{match[3]}", DOCUMENT.read_text(encoding="utf-8"))
@@ -342,11 +343,10 @@ def draw(works: list[Work]) -> None:
     """Draw efficiency over devices, with the recipe's own batch and with one that grows, on 100 Gb/s a node."""
     import matplotlib
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     from convzoo.report.plots import SERIES, STYLE
 
+    matplotlib.use("Agg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True)
         for ax, grows in zip(axes, (False, True), strict=True):
