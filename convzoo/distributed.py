@@ -144,6 +144,13 @@ def gather_objects(item: T) -> list[T]:
     return items
 
 
+def first_here() -> int:
+    """Return, after all ranks have asked, the process number of the first rank on this machine."""
+    machine = os.environ.get("GROUP_RANK", "0")
+    processes = gather_objects((machine, int(os.environ.get("LOCAL_RANK", "0")), os.getpid()))
+    return min((local, process) for other, local, process in processes if other == machine)[1]
+
+
 def any_rank(answer: bool) -> bool:
     """Tell whether the answer is true on any rank."""
     return any(gather_objects(answer))

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
 
-OPTIONAL = ("timm", "onnx", "onnxscript", "onnxruntime", "openvino", "nncf", "ncnn", "pnnx", "mindspore", "torch_npu")
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic")
 
 
@@ -78,24 +77,11 @@ def environment(device: "torch.device") -> JsonObject:
         **{name: metadata.version(name) for name in PACKAGES},
         "platform": platform.platform(),
         "device": str(device),
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "cpu_cores": cores,
         "threads": torch.get_num_threads(),
         "world_size": int(os.environ.get("WORLD_SIZE", "1")),
     }
-
-
-def optional_packages() -> dict[str, str | None]:
-    """Return the versions of what the extras need, None where it is not installed."""
-    from importlib import metadata
-
-    versions: dict[str, str | None] = {}
-    for name in OPTIONAL:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
 
 
 def command_line(argv: list[str]) -> str:
@@ -116,7 +102,7 @@ def _git_commit() -> str | None:
     return done.stdout.strip() or None
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -52,9 +52,17 @@ class MissingPackageError(ConvzooError):
 
 
 class InterruptedRun(ConvzooError):
-    """A run was stopped by a signal and has saved its state: the same command continues it. Exit code 75."""
+    """A run was stopped by a signal and has saved its state: the same command continues it. Exit code 75.
+
+    Attributes:
+        first_here: the process of the first rank on this machine, which the others let end before them.
+    """
 
     exit_code = 75
+
+    def __init__(self, message: str = "", first_here: int | None = None):
+        super().__init__(message)
+        self.first_here = os.getpid() if first_here is None else first_here
 
 
 def exit_code_and_message(error: BaseException) -> tuple[int, str]:

@@ -111,15 +111,20 @@ def torchrun(*argv: object, **options) -> subprocess.CompletedProcess:
     return subprocess.run(torchrun_command(*argv, **options), capture_output=True, text=True, env=env, timeout=300)
 
 
+def children(process: int) -> list[int]:
+    """Return the processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def rank_pids(launcher: int) -> dict[int, int]:
     """Return the process of each rank that a torchrun has started."""
     pids = {}
-    for child in Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split():
+    for child in children(launcher):
         try:
             environ = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
         except OSError:  # it ended
             continue
-        pids |= {int(entry[5:]): int(child) for entry in environ if entry.startswith(b"RANK=")}
+        pids |= {int(entry[5:]): child for entry in environ if entry.startswith(b"RANK=")}
     return pids
 
 

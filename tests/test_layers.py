@@ -18,7 +18,7 @@ LAYERS = [
     {"report"},
     {"data", "models", "model_file"},
     {"tasks", "build"},
-    {"inference"},
+    {"inference", "machine"},
     {"convert"},
     {"deploy"},  # which opens files of every kind, foreign weights among them
     {"training"},
@@ -41,13 +41,14 @@ BUDGETS = {
     "serve": 1500,
     "cli": 2000,
     "storage": 1200,  # archives, the cache, URLs, leases, shards: a room of its own since it is a folder
+    "machine": 350,  # what doctor says of a machine and tries on it: a room of its own beside the rest
     "the rest": 2600,  # modelarts, restarted ranks, data sets, plain values, free memory and packed files among it
 }
 COLUMNS, FILE_LINES, FUNCTION_LINES, TRAIN_LINES = 120, 400, 50, 120
 # What starts without waiting for torch: the command line's help and its errors.
 WITHOUT_TORCH = ["__init__", "__main__", "version", "errors", "logs", "plain", "files", "environment", "config", "cli"]
 # Rooms that write or repeat commands; a run's README and page repeat its own, and environment.py asks git.
-NAME_FLAGS = {"cli", "errors", "convert", "deploy", "api", "modelarts"}
+NAME_FLAGS = {"cli", "errors", "convert", "deploy", "api", "modelarts", "machine"}
 REPEATERS = {"run_readme.py", "run_report.py", "environment.py"}
 HEAVY = {"torch", "torchvision", "numpy"}
 

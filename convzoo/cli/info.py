@@ -1,7 +1,6 @@
-"""The verbs `list` and `doctor`: what there is, and what this machine has."""
+"""The verb `list`: what there is."""
 
 import json
-import shutil
 from typing import Annotated
 
 import typer
@@ -38,25 +37,3 @@ def list_(
         print(f"  {name:26} {header}")
     for kind in ("models", "datasets", "transforms"):
         print(f"{kind}\n  {', '.join(catalogue[kind])}")
-
-
-def doctor(json_: Json = False) -> None:
-    """Say what this machine has: versions, devices, precision, threads, optional packages."""
-    import torch
-
-    from convzoo import distributed
-    from convzoo.environment import environment, optional_packages
-
-    device = distributed.resolve_device("auto")
-    facts = {
-        **environment(device),
-        "computes_bfloat16": distributed.computes_bfloat16(device),
-        "devices": torch.accelerator.device_count(),
-        **optional_packages(),
-        **{tool: shutil.which(tool) for tool in ("atc", "amct_onnx")},  # Ascend's, of CANN
-    }
-    print(
-        json.dumps(facts)
-        if json_
-        else "\n".join(f"{key:20} {'no' if value is None else value}" for key, value in facts.items())
-    )

@@ -8,10 +8,11 @@ import typer
 from convzoo import errors, logs
 from convzoo.cli.bench import bench
 from convzoo.cli.convert import convert
+from convzoo.cli.doctor import doctor
 from convzoo.cli.eval import eval_
 from convzoo.cli.export import export
 from convzoo.cli.hints import hint
-from convzoo.cli.info import doctor, list_
+from convzoo.cli.info import list_
 from convzoo.cli.log import log
 from convzoo.cli.pack import data_app
 from convzoo.cli.predict import predict

@@ -7,6 +7,7 @@ import typer
 
 from convzoo.cli.download import fetch
 from convzoo.cli.options import Cache, Data, Device, Download, OnBad, OnBadSample, Overrides, Workers
+from convzoo.errors import InterruptedRun
 from convzoo.plain import Keywords
 from convzoo.storage import shown
 
@@ -74,7 +75,7 @@ def train(
 ) -> None:
     """Train a network as a recipe says. Several devices: torchrun --nproc-per-node N -m convzoo train ..."""
     from convzoo.config import recipe as recipes
-    from convzoo.training.stop import StopRequest
+    from convzoo.training.stop import StopRequest, leave
 
     loaded = recipes.load(recipe, overrides or [])
     with StopRequest() as stop:  # before PyTorch's seconds of importing
@@ -96,6 +97,10 @@ def train(
             "download": download,
         }
         options = RunOptions(device=device, command=command_line(context.obj), **paths, **steps, **modes, **samples)
-        path = run_training(loaded, options, stop)
+        try:
+            path = run_training(loaded, options, stop)
+        except InterruptedRun as error:
+            leave(error)
+            raise
     if distributed.rank() == 0:
         print(shown(path))

@@ -76,7 +76,7 @@ class Room:
         if self.bytes > rest:
             raise ConvzooError(
                 f"{self.what}: {self.bytes / GB:.3f} GB or more, the cache {self.entry.parent} has room for "
-                f"{rest / GB:.3f}; {LIMIT} raises it"
+                f"{rest / GB:.3f}; {LIMIT}, now {limit_bytes() / GB:g}, raises it, {FOLDER} names another folder"
             )
         free = shutil.disk_usage(self.entry.parent).free
         if self.bytes - self._reserved > free:

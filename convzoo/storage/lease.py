@@ -30,11 +30,17 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, daemon=True)
         self._thread.start()
 
+    def is_held(self) -> bool:
+        """Ask the store whether it is still ours; once lost it stays so. Raises ConvzooError: it does not answer."""
+        if not self.lost:
+            self.lost = self._holder() != self._id
+        return not self.lost
+
     def release(self) -> None:
         """Give the lease back. Raises ConvzooError where the store does not answer."""
         self._released.set()
         self._thread.join()
-        if not self.lost and self._holder() == self._id:
+        if self.is_held():
             self._remote.remove()
 
     def abandon(self) -> None:
@@ -71,8 +77,7 @@ class Lease:
     def _renew(self) -> None:
         while not self._released.wait(RENEW_S):
             try:
-                if self._holder() != self._id:
-                    self.lost = True
+                if not self.is_held() or self._released.is_set():
                     return
                 self._write()
             except ConvzooError as error:

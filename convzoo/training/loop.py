@@ -252,9 +252,10 @@ def _stopped(state: TrainState, run: RunFolder, progress_logger: ProgressLogger)
         progress_logger.report()
         progress_logger.trackers.end("interrupted")
         run.interrupted.write_text(f"step {step}, {time.strftime('%Y-%m-%dT%H:%M:%S')}\n", encoding="utf-8")
-    distributed.gather_objects(None)
+    first_here = distributed.first_here()
     return InterruptedRun(
-        f"stopped at step {step} of {state.total_steps} and saved; the same command continues it ({run.path})"
+        f"stopped at step {step} of {state.total_steps} and saved; the same command continues it ({run.path})",
+        first_here,
     )
 
 

@@ -1,10 +1,14 @@
-"""A signal that asks a run to stop."""
+"""A signal that asks a run to stop, and how its ranks end."""
 
 import contextlib
 import os
 import signal
 import time
+from pathlib import Path
 
+from convzoo.errors import InterruptedRun
+
+POLL_S = 0.05
 TWICE_S = 0.5  # within it a launcher's signal and a scheduler's to the whole job are the same one
 
 
@@ -41,3 +45,30 @@ class StopRequest:
         elif now - self._asked_at > TWICE_S:
             self.__exit__()
             signal.raise_signal(number)
+
+
+def leave(stopped: InterruptedRun) -> None:
+    """End a stopped rank in its turn: torchrun takes the first end for a failure, ends the others and starts all again.
+
+    The first rank of a machine, which may have been bringing a run up to its URL, ends first; where torchrun has starts
+    left, it asks torchrun to stop before.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's own, to ranks that are on their way
+    if stopped.first_here != os.getpid():
+        while _runs(stopped.first_here):
+            time.sleep(POLL_S)
+        return
+    starts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0"))
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) < starts:
+        os.kill(os.getppid(), signal.SIGTERM)
+
+
+def _runs(process: int) -> bool:
+    """Tell whether a process of this machine is there and has not ended, waited for by its parent or not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

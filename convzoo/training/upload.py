@@ -98,6 +98,7 @@ class RunUpload:
         try:
             self._check_lease()
             self._send()
+            self._check_lease()  # it may have been taken between two renewals
             self._lease.release()
         except ConvzooError as error:
             self._lease.abandon()
@@ -107,22 +108,22 @@ class RunUpload:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def _check_lease(self) -> None:
-        if self._lease.lost:
+        if not self._lease.is_held():
             raise ConvzooError(f"{self._remote.shown}: another process took this run over")
 
     def _work(self) -> None:
         seen, sent_s = -1, time.monotonic()
         while not self._ending.wait(POLL_S):
-            if self._lease.lost:
-                os.kill(os.getpid(), signal.SIGTERM)  # the run saves what it has, here, and stops
-                return
             folder = self.path / "checkpoints"
             now = folder.stat().st_mtime_ns if folder.is_dir() else -1
-            if now == seen and time.monotonic() - sent_s < SMALL_S:
-                continue
+            due = now != seen or time.monotonic() - sent_s >= SMALL_S
             try:
-                self._send()
-                seen, sent_s = now, time.monotonic()
+                if self._lease.lost or (due and not self._lease.is_held()):
+                    os.kill(os.getpid(), signal.SIGTERM)  # the run saves what it has, here, and stops
+                    return
+                if due:
+                    self._send()
+                    seen, sent_s = now, time.monotonic()
             except (ConvzooError, OSError) as error:
                 log.warning(f"{error}; the run goes on, and what is due is tried again")
 

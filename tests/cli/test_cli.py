@@ -2,7 +2,6 @@
 
 import json
 import pickle
-import re
 import resource
 import subprocess
 import sys
@@ -35,7 +34,7 @@ OPTIONS = {
     "report": "--data --help --html --out --port --watch",
     "log": "--help --to",
     "list": "--help --json --weights",
-    "doctor": "--help --json",
+    "doctor": "--data --device --help --json --test",
     "data check": "--data --device --help --json --model --out",
     "data stats": "--anchors --data --help --json --sheet --size",
     "data inspect": "--help --json --minutes",
@@ -74,15 +73,12 @@ def test_help_is_quick_and_does_not_import_torch():
     assert min(seconds) < 0.3
 
 
-def test_version_and_list_and_doctor(run):
+def test_version_and_list(run):
     assert run("--version")[:2] == (0, f"convzoo {convzoo.__version__}\n")
     code, out, _ = run("list")
     assert code == 0 and "vgg16-cifar10-224" in out and "densenet121" in out and "image_folder" in out
     listed = json.loads(run("list", "--json")[1])
     assert "vgg16" in listed["models"] and listed["recipe_schema"]["properties"]["seed"]["type"] == "integer"
-    code, out, _ = run("doctor")
-    assert code == 0 and "torchvision" in out and "computes_bfloat16" in out
-    assert re.search(r"^atc +(no|/.*)$", out, re.M) and re.search(r"^onnxruntime +[\d.]+$", out, re.M)
 
 
 @pytest.mark.parametrize(

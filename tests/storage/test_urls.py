@@ -141,7 +141,11 @@ def test_too_much_for_the_cache_is_a_line(store, tmp_path, run, monkeypatch):
     monkeypatch.setenv("CONVZOO_CACHE_GB", "0.000001")
     put(store, tree(tmp_path / "tree"), "s3://bucket/tree")
     code, _, err = run("data", "stats", "image_folder", "--data", "s3://bucket/tree")
-    assert code == 1 and "CONVZOO_CACHE_GB raises it" in one_line(err) and gets(store) == []
+    assert (
+        code == 1
+        and "CONVZOO_CACHE_GB, now 1e-06, raises it, CONVZOO_CACHE names another folder" in one_line(err)
+        and gets(store) == []
+    )
 
 
 def test_what_belongs_to_a_file_comes_and_goes_with_it(store):

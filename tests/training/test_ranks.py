@@ -13,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from convzoo import errors
+from convzoo.errors import InterruptedRun
 from convzoo.training.checkpoints import RunCheckpoints, load_state
-from convzoo.training.stop import StopRequest
+from convzoo.training.stop import StopRequest, leave
 from helpers import (
     QUICK,
+    REPO,
     STILL,
+    children,
     difference,
     first_line,
     momenta,
@@ -36,11 +39,11 @@ LONG = [*SHORT, "train.epochs=60", "train.eval_every_epochs=15"]
 class Job:
     """A command under torchrun that runs beside the test, its messages in a file."""
 
-    def __init__(self, out: Path, *command: object, **options):
+    def __init__(self, out: Path, *command: object, wrapper: tuple[str, ...] = (), **options):
         self.out, self.log = out, out.with_name(f"{out.name}.log")
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         with open(self.log, "a") as file:
-            argv = torchrun_command(*command, "--out", out, **options)
+            argv = [*wrapper, *torchrun_command(*command, "--out", out, **options)]
             self.process = subprocess.Popen(argv, stdout=file, stderr=file, env=env)
 
     def steps(self) -> int:
@@ -48,7 +51,7 @@ class Job:
         return len(rows(self.out, "step")) if path.exists() else 0
 
     def wait_for_step(self, step: int) -> None:
-        deadline = time.time() + 120
+        deadline = time.time() + 300
         while time.time() < deadline and self.process.poll() is None:
             path = self.out / "metrics.jsonl"
             if path.exists() and path.read_bytes().count(b"\n") > step:
@@ -187,6 +190,40 @@ def test_a_stop_at_any_rank_at_any_moment_saves_once_and_exits_with_75(long_whol
     last = Job(out, *LONG)
     assert last.end() == 0 and not (out / "interrupted").exists()
     assert same(weights(out), weights(long_whole))
+
+
+@pytest.mark.slow
+def test_a_stop_at_one_rank_is_not_started_again(whole, tmp_path):
+    """torchrun takes the rank's 75 for a failure and has starts left; the wrapper turns its 1 into 75."""
+    out = tmp_path / "run"
+    wrapper = "bash", str(REPO / "cluster/run.sh"), str(out)
+    for asked in (0, 1):
+        job = Job(out, *SHORT, wrapper=wrapper, restarts=3)
+        job.wait_for_step(job.steps() + 5)
+        (launcher,) = children(job.process.pid)
+        os.kill(rank_pids(launcher)[asked], signal.SIGTERM)
+        asked_at = time.time()
+        assert job.end() == 75 and time.time() - asked_at < 60
+        log = job.log.read_text()
+        assert log.count("convzoo: stopped at step") == 1 + asked and log.count("continued at step") == asked
+        assert (out / "interrupted").is_file()
+    assert Job(out, *SHORT, restarts=3).end() == 0
+    assert same(weights(out), weights(whole))
+
+
+def test_a_stopped_rank_outlives_the_first_of_its_machine_and_no_other(monkeypatch):
+    before = signal.getsignal(signal.SIGTERM)
+    first = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1)"])
+    began = time.monotonic()
+    try:
+        leave(InterruptedRun("stopped", first.pid))
+        assert time.monotonic() - began < 0.5  # no torchrun
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+        leave(InterruptedRun("stopped", first.pid))  # a child that ended and was not waited for counts as ended
+        assert time.monotonic() - began > 0.5 and first.wait(5) == 0
+        leave(InterruptedRun("stopped"))  # itself the first, and torchrun has no starts left
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow
