@@ -78,9 +78,10 @@ def exit_code_and_message(error: BaseException) -> tuple[int, str]:
         return 2, f"{error.filename}: {(error.strerror or 'cannot be opened').lower()}"
     if isinstance(error, OSError) and error.errno == errno.EROFS:
         return 2, f"{error.filename}: a read-only file system"
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
-        return 1, "out of memory; lower train.batch_size, or keep it and raise --accumulate"
     text = " ".join(str(error).split()) or "no message"
+    out_of_memory = type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator: can't allocate" in text
+    if out_of_memory or isinstance(error, MemoryError):
+        return 1, "out of memory; lower train.batch_size, or keep it and raise --accumulate"
     if text.startswith("DataLoader worker"):
         return (
             1,

@@ -1,8 +1,10 @@
 """What several tests share that is no fixture: where things lie, short settings, what is read from a run."""
 
+import contextlib
 import functools
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 from convzoo.inference.evaluate import Evaluation
 from convzoo.model_file import load_model
 from convzoo.tasks.classify import ClassifyMetric
+from convzoo.training import loop as train_module
 from convzoo.training.checkpoints import load_state
 
 REPO = Path(__file__).resolve().parents[1]
@@ -204,3 +207,26 @@ def difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     pairs = ((a[name].double(), b[name].double()) for name in a)
     return max(float((x - y).abs().max() / y.abs().max().clamp(min=1e-12)) for x, y in pairs)
+
+
+@contextlib.contextmanager
+def file_limit(size: int):
+    """Let no file grow beyond size bytes, which ends a write as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def before_step(monkeypatch, number: int, action) -> None:
+    """Do something as a step begins."""
+    inner = train_module.forward_backward
+
+    def forward_backward(state, batches):
+        if state.progress.step == number:
+            action()
+        return inner(state, batches)
+
+    monkeypatch.setattr(train_module, "forward_backward", forward_backward)

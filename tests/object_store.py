@@ -18,7 +18,8 @@ Matches = Callable[[str, str], bool]  # of the method and path of a request
 
 @dataclass
 class Fault:
-    """What happens to the next so many requests that match: "503", "stall" (seconds), "cut" (half of the body)."""
+    """What happens to the next so many requests that match: a status such as "503", "stall" (seconds), "cut" (half of
+    the body), "gone" (no answer)."""
 
     kind: str
     matches: Matches = lambda method, path: True
@@ -70,8 +71,11 @@ def serve() -> tuple[ObjectStore, Callable[[], None]]:
             body = self.rfile.read(length)
             store.requests.append((self.command, self.path))
             fault = store.fault(self.command, self.path)
-            if fault and fault.kind == "503":
-                self.send_response(503)
+            if fault and fault.kind == "gone":
+                self.close_connection = True
+                return
+            if fault and fault.kind.isdigit():
+                self.send_response(int(fault.kind))
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return

@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import signal
 import tracemalloc
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image
 from convzoo.config import recipe, registry
 from convzoo.data.transforms.pipeline import Pipeline
 from convzoo.inference import answers as predict_files
+from convzoo.inference import predict as predict_module
 from convzoo.inference import torch_model
 from convzoo.inference.predict import predict
 from convzoo.model_file import ModelInfo, save_model
@@ -98,6 +100,26 @@ def test_faults(run, digits_run, pictures, tmp_path):
     assert code == 3 and "b.jpg: not a picture" in one_line(err)
     code, out, err = run("predict", last, tmp_path, "--on-bad-sample", "skip")
     assert code == 0 and len(out.splitlines()) == 1 and "skipped" in err
+
+
+def test_ctrl_c_leaves_whole_lines(run, digits_run, pictures, monkeypatch):
+    inner, seen = predict_module.decode_rgb, []
+
+    def decode_rgb(*arguments):
+        seen.append(arguments)
+        if len(seen) == 4:
+            signal.raise_signal(signal.SIGINT)
+        return inner(*arguments)
+
+    monkeypatch.setattr(predict_module, "decode_rgb", decode_rgb)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        last = digits_run / "checkpoints/last.safetensors"
+        code, out, err = run("predict", last, pictures, "--batch-size", 1, "--json")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert code == 130 and err == "" and out.endswith("\n")
+    assert 2 <= len([json.loads(line) for line in out.splitlines()]) <= 3
 
 
 def test_memory_does_not_grow_with_the_number_of_pictures(digits_run, pictures):

@@ -1,7 +1,7 @@
 """What happens to machines: full and closed folders, killed loaders, a clock set back, broken pictures and numbers."""
 
-import contextlib
 import ctypes
+import json
 import multiprocessing
 import os
 import re
@@ -20,7 +20,8 @@ from convzoo import cli, logs
 from convzoo.errors import exit_code_and_message
 from convzoo.model_file import load_model
 from convzoo.training import loop as train_module
-from helpers import QUICK, one_line, rows, same, weights
+from convzoo.training.lock import take_lock
+from helpers import QUICK, before_step, file_limit, one_line, rows, same, weights
 
 COMMAND = [
     "train",
@@ -32,29 +33,6 @@ COMMAND = [
     1,
 ]
 CLONE_NEWNS, MS_PRIVATE = 0x20000, 1 << 14 | 1 << 18  # of Linux's sched.h and mount.h, for all below
-
-
-@contextlib.contextmanager
-def file_limit(size: int):
-    """Let no file grow beyond size bytes, which ends a write as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-def before_step(monkeypatch, number: int, action) -> None:
-    """Do something as a step begins."""
-    inner = train_module.forward_backward
-
-    def forward_backward(state, batches):
-        if state.progress.step == number:
-            action()
-        return inner(state, batches)
-
-    monkeypatch.setattr(train_module, "forward_backward", forward_backward)
 
 
 def test_a_disk_that_is_full_ends_the_run_and_the_same_command_continues_it(run, tmp_path, monkeypatch):
@@ -161,6 +139,79 @@ def test_a_dev_shm_that_is_too_small(tmp_path, size, problem):
     message = one_line(err)
     assert process.exitcode == 1 and message.startswith(f"convzoo: {problem}")
     assert re.search(r"/dev/shm has 0\.\d of 0\.1 MiB free \(--workers 0 loads in the main process\)", message)
+
+
+def test_memory_that_is_not_there(run, tmp_path, monkeypatch):
+    """PyTorch's allocator is asked for more than any machine has."""
+    with monkeypatch.context() as patch:
+        before_step(patch, 3, lambda: torch.empty(1 << 50))
+        code, _, err = run(*COMMAND, "--out", tmp_path / "run")
+    assert code == 1 and "out of memory; lower train.batch_size, or keep it and raise --accumulate" in one_line(err)
+    code, _, err = run(*COMMAND, "--out", tmp_path / "run")
+    assert code == 0 and "continued at step 3 of 6" in err
+
+
+def take_and_hold(folder: Path, begin, done) -> None:
+    begin.wait(30)
+    lock = take_lock(folder, 0.0)
+    done.wait(30)
+    os._exit(0 if lock else 7)
+
+
+def test_of_processes_that_begin_one_run_at_once_one_has_it(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    begin, done = fork.Barrier(4), fork.Barrier(4)
+    processes = [fork.Process(target=take_and_hold, args=(tmp_path, begin, done)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert sorted(process.exitcode or 0 for process in processes) == [0, 7, 7, 7]
+
+
+def test_exports_and_reports_into_a_folder_that_is_closed(run, digits_run):
+    folder = Path(tempfile.mkdtemp())
+    try:
+        model = shutil.copy(digits_run / "checkpoints/last.safetensors", folder / "model.safetensors")
+        (folder / "closed").mkdir()
+        (folder / "closed").chmod(0o555)
+        folder.chmod(0o755)
+        commands = [
+            ("m.onnx", "export", model, "--format", "onnx"),
+            ("m.weights", "convert", model, "--to", "darknet"),
+            ("report", "eval", model),
+            ("pictures", "data", "save", "digits", "--count", 1),
+        ]
+        for name, *command in commands:  # as somebody else no package may be read that is not imported yet
+            assert run(*command, "--out", folder / name)[0] == 0
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            for name, *command in commands:
+                code, _, err = run(*command, "--out", folder / "closed" / name)
+                assert code in (1, 2), err
+                assert re.search(f"{folder}/closed/.*permission denied", one_line(err)), err
+        finally:
+            if root:
+                os.seteuid(0)
+        assert list((folder / "closed").iterdir()) == []
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("name", [b"l\xc3\xa4ufe \xf0\x9f\xa6\x86 'a' $b", b"n" * 250])
+def test_names_of_folders(run, tmp_path, monkeypatch, name):
+    """Letters, quotes and emoji, as long as a file system takes them; nobody's home."""
+    monkeypatch.delenv("HOME")
+    out = tmp_path / os.fsdecode(name)
+    code, _, err = run(*COMMAND, "train.epochs=1", "--out", out)
+    assert code == 0, err
+    last = out / "checkpoints/last.safetensors"
+    code, stdout, err = run("eval", last, "--json")
+    assert code == 0 and json.loads(stdout)["images"] == 360, err
+    code, _, err = run("export", last, "--format", "onnx")
+    assert code == 0 and (out / "checkpoints/last.onnx").is_file(), err
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_update(run, tmp_path, monkeypatch):

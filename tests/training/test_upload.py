@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from convzoo.model_file import load_model
 from convzoo.storage import Remote, lease, urls
 from convzoo.storage.lease import Lease
 from convzoo.training import upload
-from helpers import QUICK, one_line, rows, same, weights
+from helpers import QUICK, before_step, file_limit, one_line, rows, same, weights
 from object_store import SECRET, Fault
 
 OUT = "s3://bucket/runs/digits"
@@ -95,7 +96,47 @@ def test_old_checkpoints_go_there_too(store, tmp_path, run):
 def test_a_store_that_is_gone_for_a_while_is_waited_for(store, tmp_path, run, local):
     store.faults = [Fault("503", lambda method, path: PUTS(method, path) and "checkpoints" in path, times=10)]
     code, _, err = run(*COMMAND, "--out", OUT)
-    assert (code == 0 and "503" in err) or "again in" in err
+    assert code == 0 and "503" in err and "again in 0 s" in err, err
+    assert same(weights(brought(store, tmp_path)), weights(local))
+
+
+def test_a_store_without_an_answer_for_a_while_is_waited_for(store, tmp_path, run, local):
+    """A minute, shortened: from the first checkpoint on nobody answers anything."""
+    began = []
+
+    def gone(method: str, path: str) -> bool:
+        if not began and "checkpoints" in path and method == "PUT":
+            began.append(time.monotonic())
+        return bool(began) and time.monotonic() - began[0] < 0.5
+
+    store.faults = [Fault("gone", gone, times=10**6)]
+    code, _, err = run(*COMMAND, "--out", OUT)
+    assert code == 0 and began and "again in 0 s" in err, err
+    assert same(weights(brought(store, tmp_path)), weights(local))
+
+
+@pytest.mark.parametrize(("status", "words"), [("403", "Forbidden"), ("507", "failed 7 times")])
+def test_a_store_that_takes_nothing(store, tmp_path, run, local, status, words):
+    """Read-only or full: from the beginning, and for checkpoints, after which the same command makes it good."""
+    store.faults = [Fault(status, PUTS, times=10**6)]
+    code, _, err = run(*COMMAND, "--out", OUT)
+    assert code == 1 and words in one_line(err) and "epoch 1/" not in err
+    store.faults = [Fault(status, lambda method, path: PUTS(method, path) and "/step-" in path, times=10**6)]
+    code, _, err = run(*COMMAND, "--out", OUT)
+    assert code == 1 and words in one_line(err) and "the same command continues" in one_line(err)
+    store.faults = []
+    code, _, err = run(*COMMAND, "--out", OUT)
+    assert code == 0, err
+    assert same(weights(brought(store, tmp_path)), weights(local))
+
+
+def test_a_full_disk_under_a_run_at_a_url(store, tmp_path, run, local, monkeypatch):
+    with monkeypatch.context() as patch, file_limit(1 << 40):
+        before_step(patch, 3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)))
+        code, _, err = run(*COMMAND, "--out", OUT)
+    assert code == 1 and "step-00000004.safetensors: cannot be written: no space left" in one_line(err)
+    code, _, err = run(*COMMAND, "--out", OUT)
+    assert code == 0 and "continued at step 2 of 8" in err, err
     assert same(weights(brought(store, tmp_path)), weights(local))
 
 
