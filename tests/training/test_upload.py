@@ -96,7 +96,7 @@ def test_old_checkpoints_go_there_too(store, tmp_path, run):
 def test_a_store_that_is_gone_for_a_while_is_waited_for(store, tmp_path, run, local):
     store.faults = [Fault("503", lambda method, path: PUTS(method, path) and "checkpoints" in path, times=10)]
     code, _, err = run(*COMMAND, "--out", OUT)
-    assert code == 0 and "503" in err and "again in 0 s" in err, err
+    assert code == 0 and "again in 0 s" in err, err
     assert same(weights(brought(store, tmp_path)), weights(local))
 
 
