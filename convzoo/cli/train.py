@@ -7,7 +7,6 @@ import typer
 
 from convzoo.cli.download import fetch
 from convzoo.cli.options import Cache, Data, Device, Download, OnBad, OnBadSample, Overrides, Workers
-from convzoo.errors import InterruptedRun
 from convzoo.plain import Keywords
 from convzoo.storage import shown
 
@@ -75,10 +74,10 @@ def train(
 ) -> None:
     """Train a network as a recipe says. Several devices: torchrun --nproc-per-node N -m convzoo train ..."""
     from convzoo.config import recipe as recipes
-    from convzoo.training.stop import StopRequest, leave
+    from convzoo.training.stop import StopRequest, ending_in_turn
 
     loaded = recipes.load(recipe, overrides or [])
-    with StopRequest() as stop:  # before PyTorch's seconds of importing
+    with StopRequest() as stop, ending_in_turn():  # before PyTorch's seconds of importing
         from convzoo import distributed
         from convzoo.environment import command_line
         from convzoo.training.loop import train as run_training
@@ -97,10 +96,6 @@ def train(
             "download": download,
         }
         options = RunOptions(device=device, command=command_line(context.obj), **paths, **steps, **modes, **samples)
-        try:
-            path = run_training(loaded, options, stop)
-        except InterruptedRun as error:
-            leave(error)
-            raise
+        path = run_training(loaded, options, stop)
     if distributed.rank() == 0:
         print(shown(path))

@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from convzoo.errors import InterruptedRun
@@ -45,6 +46,16 @@ class StopRequest:
         elif now - self._asked_at > TWICE_S:
             self.__exit__()
             signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def ending_in_turn() -> Iterator[None]:
+    """Have a run's ranks end in their turn where it is stopped."""
+    try:
+        yield
+    except InterruptedRun as stopped:
+        leave(stopped)
+        raise
 
 
 def leave(stopped: InterruptedRun) -> None:
