@@ -206,7 +206,7 @@ class RunUpload:
         except FileNotFoundError:
             return
         if self._sent.get(name) != version:
-            if name == "README.md":  # the folder that it names is the one that stays
+            if name in ("README.md", "report.html"):  # the folder that they name is the one that stays
                 content = content.replace(str(self.path).encode(), self._remote.shown.encode())
             self._remote.child(name).write(content)
             self._sent[name] = version

@@ -6,7 +6,7 @@ import torch
 
 from convzoo.deploy.quantize.comparison import Candidate
 from convzoo.deploy.quantize.schemes import QuantizationScheme
-from convzoo.inference.bootstrap import Drop, drops
+from convzoo.inference.bootstrap import Drop, drops, intervals
 from convzoo.tasks.classify import ClassifyMetric
 from convzoo.tasks.detect_metric import DetectMetric, Pictured
 from convzoo.types import Batch, Boxes, Prediction
@@ -86,6 +86,18 @@ def test_pictures_that_are_hard_for_both_do_not_widen_it():
     lost = drops(answers(before), answers(after))["top1"]
     assert lost.high - lost.low < 3  # ten times as wide for two sets of pictures
     assert lost.points == pytest.approx(100 * (before.mean() - after.mean()))
+
+
+def test_a_measures_own_interval_is_that_of_resampled_sets_and_a_shares_is_wilsons():
+    rng = np.random.default_rng(4)
+    metric = metric_of([picture(rng, i) for i in range(20)])
+    draws = np.random.RandomState(0)
+    weights = np.stack([np.bincount(draws.randint(20, size=20), minlength=20) for _ in range(1000)])
+    low, high = np.nanpercentile(metric.weighted(weights)["AP"], (2.5, 97.5))
+    assert intervals(metric)["AP"] == pytest.approx((low, high), abs=1e-12) and low < metric.result()["AP"] < high
+    assert set(intervals(answers(np.arange(50) < 40))) == {"top1"}
+    assert intervals(answers(np.arange(10) < 8))["top1"] == pytest.approx((0.4902, 0.9433), abs=1e-4)
+    assert intervals(metric_of([])) == {}
 
 
 def test_int8_may_lose_the_budget_of_no_measure():

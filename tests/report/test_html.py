@@ -13,6 +13,7 @@ from convzoo.inference.bootstrap import wilson
 from convzoo.report.charts import Chart, Series
 from convzoo.report.html import RunView, page, recipe_differences
 from convzoo.report.pictures import Room, data_url
+from convzoo.training.run_deployment import deployment
 from convzoo.training.run_folder import MetricRows
 from convzoo.training.run_pictures import EvaluatedPictures
 from convzoo.training.run_report import RunReport
@@ -181,6 +182,26 @@ def test_a_detectors_boxes_are_right_false_or_missed(tmp_path):
     assert shown.confusion is not None
     titles = [[(cell.title, len(cell.pictures)) for cell in row] for row in shown.confusion.cells]
     assert titles[0] == [("ant, right", 1), ("ant missed", 1)] and titles[1][0] == ("ant where there is none", 1)
+
+
+def test_what_was_deployed_is_shown_with_its_conditions_and_what_is_damaged_says_so(tmp_path):
+    facts = {"measure": "top1", "batch": 1, "size": "32x32", "cpu": "a CPU", "cores": 4, "threads": 2, "data": None}
+    numbers = {"bytes": 1_500_000, "latency_ms": 0.5, "latency_p95_ms": 0.75, "pictures_per_s": 2000.0}
+    lost = {"top1": {"points": 0.5, "low": 0.0, "high": 1.25}}
+    rows = [
+        {"form": "pytorch", **numbers, "result": {"top1": 0.99}},
+        {"form": "onnx-int8", **numbers, "drops": lost, "largest_difference": 0.002},
+        {"form": "ncnn", "note": "not measured: no library"},
+    ]
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench/bench.json").write_text(json.dumps({**facts, "time": "2026-01-01T00:00:00Z", "rows": rows}))
+    (tmp_path / "broken.onnx").write_bytes(b"not a model")
+    files, measured = deployment(tmp_path)
+    assert files.rows[0][:2] == ["broken.onnx", "onnx"] and "broken.onnx" not in files.rows[0][-1] != ""
+    assert measured.rows[0] == ["pytorch", "1.50", "0.50", "0.75", "2000.0", "99.00 %", "", ""]
+    assert measured.rows[1][-2:] == ["0.50 (0.00 to 1.25)", "2.0e-03"]
+    assert measured.rows[2][0] == "ncnn" and measured.rows[2][-1] == "not measured: no library"
+    assert "a CPU, 2 of 4 cores" in measured.note and len({len(row) for row in measured.rows}) == 1
 
 
 def test_what_is_no_run_is_said(run, tmp_path):

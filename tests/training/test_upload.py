@@ -75,6 +75,7 @@ def test_a_run_at_a_url_is_the_local_run(store, tmp_path, run, local):
     assert names - {".lock"} <= {path.relative_to(there).as_posix() for path in there.rglob("*")} | {"plots"}
     assert [row["loss"] for row in rows(there, "step")] == [row["loss"] for row in rows(local, "step")]
     assert f"{OUT}/checkpoints/last.safetensors" in (there / "README.md").read_text()
+    assert f"convzoo eval {OUT}/checkpoints/last.safetensors" in (there / "report.html").read_text()
     assert not store.fs.exists(f"{OUT}/.lease") and not list((tmp_path / "cache/runs").iterdir())
     models = [i for i, name in enumerate(store.written) if name.endswith("/step-00000008.safetensors")]
     states = [i for i, name in enumerate(store.written) if "/step-00000008.state.pt" in name]
