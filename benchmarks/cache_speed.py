@@ -13,7 +13,7 @@ from pathlib import Path
 
 from processes import convzoo, environment, medians, run
 
-LINE = re.compile(r"^epoch 2/2 .* (\d+) img/s  waiting for data (\d+) %", re.MULTILINE)
+LINE = re.compile(r"epoch 2/2 .* (\d+) img/s  waiting for data (\d+) %")
 
 
 def main() -> None:

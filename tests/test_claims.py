@@ -9,7 +9,7 @@ from claims import __main__ as program
 from claims import claim, run, tables
 from helpers import SHARED
 
-DOCUMENTS = [tables.ROOT / "README.md", tables.ROOT / "docs/results.md", tables.ROOT / "docs/deploy.md"]
+DOCUMENTS = [tables.ROOT / name for name in ("README.md", "docs/results.md", "docs/deploy.md", "docs/performance.md")]
 NAMES = list(yaml.safe_load((tables.HERE / "tables.yaml").read_text(encoding="utf-8")))
 MEASURED_HERE = ["fresh-exports", "tiny-darknet-converted", "original-outputs"]
 
@@ -101,3 +101,11 @@ def test_a_claim_that_does_not_hold_is_exit_code_4(tmp_path, monkeypatch, capsys
     out, err = capsys.readouterr()
     assert "FAILED" in out and "exit 2: convzoo: none.onnx" in err
     assert program.main(["no-such-claim"]) == 2 and "no-such-claim" in capsys.readouterr().err
+
+
+def test_every_benchmark_of_the_speed_claims_is_smoke_tested():
+    speed = yaml.safe_load((tables.HERE / "60-speed.yaml").read_text(encoding="utf-8"))
+    named = {shown[1] for one in speed.values() for shown in re.finditer(r"benchmarks/(\w+)\.py", str(one["commands"]))}
+    text = (tables.ROOT / "benchmarks/smoke.py").read_text(encoding="utf-8")
+    run_there = set(re.findall(r'^    "(\w+)": ', text, re.MULTILINE))
+    assert len(named) >= 10 and named <= run_there
