@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import torch
 
-from convzoo.boxes import ltwh_to_xyxy
 from convzoo.models import yolov3
 from convzoo.tasks.heads import decode_heads
 from convzoo.tasks.postprocess import Detections, postprocess
@@ -51,7 +50,8 @@ def detector(threshold: float, candidates: int, **options) -> tuple[Callable[[],
 def trainer(images: int, boxes_each: int) -> Callable[[], object]:
     generator = torch.Generator().manual_seed(0)
     heads = [head.requires_grad_() for head in random_heads(images, generator)]
-    boxes = ltwh_to_xyxy(torch.rand(images * boxes_each, 4, generator=generator) * 200 + 4)
+    low, size = (torch.rand(images * boxes_each, 4, generator=generator) * 200 + 4).split(2, 1)
+    boxes = torch.cat([low, low + size], 1)
     labels = torch.randint(80, (len(boxes),), generator=generator)
     index = torch.arange(images).repeat_interleave(boxes_each)
 

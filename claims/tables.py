@@ -90,11 +90,5 @@ def rendered(path: Path) -> str:
     return BLOCK.sub(lambda match: f"{match[1]}{table(match[2], chinese)}{match[3]}", _text(path))
 
 
-def prose(path: Path) -> str:
-    """Return a document without its tables, code and comments."""
-    text = re.sub(r"```.*?```", "", BLOCK.sub("", _text(path)), flags=re.DOTALL)
-    return re.sub(r"`[^`\n]*`|^ {4}.*$", "", text, flags=re.MULTILINE)
-
-
 def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8")

@@ -38,18 +38,6 @@ def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
     return torch.cat([centre - half, centre + half], -1)
 
 
-def xyxy_to_ltwh(boxes_xyxy: Tensor) -> Tensor:
-    """Convert corners to left, top, width and height."""
-    low, high = boxes_xyxy[..., :2], boxes_xyxy[..., 2:]
-    return torch.cat([low, high - low], -1)
-
-
-def ltwh_to_xyxy(boxes_ltwh: Tensor) -> Tensor:
-    """Convert left, top, width and height to corners."""
-    low, size = boxes_ltwh[..., :2], boxes_ltwh[..., 2:]
-    return torch.cat([low, low + size], -1)
-
-
 def box_area(boxes_xyxy: Tensor) -> Tensor:
     """Return the areas [...] of boxes [..., 4]; 0 for an empty or inverted box."""
     x1, y1, x2, y2 = boxes_xyxy.unbind(-1)

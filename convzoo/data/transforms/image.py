@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from convzoo.boxes import Placement
+from convzoo.boxes import stretch_placement
 from convzoo.config.registry import register
 from convzoo.data.transforms.pipeline import interpolated, moved
 from convzoo.errors import UsageError
@@ -38,7 +38,7 @@ class Stretch:
             log.warning(f"{sample.path}: {height}x{width} pixels; such pictures are stretched to the model's {to}")
         self.warned = True
         image = interpolated(sample.image, list(self.size_hw), "bilinear", antialias=True)
-        return moved(sample, image, Placement(self.size_hw[1] / width, self.size_hw[0] / height, 0, 0))
+        return moved(sample, image, stretch_placement((height, width), self.size_hw))
 
 
 @register("transform")
@@ -57,13 +57,13 @@ def resize(
     """
     side, (height, width) = sample.size_px or size_px, sample.image.shape[-2:]
     if mode == "stretch":
-        size = [side, side] if isinstance(side, int) else list(side)
+        size = (side, side) if isinstance(side, int) else side
     elif isinstance(side, int):
-        size = [int(side * height / min(height, width)), int(side * width / min(height, width))]
+        size = int(side * height / min(height, width)), int(side * width / min(height, width))
     else:
         raise UsageError(f"resize: mode short_side takes one size_px, not {side[0]}x{side[1]}; stretch takes two")
-    image = interpolated(sample.image, size, interpolation, antialias)
-    return moved(sample, image, Placement(size[1] / width, size[0] / height, 0, 0))
+    image = interpolated(sample.image, list(size), interpolation, antialias)
+    return moved(sample, image, stretch_placement((height, width), size))
 
 
 @register("transform")
