@@ -2,16 +2,24 @@
 
 import os
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import fsspec
 import pytest
 import torch
+from fsspec.config import conf
 
 from annotated import write_coco
 from convzoo import cli
 from convzoo.config import registry
 from convzoo.convert import darknet
+from convzoo.storage import urls
 from helpers import FIXTURES, QUICK, SHARED, THREADS
+
+if TYPE_CHECKING:
+    from object_store import ObjectStore
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -75,6 +83,33 @@ def tiny_weights(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("darknet") / "tiny.weights"
     path.write_bytes(darknet.write(state_dict, model, seen=204_800_000, version=(0, 1, 0)))
     return path
+
+
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator["ObjectStore"]:
+    import object_store  # here: slow to import, and few tests ask for it
+
+    store, stop = object_store.serve()
+    yield store
+    stop()
+
+
+@pytest.fixture
+def store(_object_store, monkeypatch, tmp_path) -> "ObjectStore":
+    """An S3 server on the loopback, which fsspec is told of by its own configuration, with an empty bucket `bucket`.
+
+    Nothing is in the cache, and what is tried again is so at once.
+    """
+    monkeypatch.setitem(conf, "s3", _object_store.options)
+    monkeypatch.setattr(urls, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setenv("CONVZOO_CACHE", str(tmp_path / "cache of urls"))
+    _object_store.faults = []
+    _object_store.fs = fsspec.filesystem("s3", use_listings_cache=False)
+    if _object_store.fs.exists("bucket"):
+        _object_store.fs.rm("bucket", recursive=True)
+    _object_store.fs.mkdir("bucket")
+    _object_store.requests.clear()
+    return _object_store
 
 
 @pytest.fixture

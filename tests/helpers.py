@@ -74,6 +74,8 @@ anchors=10,14, 23,27
 classes=2
 num=2
 """
+# A section of `cfg_text` without its filters and stride.
+CONV = "convolutional batch_normalize=1 size=3 pad=1 activation=leaky"
 # A run of seconds: 8x8 digits straight into the network.
 QUICK = [
     "transform.train=[]",
@@ -94,6 +96,12 @@ STILL = [
     "train.batch_size=16",
     "train.epochs=2",
 ]
+
+
+def cfg_text(*sections: str) -> str:
+    """Return a Darknet network's text from its sections, one a line: `convolutional filters=8 size=1`."""
+    parts = (section.split() for section in sections)
+    return "".join(f"[{name}]\n" + "".join(f"{option}\n" for option in options) for name, *options in parts)
 
 
 def torchrun_command(*argv: object, ranks: int = 2, restarts: int = 0, program: tuple[str, ...] = ("-m", "convzoo")):

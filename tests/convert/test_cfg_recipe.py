@@ -8,7 +8,7 @@ import pytest
 
 from convzoo.config import recipe as recipes
 from convzoo.model_file import load_model
-from helpers import SHARED, SMALL_CFG, one_line
+from helpers import CONV, SHARED, SMALL_CFG, cfg_text, one_line
 
 CFG = SHARED / "fixtures/darknet/cfg"
 
@@ -113,32 +113,14 @@ def test_every_full_cfg_becomes_a_recipe(run, tmp_path, name):
     assert recipe.train.epochs > 50 or name == "vgg-16"
 
 
-CLASSIFIER = """[net]
-width=8
-height=8
-channels=3
-batch=64
-max_batches=46
-learning_rate=.1
-[conv]
-batch_normalize=1
-filters=16
-size=3
-stride=2
-pad=1
-activation=leaky
-[conv]
-batch_normalize=1
-filters=24
-size=3
-pad=1
-activation=leaky
-[conv]
-filters=10
-activation=linear
-[avg]
-[soft]
-"""
+CLASSIFIER = cfg_text(
+    "net width=8 height=8 channels=3 batch=64 max_batches=46 learning_rate=.1",
+    f"{CONV} filters=16 stride=2",
+    f"{CONV} filters=24",
+    "conv filters=10 activation=linear",
+    "avg",
+    "soft",
+)
 
 
 def test_training_starts_from_a_backbone_as_far_as_the_file_goes(run, tmp_path):

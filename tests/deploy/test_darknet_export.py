@@ -19,7 +19,7 @@ from convzoo.errors import ToleranceError, UsageError
 from convzoo.inference.torch_model import TorchModel, open_model
 from convzoo.model_file import ModelInfo, save_model
 from convzoo.models.darknet_network import Network
-from helpers import SHARED, skip_without_openvino
+from helpers import CLASSIFIERS, CONV, SHARED, cfg_text, skip_without_openvino
 
 ZOO = SHARED / "fixtures/darknet/zoo"
 DETECTORS = {
@@ -36,45 +36,22 @@ DETECTORS = {
     "csresnext50-panet-spp": ["head8", "head16", "head32"],
     "parts-attention": ["head8", "head4"],
 }
-CLASSIFIERS = ["darknet19", "resnet50", "resnext50", "densenet201", "efficientnet_b0", "alexnet", "parts-crop"]
 # Its decoded outputs amplify the rounding of NCNN's fast convolutions to 2.1e-2, where four times its own is 1.9e-2.
 AMPLIFIED = {("yolov4-csp-swish", "decoded", "ncnn")}
 # Float32 alone moves their boxes by 4 % and 8 % of the picture: no comparison proves anything there.
 UNPROVABLE = {("enet-coco", "decoded"), ("enet-coco", "nms")}
 OTHER_SUPPRESSION = {"yolov4-tiny", "yolov4", "yolov4-csp-swish", "yolov4-p5", "yolov7-tiny", "parts-attention"}
 # Two maps of one stride, the second with fewer anchors; 96 wide, 64 high.
-TWINS = """[net]
-width=96
-height=64
-channels=3
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=4
-pad=1
-activation=leaky
-[convolutional]
-filters=18
-size=1
-activation=linear
-[yolo]
-mask=0,1
-anchors=10,14, 23,27, 37,58
-classes=4
-num=3
-[route]
-layers=0
-[convolutional]
-filters=9
-size=1
-activation=linear
-[yolo]
-mask=2
-anchors=10,14, 23,27, 37,58
-classes=4
-num=3
-"""
+ANCHORS = "anchors=10,14,23,27,37,58 classes=4 num=3"
+TWINS = cfg_text(
+    "net width=96 height=64 channels=3",
+    f"{CONV} filters=8 stride=4",
+    "convolutional filters=18 size=1 activation=linear",
+    f"yolo mask=0,1 {ANCHORS}",
+    "route layers=0",
+    "convolutional filters=9 size=1 activation=linear",
+    f"yolo mask=2 {ANCHORS}",
+)
 
 
 def write_model(path: Path, text: str, weights: bytes | None = None) -> Path:

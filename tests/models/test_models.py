@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from convzoo.config import registry
+from helpers import CONV, cfg_text
 
 COUNTS = [
     ("vgg16", {}, 138_357_544),
@@ -20,23 +21,13 @@ COUNTS = [
     ("yolov3", {}, 61_949_149),
     ("yolov3_tiny", {}, 8_852_366),
 ]
-CFG = """[net]
-width=64
-height=64
-channels=3
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=2
-pad=1
-activation=leaky
-[avgpool]
-[connected]
-output=7
-activation=linear
-[softmax]
-"""
+CFG = cfg_text(
+    "net width=64 height=64 channels=3",
+    f"{CONV} filters=8 stride=2",
+    "avgpool",
+    "connected output=7 activation=linear",
+    "softmax",
+)
 SMALL = {
     "vgg16": {"head": "small", "batch_norm": True, "dropout": 0.0},
     "yolov3": {"width": 0.125},

@@ -10,64 +10,19 @@ from convzoo.config import recipe as recipes
 from convzoo.errors import UsageError
 from convzoo.tasks.detect import Detect
 from convzoo.types import Batch, BoxTargets, Head
-from helpers import one_line, rows
+from helpers import CONV, cfg_text, one_line, rows
 
 # Strides 8 and 16, the coarser head first, with three anchors and two; one of them is in both.
-CFG = """[net]
-width=64
-height=64
-channels=3
-[convolutional]
-batch_normalize=1
-filters=16
-size=3
-stride=2
-pad=1
-activation=leaky
-[convolutional]
-batch_normalize=1
-filters=32
-size=3
-stride=2
-pad=1
-activation=leaky
-[convolutional]
-batch_normalize=1
-filters=64
-size=3
-stride=2
-pad=1
-activation=leaky
-[convolutional]
-batch_normalize=1
-filters=64
-size=3
-stride=2
-pad=1
-activation=leaky
-[convolutional]
-filters=45
-size=1
-activation=linear
-[yolo]
-mask=1,2,3
-anchors=13,17, 16,22, 20,28, 40,50
-classes=10
-num=4
-scale_x_y=1.05
-[route]
-layers=2
-[convolutional]
-filters=30
-size=1
-activation=linear
-[yolo]
-mask=0,1
-anchors=13,17, 16,22, 20,28, 40,50
-classes=10
-num=4
-scale_x_y=1.1
-"""
+ANCHORS = "anchors=13,17,16,22,20,28,40,50 classes=10 num=4"
+CFG = cfg_text(
+    "net width=64 height=64 channels=3",
+    *(f"{CONV} filters={filters} stride=2" for filters in (16, 32, 64, 64)),
+    "convolutional filters=45 size=1 activation=linear",
+    f"yolo mask=1,2,3 {ANCHORS} scale_x_y=1.05",
+    "route layers=2",
+    "convolutional filters=30 size=1 activation=linear",
+    f"yolo mask=0,1 {ANCHORS} scale_x_y=1.1",
+)
 REGION = CFG[: CFG.index("[yolo]")] + "[region]\nanchors=1,1, 1,2, 2,1\nclasses=10\nnum=3\nsoftmax=1\n"
 NEW_COORDS = CFG.replace("scale_x_y=1.1", "scale_x_y=2.0\nnew_coords=1")
 

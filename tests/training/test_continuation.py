@@ -10,42 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from short_run import COMMAND, TWO_CLASSES, Killed, kill, write_two_classes
 
 import convzoo
 from convzoo import errors
 from convzoo.config import recipe as recipes
 from convzoo.training import lock as lock_module
-from convzoo.training import loop as train_module
 from convzoo.training.continuation import open_run
 from convzoo.training.lock import take_lock
-from helpers import QUICK, one_line, same, weights
+from helpers import QUICK, before_step, one_line, same, weights
 
-COMMAND = [
-    "train",
-    "tinydarknet-digits",
-    *QUICK,
-    "data.max_train_images=128",
-    "train.epochs=3",
-    "--save-every-steps",
-    1,
-]
 RECIPE = recipes.load("tinydarknet-digits")
 ACCOUNT = {"class_names": ["cat", "dog"], "train_images": 4, "val_images": 2, "train_list_sha256": "a"}
-
-
-class Killed(BaseException):
-    """What a test throws through everything, as a kill ends a process: nothing is saved or marked on the way."""
-
-
-def killed_at(monkeypatch, step: int) -> None:
-    inner = train_module.forward_backward
-
-    def forward_backward(state, batches):
-        if state.progress.step == step:
-            raise Killed
-        return inner(state, batches)
-
-    monkeypatch.setattr(train_module, "forward_backward", forward_backward)
 
 
 def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
@@ -64,7 +40,7 @@ def test_the_same_command_continues_after_a_kill_and_knows_a_finished_run(run, t
     assert run(*COMMAND, "--out", tmp_path / "whole")[0] == 0
     for step in (0, 2, 5):
         with monkeypatch.context() as patch:
-            killed_at(patch, step)
+            before_step(patch, step, kill)
             with pytest.raises(Killed):
                 run(*COMMAND, "--out", out)
     assert not (out / "interrupted").exists()
@@ -164,16 +140,10 @@ def test_a_run_is_continued_with_its_own_data_only(tmp_path, change, message):
 
 def test_the_data_may_move_and_must_stay_the_same(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for split in ("train", "val"):
-        assert run("data", "save", "digits", "--out", tmp_path / split, "--count", 40, "--split", split)[0] == 0
-        for file in (tmp_path / split).iterdir():
-            folder = tmp_path / "tree" / split / ("even" if int(file.name[0]) % 2 == 0 else "odd")
-            folder.mkdir(parents=True, exist_ok=True)
-            file.rename(folder / file.name)
-    two = ["data={name: image_folder}", "model.num_classes=2", "train.batch_size=8", "data.max_train_images=null"]
-    command = [*COMMAND, *two, "train.epochs=1"]
+    write_two_classes(run, tmp_path, 40)
+    command = [*COMMAND, *TWO_CLASSES, "train.epochs=1"]
     with monkeypatch.context() as patch:
-        killed_at(patch, 3)
+        before_step(patch, 3, kill)
         with pytest.raises(Killed):
             run(*command, "--data", "tree", "--out", "run")
     (tmp_path / "tree").rename(tmp_path / "moved")
@@ -196,7 +166,7 @@ def test_without_a_folder_the_newest_unfinished_run_is_continued(run, tmp_path, 
 
     def killed(*more):
         with monkeypatch.context() as patch:
-            killed_at(patch, 1)
+            before_step(patch, 1, kill)
             with pytest.raises(Killed):
                 run(*COMMAND, *more)
 
@@ -220,7 +190,7 @@ def test_without_a_folder_the_newest_unfinished_run_is_continued(run, tmp_path, 
 
 def test_a_second_start_by_torchrun_continues_what_a_fresh_first_one_began(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        killed_at(patch, 1)
+        before_step(patch, 1, kill)
         with pytest.raises(Killed):
             run(*COMMAND, "--fresh", "--out", tmp_path / "run")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")

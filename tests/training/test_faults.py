@@ -15,23 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from short_run import COMMAND, TWO_CLASSES, Killed, kill, write_two_classes
 
 from convzoo import cli, logs
 from convzoo.errors import exit_code_and_message
 from convzoo.model_file import load_model
 from convzoo.training import loop as train_module
 from convzoo.training.lock import take_lock
-from helpers import QUICK, before_step, file_limit, one_line, rows, same, weights
+from helpers import before_step, file_limit, one_line, rows, same, weights
 
-COMMAND = [
-    "train",
-    "tinydarknet-digits",
-    *QUICK,
-    "data.max_train_images=128",
-    "train.epochs=3",
-    "--save-every-steps",
-    1,
-]
 CLONE_NEWNS, MS_PRIVATE = 0x20000, 1 << 14 | 1 << 18  # of Linux's sched.h and mount.h, for all below
 
 
@@ -93,12 +85,12 @@ def test_a_folder_that_is_closed_to_us(run, monkeypatch, digits_run):
 
 
 def test_a_loader_process_that_is_killed(run, tmp_path, monkeypatch):
-    def kill():
+    def kill_a_loader():
         os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
         time.sleep(0.3)
 
     with monkeypatch.context() as patch:
-        before_step(patch, 3, kill)
+        before_step(patch, 3, kill_a_loader)
         code, _, err = run(*COMMAND, "train.epochs=20", "--workers", 1, "--out", tmp_path / "run")
     assert code == 1 and re.search("a loader process was killed.*/dev/shm has .*lower --workers", one_line(err))
     code, _, err = run(*COMMAND, "train.epochs=20", "--out", tmp_path / "run")
@@ -233,17 +225,11 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(run, tmp_path, mo
 
 
 def test_a_picture_that_breaks_in_the_middle_of_an_epoch(run, tmp_path):
-    for split in ("train", "val"):
-        assert run("data", "save", "digits", "--out", tmp_path / split, "--count", 40, "--split", split)[0] == 0
-        for file in (tmp_path / split).iterdir():
-            folder = tmp_path / "tree" / split / ("even" if int(file.name[0]) % 2 == 0 else "odd")
-            folder.mkdir(parents=True, exist_ok=True)
-            file.rename(folder / file.name)
-    broken = sorted((tmp_path / "tree/train/odd").iterdir())[0]
+    tree = write_two_classes(run, tmp_path, 40)
+    broken = sorted((tree / "train/odd").iterdir())[0]
     whole = broken.read_bytes()
     broken.write_bytes(whole[:50])
-    two = ["data={name: image_folder}", "model.num_classes=2", "train.batch_size=8", "data.max_train_images=null"]
-    command = [*COMMAND, *two, "--data", tmp_path / "tree"]
+    command = [*COMMAND, *TWO_CLASSES, "--data", tree]
     code, _, err = run(*command, "--out", tmp_path / "stopped")
     assert code == 3 and broken.name in one_line(err) and "--on-bad-sample skip leaves such pictures out" in err
     code, _, err = run(*command, "--on-bad-sample", "skip", "--out", tmp_path / "skipped")
@@ -258,12 +244,6 @@ def test_a_picture_that_breaks_in_the_middle_of_an_epoch(run, tmp_path):
 
 def test_a_clock_that_was_set_back(run, tmp_path, monkeypatch):
     """Everything in the folder is from tomorrow."""
-
-    class Killed(BaseException): ...
-
-    def kill():
-        raise Killed
-
     with monkeypatch.context() as patch:
         before_step(patch, 4, kill)
         with pytest.raises(Killed):

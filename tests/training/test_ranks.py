@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from short_run import TWO_CLASSES, write_two_classes
 
 from convzoo import errors
 from convzoo.errors import InterruptedRun
@@ -250,16 +251,10 @@ def test_another_number_of_ranks_continues_at_the_same_place(run, tmp_path, in_f
 @pytest.mark.slow
 def test_the_rank_that_fails_first_is_the_one_that_speaks(run, tmp_path):
     """Of the pictures only one cannot be read: one rank meets it, the other loses that rank."""
-    for split in ("train", "val"):
-        assert run("data", "save", "digits", "--out", tmp_path / split, "--count", 32, "--split", split)[0] == 0
-        for file in (tmp_path / split).iterdir():
-            folder = tmp_path / "tree" / split / ("even" if int(file.name[0]) % 2 == 0 else "odd")
-            folder.mkdir(parents=True, exist_ok=True)
-            file.rename(folder / file.name)
-    broken = sorted((tmp_path / "tree/train/even").iterdir())[0]
+    tree = write_two_classes(run, tmp_path, 32)
+    broken = sorted((tree / "train/even").iterdir())[0]
     broken.write_bytes(broken.read_bytes()[:60])
-    two = ["data={name: image_folder}", "model.num_classes=2", "train.batch_size=8", "data.max_train_images=null"]
-    command = [*SHORT, *two, "--data", tmp_path / "tree", "--workers", 0, "--out", tmp_path / "run"]
+    command = [*SHORT, *TWO_CLASSES, "--data", tree, "--workers", 0, "--out", tmp_path / "run"]
     started = time.time()
     done = torchrun(*command)
     assert done.returncode == 1 and time.time() - started < 60

@@ -10,15 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-import fsspec
 import pytest
-from fsspec.config import conf
 
-import object_store
 from convzoo import cli
 from convzoo.errors import UsageError
 from convzoo.model_file import load_model
-from convzoo.storage import Remote, lease, urls
+from convzoo.storage import Remote, lease
 from convzoo.storage.lease import Lease
 from convzoo.training import upload
 from helpers import QUICK, before_step, file_limit, one_line, rows, same, weights
@@ -29,27 +26,10 @@ COMMAND = ["train", "tinydarknet-digits", *QUICK, "data.max_train_images=64", "t
 PUTS = lambda method, path: method == "PUT"
 
 
-@pytest.fixture(scope="module")
-def server():
-    store, stop = object_store.serve()
-    yield store
-    stop()
-
-
-@pytest.fixture
-def store(server, monkeypatch, tmp_path):
-    monkeypatch.setitem(conf, "s3", server.options)
-    monkeypatch.setattr(urls, "FIRST_DELAY_S", 0.01)
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch):
     monkeypatch.setattr(upload, "POLL_S", 0.05)
     monkeypatch.setattr(lease, "SETTLE_S", 0.05)
-    monkeypatch.setenv("CONVZOO_CACHE", str(tmp_path / "cache"))
-    server.faults = []
-    server.fs = fsspec.filesystem("s3", use_listings_cache=False)
-    if server.fs.exists("bucket"):
-        server.fs.rm("bucket", recursive=True)
-    server.fs.mkdir("bucket")
-    server.requests.clear()
-    return server
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +56,7 @@ def test_a_run_at_a_url_is_the_local_run(store, tmp_path, run, local):
     assert [row["loss"] for row in rows(there, "step")] == [row["loss"] for row in rows(local, "step")]
     assert f"{OUT}/checkpoints/last.safetensors" in (there / "README.md").read_text()
     assert f"convzoo eval {OUT}/checkpoints/last.safetensors" in (there / "report.html").read_text()
-    assert not store.fs.exists(f"{OUT}/.lease") and not list((tmp_path / "cache/runs").iterdir())
+    assert not store.fs.exists(f"{OUT}/.lease") and not list((tmp_path / "cache of urls/runs").iterdir())
     models = [i for i, name in enumerate(store.written) if name.endswith("/step-00000008.safetensors")]
     states = [i for i, name in enumerate(store.written) if "/step-00000008.state.pt" in name]
     assert len(models) == 1 and max(states) < models[0] < store.written.index("bucket/runs/digits/finished")
