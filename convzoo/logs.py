@@ -1,14 +1,15 @@
 """The log goes to stderr, results go to stdout; a progress bar only where a terminal shows it."""
 
 import logging
-import logging.handlers
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 log = logging.getLogger("convzoo")
 SECRETS = (
@@ -33,6 +34,8 @@ class _AboveProgressBar(logging.Handler):
     """Write lines so that a running progress bar is not torn."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm  # here and below: half of what `--help` would wait for
+
         tqdm.write(self.format(record), file=sys.stderr)
 
 
@@ -60,7 +63,9 @@ class Copy:
     """The log with times in a file too: what comes before the file is open is held back, then written first."""
 
     def __init__(self) -> None:
-        self._held = logging.handlers.MemoryHandler(1 << 20, flushLevel=logging.CRITICAL + 1)
+        from logging.handlers import MemoryHandler
+
+        self._held = MemoryHandler(1 << 20, flushLevel=logging.CRITICAL + 1)
         self._current: logging.Handler = self._held
         log.addHandler(self._held)
 
@@ -84,11 +89,15 @@ def on_terminal() -> bool:
 
 def progress(items: Iterable, total: int | None, what: str) -> Iterator:
     """Iterate with a progress bar on a terminal, silently elsewhere."""
+    from tqdm import tqdm
+
     return iter(tqdm(items, total=total, desc=what, leave=False, disable=not on_terminal(), dynamic_ncols=True))
 
 
-def bar(total: int, start: int, what: str) -> tqdm:
+def bar(total: int, start: int, what: str) -> "tqdm":
     """Return a progress bar that the training loop advances itself."""
+    from tqdm import tqdm
+
     return tqdm(
         total=total, initial=start, desc=what, leave=False, disable=not on_terminal(), dynamic_ncols=True, unit="step"
     )

@@ -47,7 +47,13 @@ def in_a_process(*commands: list) -> tuple[list, set[str]]:
     return outputs, set(modules)
 
 
-def test_list_waits_for_no_torch():
+def test_help_and_list_wait_for_no_torch():
+    """A verb's own help too, for which typer itself imports pydantic."""
+    verbs = [
+        [verb, "--help"] for verb in ("train", "eval", "predict", "export", "quantize", "bench", "serve", "convert")
+    ]
+    outputs, modules = in_a_process(["--help"], *verbs, ["data", "--help"])
+    assert not modules & {"torch", "numpy", "PIL", "yaml", "tqdm"} and "Usage" in outputs[0][1]
     outputs, modules = in_a_process(["list"], ["list", "--json"])
     assert "torch" not in modules and "numpy" not in modules
     assert json.loads(outputs[1][1])["models"] == registry.names("model")
