@@ -3,6 +3,7 @@
 import re
 
 import pytest
+import yaml
 
 import import_graph
 from convzoo import model_file, version
@@ -24,6 +25,14 @@ def test_an_arrow_that_follows_from_others_is_not_drawn():
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"`((?:convzoo|tests|docs|examples)/[\w./-]*)`", TEXT))))
 def test_a_path_in_the_document_exists(path):
     assert (REPO / path).exists()
+
+
+def test_before_a_commit_runs_what_lint_runs():
+    (hooks,) = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    lint = re.search(r"^lint:.*\n((?:\t.*\n)+)", (REPO / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert lint is not None
+    commands = [line.strip().replace("$(BIN)", ".venv/bin") for line in lint[1].splitlines()]
+    assert [hook["entry"] for hook in hooks["hooks"]] == commands
 
 
 def test_the_changelog_names_the_versions_and_formats():
