@@ -612,6 +612,8 @@ def test_a_million_boxes_are_a_few_arrays():
     assert len(pickle.dumps(data)) < 60 * count and len(data.boxes(1)) == count // 2
 
 
-def test_sizes_from_headers_are_those_of_decoded_pictures(shared):
-    for path in sorted((shared / "data/imagenet-sample/val").glob("*/*.JPEG"))[:40]:
+def test_sizes_from_headers_are_those_of_decoded_pictures(coco_root):
+    paths = sorted((coco_root / "val2017").iterdir())[:40]
+    assert len(paths) == 40
+    for path in paths:
         assert picture_size(str(path)) == decode_rgb(path.read_bytes(), "x").shape[1:]
