@@ -1,4 +1,4 @@
-"""A run of six steps, what happens to it as a step begins, and pictures of two classes for it to read."""
+"""A run of six steps, what kills it, and pictures of two classes for it to read."""
 
 from collections.abc import Callable
 from pathlib import Path
