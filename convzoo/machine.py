@@ -37,6 +37,8 @@ GIVES = {
     "remote": "s3:// wherever a path is taken",
     "zoos": "timm's published weights",
     "mindspore": "running MindSpore's files in MindSpore itself",
+    "loggers": "log: runs in TensorBoard",
+    "bench": "whom benchmarks/ measures beside us",
     "dev": "the tests",
 }
 TOOLS = {"atc": "om files", "amct_onnx": "INT8 for om", "git": "the commit in env.json"}
@@ -274,7 +276,7 @@ def _extras() -> JsonObject:
     with contextlib.suppress(metadata.PackageNotFoundError):
         for line in metadata.requires("convzoo") or []:
             match = re.match(r"""([\w.-]+)(?:\[[\w,-]+\])?[^;]*; extra == ['"](\w+)['"]""", line)
-            if match and match[2] != "all":
+            if match and match[2] != "all" and match[1] != "convzoo":  # an extra may name others
                 entry = extras.setdefault(match[2], {"gives": GIVES.get(match[2], ""), "packages": {}})
                 entry["packages"][match[1]] = _version(match[1])
     return extras

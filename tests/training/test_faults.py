@@ -192,6 +192,7 @@ def test_exports_and_reports_into_a_folder_that_is_closed(run, digits_run):
         shutil.rmtree(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [b"l\xc3\xa4ufe \xf0\x9f\xa6\x86 'a' $b", b"n" * 250])
 def test_names_of_folders(run, tmp_path, monkeypatch, name):
     """Letters, quotes and emoji, as long as a file system takes them; nobody's home."""

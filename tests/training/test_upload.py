@@ -111,6 +111,7 @@ def test_a_store_that_takes_nothing(store, tmp_path, run, local, status, words):
     assert same(weights(brought(store, tmp_path)), weights(local))
 
 
+@pytest.mark.slow
 def test_a_full_disk_under_a_run_at_a_url(store, tmp_path, run, local, monkeypatch):
     with monkeypatch.context() as patch, file_limit(1 << 40):
         before_step(patch, 3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY)))
