@@ -21,6 +21,8 @@ from convzoo.inference import evaluate, torch_model
 from convzoo.inference.torch_model import open_model
 from helpers import QUICK, one_line
 
+pytestmark = pytest.mark.slow  # NNCF is loaded, and training in the same process afterwards has crashed
+
 CPU = torch.device("cpu")
 SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 # Without these the product sums of 8-bit integers take three instructions, and INT8 gains little.
