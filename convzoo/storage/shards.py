@@ -119,7 +119,7 @@ class Shard:
         if key in _descriptors:
             _descriptors.move_to_end(key)
         else:
-            if len(_descriptors) >= OPEN_FILES:
+            while len(_descriptors) >= OPEN_FILES:
                 os.close(_descriptors.popitem(last=False)[1])
             _descriptors[key] = os.open(self.place, os.O_RDONLY)
         return _descriptors[key]
