@@ -13,14 +13,11 @@ import tempfile
 from pathlib import Path
 
 import torch
+from untrained import TOLERANCE, open_untrained
 
-from convzoo.config import recipe as recipes
-from convzoo.config import registry
 from convzoo.deploy import export
 from convzoo.deploy.exported import open_exported
 from convzoo.deploy.timing import alternate
-from convzoo.inference.torch_model import open_model
-from convzoo.model_file import ModelInfo, save_model
 
 NETWORKS = ["tinydarknet-imagenet", "densenet121-imagenet", "darknet53-imagenet"]
 FORMATS = ("onnx", "openvino", "ncnn")
@@ -28,15 +25,8 @@ FORMATS = ("onnx", "openvino", "ncnn")
 
 def milliseconds(recipe_name: str, folder: Path, rounds: int, seconds: float) -> dict[str, float]:
     """Return the median milliseconds of a picture by form."""
-    torch.manual_seed(0)
-    recipe = recipes.load(recipe_name)
-    model = registry.bind("model", recipe.model)()
-    path = folder / f"{recipe_name}.safetensors"
-    names = [str(i) for i in range(recipe.model["num_classes"])]
-    save_model(path, model.state_dict(), ModelInfo(recipe=recipe.plain(), class_names=names))
-    opened = open_model(path)
-    # Random weights without the statistics that fit them: rounding errors grow beyond what trained networks have.
-    written = {name: export.export(opened, export.ExportOptions(name, tolerance=1.0)).path for name in FORMATS}
+    opened = open_untrained(recipe_name, folder)
+    written = {name: export.export(opened, export.ExportOptions(name, tolerance=TOLERANCE)).path for name in FORMATS}
     forms = {name: open_exported(exported) for name, exported in written.items()}
     x = torch.rand(1, 3, *export.input_size(opened, None))
     runners = {"pytorch": opened.runner(), **{name: form.runner() for name, form in forms.items()}}

@@ -10,32 +10,22 @@ import json
 import tempfile
 from pathlib import Path
 
-import torch
+from untrained import TOLERANCE, open_untrained
 
 from convzoo.config import recipe as recipes
-from convzoo.config import registry
 from convzoo.deploy import export
 from convzoo.deploy.exported import open_exported
 from convzoo.deploy.metadata import UNSEALED
 from convzoo.deploy.quantize import comparison, schemes
 from convzoo.deploy.quantize.calibration import find_calibration
-from convzoo.inference.torch_model import open_model
-from convzoo.model_file import ModelInfo, save_model
 
 NETWORKS = ["tinydarknet-imagenet", "densenet121-imagenet", "vgg16-imagenet", "darknet53-imagenet", "yolov3-coco"]
 
 
 def measure(recipe_name: str, format: str, pictures: Path, folder: Path) -> dict[str, float]:
     """Return the median seconds of a picture by variant."""
-    torch.manual_seed(0)
-    recipe = recipes.load(recipe_name)
-    model = registry.bind("model", recipe.model)()
-    path = folder / f"{recipe_name}.safetensors"
-    names = [str(i) for i in range(recipe.model["num_classes"])]
-    save_model(path, model.state_dict(), ModelInfo(recipe=recipe.plain(), class_names=names))
-    # Random weights without the statistics that fit them: rounding errors grow beyond what trained networks have.
-    opened = open_model(path)
-    before = open_exported(export.export(opened, export.ExportOptions(format, tolerance=1.0)).path)
+    opened = open_untrained(recipe_name, folder)
+    before = open_exported(export.export(opened, export.ExportOptions(format, tolerance=TOLERANCE)).path)
     calibration = find_calibration(opened, None, pictures, 4, before.info.size)
     network = schemes.quantised(before.path, format, schemes.SCHEMES[format][0], calibration)
     quantised = folder / f"int8{before.path.suffix}"

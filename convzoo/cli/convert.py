@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -77,63 +77,57 @@ def convert(
     expected = ExpectedWeights(model, num_classes, classes, cfg, resize)
     options: Keywords = {"check": check, "data": data, "data_name": data_name, "download": download}
     with written(out) as local:
-        how = local, to, expected, options, json_, lambda text: print(named(text, out, local))
-        _folder(source, *how) if Path(source).is_dir() else _file(source, *how, verbose)
+        order = _Order(local, to, expected, options, json_, lambda text: print(named(text, out, local)))
+        _folder(source, order) if Path(source).is_dir() else _file(source, order, verbose)
 
 
-def _file(
-    source: str,
-    out: Path,
-    to: str | None,
-    expected: "ExpectedWeights",
-    options: Keywords,
-    json_: bool,
-    say: Callable[[str], None],
-    verbose: bool,
-) -> None:
+class _Order(NamedTuple):
+    """What is to come of a source: where it goes, as which program's file, what it must be, and who is told."""
+
+    out: Path
+    to: str | None
+    expected: "ExpectedWeights"
+    options: Keywords
+    json: bool
+    say: Callable[[str], None]
+
+
+def _file(source: str, order: _Order, verbose: bool) -> None:
     from convzoo.convert.statistics import StatisticsError
 
     try:
-        report = _converted(source, out, to, expected, options)
+        report = _converted(source, order)
     except StatisticsError as error:
-        say(json.dumps({"batch_norms": error.statistics.plain()}) if json_ else error.statistics.text())
+        order.say(json.dumps({"batch_norms": error.statistics.plain()}) if order.json else error.statistics.text())
         raise
-    if json_:
-        say(json.dumps(report.plain, ensure_ascii=False))
+    if order.json:
+        order.say(json.dumps(report.plain, ensure_ascii=False))
         return
-    say(report.text(verbose))
+    order.say(report.text(verbose))
     if not report.has_class_names:
-        say(f"{'':14} --classes FILE names them, one a line in output order")
+        order.say(f"{'':14} --classes FILE names them, one a line in output order")
 
 
-def _folder(
-    source: str,
-    out: Path,
-    to: str | None,
-    expected: "ExpectedWeights",
-    options: Keywords,
-    json_: bool,
-    say: Callable[[str], None],
-) -> None:
+def _folder(source: str, order: _Order) -> None:
     from convzoo.convert.convert import targets
 
-    target_of = targets(Path(source), out, to)
+    target_of = targets(Path(source), order.out, order.to)
 
     def row(file: Path) -> None:
-        report = _converted(str(file), target_of[file], to, expected, options)
-        say(json.dumps(report.plain, ensure_ascii=False) if json_ else f"{file}  ->  {target_of[file]}")
+        report = _converted(str(file), order._replace(out=target_of[file]))
+        plain = json.dumps(report.plain, ensure_ascii=False)
+        order.say(plain if order.json else f"{file}  ->  {target_of[file]}")
 
     _each(list(target_of), row, source)
 
 
-def _converted(
-    source: str, out: Path, to: str | None, expected: "ExpectedWeights", options: Keywords
-) -> "ConversionReport":
+def _converted(source: str, order: _Order) -> "ConversionReport":
     """Do what this source and these options mean, and refuse the options that do not belong to it."""
     from convzoo.convert.convert import convert as run_conversion
     from convzoo.convert.convert import convert_configuration, convert_to, is_configuration
     from convzoo.convert.state_dict import AmbiguousWeights
 
+    out, to, expected, options = order.out, order.to, order.expected, order.options
     require_download(source, options["download"])
     weights = {"--model": expected.model_name, "--num-classes": expected.num_classes, "--cfg": expected.cfg}
     network = {f"--{name.replace('_', '-')}": options[name] for name in ("check", "data", "data_name")}

@@ -5,6 +5,7 @@ Boxes in pixels of 40x30: a: cat (4, 6, 20, 24) and dog (20, 3, 36, 12); b: cat 
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,18 @@ def save_picture(path: Path, width: int = WIDTH, height: int = HEIGHT) -> None:
 def save_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
+
+
+def two_splits(root: Path, size_hw: Callable[[int], tuple[int, int]]) -> Path:
+    """Write JPEGs of dark cats and bright dogs, eight for training and four for validation, and return the root."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("val", 2)):
+        for number, name in enumerate(["cat", "dog"]):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                picture = rng.integers(0, 60, (*size_hw(i), 3)) + 100 * number
+                Image.fromarray(picture.astype(np.uint8)).save(root / split / name / f"{i}.jpg")
+    return root
 
 
 def voc(root: Path) -> None:

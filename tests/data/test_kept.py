@@ -3,6 +3,7 @@
 import shutil
 
 import numpy as np
+import own_trees
 import pytest
 import torch
 from PIL import Image
@@ -34,15 +35,7 @@ NETWORK = [
 
 @pytest.fixture
 def tree(tmp_path):
-    """Two classes of JPEGs of one size, eight for training and four for validation."""
-    rng, root = np.random.default_rng(0), tmp_path / "tree"
-    for split, count in (("train", 4), ("val", 2)):
-        for number, name in enumerate(["cat", "dog"]):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                picture = rng.integers(0, 60, (12, 12, 3)) + 100 * number
-                Image.fromarray(picture.astype(np.uint8)).save(root / split / name / f"{i}.jpg")
-    return root
+    return own_trees.two_splits(tmp_path / "tree", lambda i: (12, 12))
 
 
 def pad_crop_pipeline():

@@ -5,9 +5,9 @@ import os
 import time
 
 import numpy as np
+import own_trees
 import pytest
 import torch
-from PIL import Image
 
 from convzoo import build
 from convzoo.config import recipe as recipes
@@ -35,15 +35,7 @@ NETWORK = [
 
 @pytest.fixture
 def tree(tmp_path):
-    """Two classes of JPEGs of several sizes, eight for training and four for validation."""
-    rng, root = np.random.default_rng(0), tmp_path / "tree"
-    for split, count in (("train", 4), ("val", 2)):
-        for number, name in enumerate(["cat", "dog"]):
-            (root / split / name).mkdir(parents=True)
-            for i in range(count):
-                picture = rng.integers(0, 60, (30 + 5 * i, 40 - 2 * i, 3)) + 100 * number
-                Image.fromarray(picture.astype(np.uint8)).save(root / split / name / f"{i}.jpg")
-    return root
+    return own_trees.two_splits(tmp_path / "tree", lambda i: (30 + 5 * i, 40 - 2 * i))
 
 
 @pytest.fixture

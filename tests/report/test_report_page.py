@@ -1,7 +1,6 @@
 """A run's page in headless Chromium, from file://: read with pointer and keys, on a phone, in the dark, on paper."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -39,18 +38,6 @@ CONTRAST = """() => {
 }"""
 NAMELESS = """() => [...document.querySelectorAll("button, input, a, img")].filter((node) =>
   !(node.getAttribute("aria-label") || node.alt || node.textContent.trim())).length"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("no chromium here: apt-get install chromium")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 class Shown:
