@@ -119,9 +119,10 @@ def in_a_small_shm(size: str, argv: list[str], err: Path) -> None:
 def test_a_dev_shm_that_is_too_small(tmp_path, size, problem):
     """A batch without room used to be lost in the worker's queue, and its reader waited for ever."""
     argv = [*map(str, COMMAND), "--workers", "2", "--out", str(tmp_path / "run")]
-    process = multiprocessing.get_context("fork").Process(target=in_a_small_shm, args=(size, argv, tmp_path / "err"))
+    # Spawned: threads and locks that other tests left in this process must not come along.
+    process = multiprocessing.get_context("spawn").Process(target=in_a_small_shm, args=(size, argv, tmp_path / "err"))
     process.start()
-    process.join(60)
+    process.join(120)
     if process.exitcode == 77:
         pytest.skip("mount namespaces are not permitted here")
     err = (tmp_path / "err").read_text()
