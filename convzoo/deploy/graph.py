@@ -10,7 +10,6 @@ import torch
 import torch.fx
 import torch.fx.experimental._config as symbolic_config
 from torch import Tensor, nn
-from torch._dynamo.exc import UserError
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
@@ -121,6 +120,8 @@ def trace(deployed: Deployed) -> torch.export.ExportedProgram:
     if info.dynamic_size:
         for axis, name in ((rows, "height"), (rows + 1, "width")):
             free[axis] = info.size_step * torch.export.Dim(name, min=1)
+    from torch._dynamo.exc import UserError  # a second or two that running a file must not wait for
+
     with torch.no_grad(), quiet(), symbolic_config.patch(backed_size_oblivious=True):  # type: ignore[attr-defined]
         try:
             return torch.export.export(deployed, (images,), dynamic_shapes=(free or None,))
