@@ -71,7 +71,7 @@ class Copy:
 
     def open(self, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
-        file = _File(path, encoding="utf-8")
+        file = _File(path, encoding="utf-8", errors="backslashreplace")
         file.setFormatter(_Redacted("%(asctime)s %(message)s"))
         self._held.setTarget(file)
         self.close()  # writes what was held

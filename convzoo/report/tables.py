@@ -9,7 +9,7 @@ from convzoo.plain import JsonObject
 def write_csv(path: Path, rows: list[JsonObject]) -> None:
     """Write rows under their own keys; no rows, no file."""
     if rows:
-        with open(path, "w", newline="", encoding="utf-8") as file:
+        with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)

@@ -117,7 +117,7 @@ class EvaluatedPictures:
         path = self.run / "eval/confusion.csv"
         if not path.is_file():
             return None
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             header, *rows = list(csv.reader(file))
         counts = np.array([[int(value) for value in row[1:]] for row in rows])
         row_names, column_names = [row[0] for row in rows], header[1:]
@@ -165,7 +165,7 @@ class EvaluatedPictures:
         path = self.run / "eval/per_class.csv"
         if not path.is_file():
             return None
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
             rows = list(csv.DictReader(file))
         if "AP" in rows[0]:
             cells = [

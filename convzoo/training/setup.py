@@ -59,6 +59,9 @@ class RunOptions:
         resume: there must be a run to continue; without it one is continued where there is one.
         fresh: a new run, in a folder that has none.
         command: what to write down as the command of this run.
+
+    Raises:
+        UsageError: a path that is not UTF-8: files of the run name it.
     """
 
     data: Path | None = None
@@ -79,6 +82,12 @@ class RunOptions:
     on_bad_sample: OnBadSample = "error"
     log_to: tuple[str, ...] = ()
     command: str = "convzoo.train"
+
+    def __post_init__(self) -> None:
+        for option in ("data", "val_data", "out"):
+            path = str(getattr(self, option) or "")
+            if os.fsencode(path).decode(errors="replace") != path:
+                raise UsageError(f"{path}: a run's files name this path, and it is not UTF-8", (option,))
 
 
 @dataclass

@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,11 @@ import torch
 from short_run import COMMAND, TWO_CLASSES, Killed, kill, write_two_classes
 
 from convzoo import cli, logs
-from convzoo.errors import exit_code_and_message
+from convzoo.errors import UsageError, exit_code_and_message
 from convzoo.model_file import load_model
 from convzoo.training import loop as train_module
 from convzoo.training.lock import take_lock
+from convzoo.training.setup import RunOptions
 from helpers import before_step, file_limit, one_line, rows, same, weights
 
 CLONE_NEWNS, MS_PRIVATE = 0x20000, 1 << 14 | 1 << 18  # of Linux's sched.h and mount.h, for all below
@@ -259,3 +261,19 @@ def test_a_clock_that_was_set_back(run, tmp_path, monkeypatch):
     assert (tmp_path / "run/checkpoints/last.safetensors").samefile(
         tmp_path / "run/checkpoints/step-00000006.safetensors"
     )
+
+
+def test_names_of_pictures_may_be_any_bytes_but_a_runs_own_paths_are_utf8(run, tmp_path):
+    """Model files are JSON inside, and were once written with a path that nothing could read again."""
+    tree = write_two_classes(run, tmp_path, 20)
+    for file in [*tree.glob("val/*/*.png")]:
+        os.rename(file, os.fsencode(file).replace(b".png", b"\xe9.png"))
+    command = [*COMMAND, *TWO_CLASSES, "train.epochs=1", "--data", tree, "--out", tmp_path / "run"]
+    code, _, err = run(*command)
+    assert code == 0 and run(*command)[0] == 0, err
+    assert b"\xe9.png" in (tmp_path / "run/eval/worst.csv").read_bytes()
+    path = Path(os.fsdecode(b"caf\xe9"))
+    for given in ({"data": path}, {"val_data": path}, {"out": path}):
+        with pytest.raises(UsageError, match="name this path, and it is not UTF-8") as caught:
+            replace(RunOptions(), **given)
+        assert caught.value.options == tuple(given)
