@@ -74,7 +74,11 @@ def listen(host: str, port: int) -> socket.socket:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+        # asyncio sets this only for sockets that name their protocol, which Python's do not; connections inherit it.
+        # Without it an answer's body waits until its head is acknowledged, 40 ms on a connection that is used again.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listener
     except OSError as error:
         raise UsageError(f"{host}:{port}: cannot listen there: {error.strerror}", ("host", "port")) from None
 

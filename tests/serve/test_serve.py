@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import shutil
+import socket
 import threading
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ from convzoo import cli
 from convzoo.serve import openapi
 from convzoo.serve.limits import Limits
 from convzoo.serve.metrics import Metrics
+from convzoo.serve.server import listen
 from helpers import one_line
 
 HTML = "<img src=x onerror=alert(1)>"
@@ -290,6 +292,14 @@ def test_nothing_of_a_request_is_logged(models, pictures, caplog):
         Image.new("RGB", (30, 20)).save(picture, "PNG")  # a size that a transform says something about
         server.ask("POST", "/predict/digits", *form([("secret.png", picture.getvalue())]))
     assert "secret" not in caplog.text
+
+
+def test_an_answer_waits_for_no_acknowledgement():
+    """Its head and body are two writes: without this option a connection's second answer took 40 ms longer."""
+    with listen("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_mistakes_of_the_command_line(run, models, tmp_path):
