@@ -3,7 +3,8 @@
     python benchmarks/ranks_speed.py [--recipe densenet100-digits] [--images 512] [--rounds 3] [--json] [KEY=VALUE ...]
 
 Pictures a second in training, as the run itself measures them over its last epoch; rounds take turns. Two ranks share
-each batch; the two independent processes are the most that two threads of this machine can do.
+each batch; an independent process takes half a batch too, so that both together are the most that two threads of this
+machine can do with such steps.
 """
 
 import argparse
@@ -14,6 +15,8 @@ import tempfile
 from pathlib import Path
 
 from processes import environment, medians
+
+from convzoo.config import recipe as recipes
 
 EPOCHS = 2  # the first pays for what happens once
 
@@ -35,11 +38,11 @@ def images_per_s(out: Path) -> float:
     return [row["images_per_s"] for row in rows if row["kind"] == "epoch"][-1]
 
 
-def measure(argv: list[str], folder: Path) -> tuple[float, float, float]:
-    """Return pictures a second of one process, of two ranks, and of two independent processes together."""
+def measure(argv: list[str], share: str, folder: Path) -> tuple[float, float, float]:
+    """Return pictures a second of one process, of two ranks, and of two independent processes with a rank's share."""
     finish([start(argv, folder / "one")])
     finish([start(argv, folder / "ranks", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")])
-    finish([start(argv, folder / name) for name in ("left", "right")])
+    finish([start([*argv, share], folder / name) for name in ("left", "right")])
     both = images_per_s(folder / "left") + images_per_s(folder / "right")
     return images_per_s(folder / "one"), images_per_s(folder / "ranks"), both
 
@@ -54,10 +57,11 @@ def main() -> None:
     arguments = parser.parse_args()
     size = [f"data.max_train_images={arguments.images}", f"train.epochs={EPOCHS}", "train.eval_every_epochs=0"]
     argv = [arguments.recipe, *size, *arguments.overrides, "--workers", "0"]
+    share = f"train.batch_size={recipes.load(arguments.recipe, arguments.overrides).train.batch_size // 2}"
     rounds = []
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            rounds.append(measure(argv, Path(folder)))
+            rounds.append(measure(argv, share, Path(folder)))
     one, ranks, both = medians(rounds)
     result = {"one": one, "ranks": ranks, "independent": both, "of_one": ranks / one, "of_independent": ranks / both}
     if arguments.json:

@@ -17,11 +17,12 @@ import torch
 import yaml
 
 from claims.claim import HERE, ROOT, Claim, Measurement, claims, read_value
+from convzoo.distributed import computes_bfloat16
 
 SHARED = Path(os.environ.get("CONVZOO_SHARED", ROOT.parent / "shared"))
 RUNS = ROOT / "runs/claims"
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-KINDS = {"VNNI": "avx512_vnni", "bfloat16": "avx512_bf16", "AMX": "amx_int8"}  # beside AVX-512 and AVX2
+KINDS = {"VNNI": "avx512_vnni", "AMX": "amx_int8"}  # beside AVX-512 and AVX2
 VARIABLES = {"native": {}, "avx2": AVX2}
 
 
@@ -46,19 +47,23 @@ def cpu(setting: str) -> str:
         "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else torch.backends.cpu.get_cpu_capability()
     )
     shown += [name for name, flag in KINDS.items() if flag in flags]
+    if computes_bfloat16(torch.device("cpu")):
+        shown.insert(2, "bfloat16")
     return ", ".join(shown)
 
 
 def missing(claim: Claim) -> str | None:
     """Say what this machine lacks for a claim, or None."""
     flags = cpu_flags()
+    bfloat16 = computes_bfloat16(torch.device("cpu"))
     vnni = bool(flags & {"avx512_vnni", "avx_vnni"})
     known = {
         "vnni": ("this CPU has no VNNI", vnni),
         "no-vnni": ("this CPU has VNNI", not vnni),
         "amx": ("this CPU has no AMX", "amx_int8" in flags),
         "no-amx": ("this CPU has AMX", "amx_int8" not in flags),
-        "bfloat16": ("this CPU does not compute in bfloat16", bool(flags & {"avx512_bf16", "amx_bf16"})),
+        "bfloat16": ("this CPU is no faster in bfloat16", bfloat16),
+        "no-bfloat16": ("this CPU is faster in bfloat16", not bfloat16),
         "avx2": (
             "without AVX2 pictures are resized to other pixels",
             torch.backends.cpu.get_cpu_capability() != "DEFAULT",

@@ -22,7 +22,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "safetensors", "pydantic"
 
 
 # glibc's numbers for mallopt (malloc.h); its values are C ints.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -3, -4, -8
 LARGEST_INT = 2**31 - 1
 MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TOP_PAD_")
 
@@ -44,6 +44,8 @@ def keep_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     # Above 32 MiB glibc refuses a threshold; without mappings all comes from the heap as well.
     mapped_late = mallopt(M_MMAP_THRESHOLD, LARGEST_INT) or mallopt(M_MMAP_MAX, 0)
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(M_ARENA_MAX, 1)  # other threads' own heaps are trimmed whatever the threshold says
     return bool(mapped_late and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
 
 

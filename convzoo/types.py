@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from convzoo.boxes import UNMOVED, Placement
-from convzoo.plain import JsonObject
+from convzoo.plain import JsonObject, Keywords
 
 Target = Any  # Any: the class index or Boxes, by what the task learns; who takes samples of both kinds looks which
 Targets = Any  # Any: [B] int64 classes or BoxTargets; the task that stacked them takes them
@@ -121,7 +121,7 @@ class Batch:
 
     Attributes:
         images: [B, 3, H, W], uint8 RGB 0..255 from the loader, float32 once normalised.
-        targets: what the loss takes: [B] int64 classes, or BoxTargets.
+        targets: what the loss takes: [B] int64 classes, BoxTargets, or another NamedTuple of tensors.
         ids: [B] int64 positions in the data set.
         paths: B strings.
         original_hw: [B, 2] int64.
@@ -145,16 +145,33 @@ class Batch:
         return len(self.ids)
 
     def share_memory(self) -> "Batch":
-        """Move the tensors to where another process takes them without a copy. Raises RuntimeError: no room."""
-        targets = self.targets if isinstance(self.targets, tuple) else (self.targets,)
-        for tensor in (self.images, self.ids, self.original_hw, self.placement, self.valid, *targets):
-            tensor.share_memory_()
+        """Move the pictures to where another process takes them without a copy. Raises RuntimeError: no room."""
+        self.images.share_memory_()
         return self
+
+    def __getstate__(self) -> Keywords:
+        """Only the pictures travel between processes as shared memory: each tensor there costs a connection."""
+        return {name: value if name == "images" else _as_arrays(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: Keywords) -> None:
+        vars(self).update({name: _as_tensors(value) for name, value in state.items()})
 
     def pin_memory(self) -> "Batch":
         """Move the pictures to page-locked memory, from where a GPU copies while it computes; the loader calls this."""
         self.images = self.images.pin_memory()
         return self
+
+
+def _as_arrays(value: Any) -> Any:  # Any: what a batch has, its tensors as arrays
+    if isinstance(value, Tensor):
+        return value.numpy()
+    return type(value)(*map(_as_arrays, value)) if isinstance(value, tuple) else value
+
+
+def _as_tensors(value: Any) -> Any:  # Any: the same the other way
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value)
+    return type(value)(*map(_as_tensors, value)) if isinstance(value, tuple) else value
 
 
 @dataclass(frozen=True)

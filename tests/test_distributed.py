@@ -10,7 +10,7 @@ from PIL import Image
 
 from convzoo.model_file import load_model
 from convzoo.training.checkpoints import load_state
-from helpers import STILL, difference, first_line, momenta, torchrun
+from helpers import QUICK, STILL, difference, first_line, momenta, torchrun
 
 IN_FLOAT64 = "import torch; torch.set_default_dtype(torch.float64); from convzoo.cli import run; run()"
 
@@ -84,3 +84,16 @@ def test_a_batch_that_the_ranks_do_not_divide_is_refused(tmp_path):
     done = torchrun("train", "tinydarknet-digits", "train.batch_size=33", "--out", tmp_path / "run")
     assert done.returncode == 1 and "does not divide by 2 ranks" in first_line(done.stderr)
     assert "exitcode  : 2 " in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_what_two_ranks_measure_is_what_the_saved_weights_give(tmp_path, run):
+    """Each rank has running statistics of its own, and averages them: those that are saved are the ones evaluated."""
+    argv = ["train", "tinydarknet-digits", *QUICK, "train.ema_decay=0.9", "--out", tmp_path / "run"]
+    done = torchrun(*argv)
+    assert done.returncode == 0, done.stderr
+    assert run("eval", tmp_path / "run/checkpoints/last.safetensors", "--out", tmp_path / "eval")[0] == 0
+    measured, again = (
+        [json.loads(line)["score"] for line in (folder / "pictures.jsonl").read_text().splitlines()]
+        for folder in (tmp_path / "run/eval", tmp_path / "eval")
+    )
+    assert len(measured) == 360 and measured == pytest.approx(again, rel=1e-4)

@@ -71,8 +71,8 @@ def _hardware(facts: JsonObject) -> list[tuple[str, str]]:
     memory, shm, (files, most) = facts["memory"], facts["shm"], facts["limits"]["NOFILE"]
     threads = "OMP_NUM_THREADS" if facts["omp_num_threads"] else "PyTorch's choice"
     cpus = "" if facts["cgroup_cpus"] is None else f", of which this container may use {facts['cgroup_cpus']:g}"
-    native = "computed natively: train.precision=auto takes it"
-    emulated = "not computed natively: train.precision=auto is fp32"
+    native = "faster than float32: train.precision=auto takes it"
+    slower = "no faster than float32 here: train.precision=auto is fp32"
     gpus = [f"{gpu['name']}, {size(gpu['memory'])}" for gpu in facts["devices"]]
     free = ", ".join(f"{size(disk['free'])} in {disk['path']}" for disk in facts["disks"].values())
     limit = size(memory["cgroup_limit"])
@@ -80,7 +80,7 @@ def _hardware(facts: JsonObject) -> list[tuple[str, str]]:
         ("processor", f"{facts['cpu_name'] or facts['device_name']}; {', '.join(facts['instructions']) or 'plain'}"),
         ("", f"{facts['cpu_cores']} cores{cpus}; {facts['threads']} threads ({threads})"),
         ("devices", "; ".join(gpus) or "none but the processor"),
-        ("bfloat16", native if facts["computes_bfloat16"] else emulated),
+        ("bfloat16", native if facts["computes_bfloat16"] else slower),
         ("memory", f"{size(memory['total'])}, available {size(memory['available'])}, limit of the container {limit}"),
         ("/dev/shm", "none" if shm is None else f"{size(shm['total'])}, free {size(shm['free'])}"),
         ("disks", f"free {free}; the cache may take {size(facts['cache_limit'])}"),

@@ -209,7 +209,7 @@ def _forms(opened: TorchModel, options: BenchOptions, folder: Path) -> list[Row]
     for row in rows:
         format, precision = ROWS[row.name]
         if precision == "bf16" and not distributed.computes_bfloat16(torch.device("cpu")):
-            row.note = "not measured: this CPU does not compute in bfloat16"
+            row.note = "not measured: this CPU is no faster in bfloat16"
         elif format != "pytorch":
             log.info(f"{row.name}: writing and checking it")
             try:

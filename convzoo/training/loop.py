@@ -223,6 +223,7 @@ def _evaluate(state: TrainState, stop: Callable[[], bool]) -> Evaluation:
     trained = {name: tensor.clone() for name, tensor in state.model.state_dict().items()} if state.average else None
     if state.average:
         state.model.load_state_dict(state.average.average)
+        distributed.broadcast_buffers(state.model)  # each rank averages its own
     try:
         runner = TorchRunner(state.model, state.recipe, state.device)
         options = state.options

@@ -201,7 +201,10 @@ class TrainState:
             self.network = torch.compile(self.model)  # type: ignore[assignment]
         if distributed.world_size() > 1:
             self.network = DistributedDataParallel(
-                self.network, device_ids=None if device.type == "cpu" else [device.index]
+                self.network,
+                device_ids=None if device.type == "cpu" else [device.index],
+                broadcast_buffers=False,  # rank 0's running statistics count; the others get them before an evaluation
+                gradient_as_bucket_view=True,
             )
 
     def train_mode(self) -> None:

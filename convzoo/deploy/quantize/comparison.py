@@ -116,7 +116,7 @@ def lost(drops_: dict[str, Drop]) -> str:
 
 
 def measure_speed(before: ExportedModel, after: ExportedModel, image: np.ndarray) -> dict[str, float]:
-    """Return the median seconds of a picture, float32 [1, 3, H, W], in float32, bfloat16 if computed, INT8."""
+    """Return the median seconds of a picture, float32 [1, 3, H, W], in float32, INT8 and, where it pays, bfloat16."""
     runners = {"float32": before.runner(), "int8": after.runner()}
     if before.format == "openvino" and distributed.computes_bfloat16(torch.device("cpu")):
         runners["bfloat16"] = before.runner("bf16")
