@@ -3,20 +3,16 @@
 from pathlib import Path
 
 from convzoo.errors import UsageError
-from convzoo.storage.archives import ZipMembers, is_zip, unpack, unpacked
 from convzoo.storage.cache import cache_folder
 from convzoo.storage.urls import Remote, fetched, shown, url_of, written
 
 __all__ = [
     "Remote",
-    "ZipMembers",
     "cache_folder",
     "is_there",
-    "is_zip",
     "local_folder",
     "local_path",
     "shown",
-    "unpack",
     "url_of",
     "written",
 ]
@@ -51,6 +47,8 @@ def local_folder(path: Path) -> Path:
         DataError: a file that is no archive, or one that is damaged or holds what it should not.
         ConvzooError, MissingPackageError: as `local_path`, or the cache has no room.
     """
+    from convzoo.storage.archives import unpacked  # the formats' modules, which `--help` need not wait for
+
     local = local_path(path, ("data",))
     if local.is_dir():
         return local

@@ -22,6 +22,7 @@ from typing import IO
 from convzoo.errors import DataError
 from convzoo.logs import log
 from convzoo.storage.cache import entry
+from convzoo.storage.members import member_parts
 
 MAX_MEMBERS = 4_000_000
 MAX_RATIO, RATIO_FROM = 200, 1 << 28  # what text and flat pictures are packed by, and from how many bytes it matters
@@ -160,14 +161,6 @@ class _Target:
 
     def wrong(self, problem: str) -> DataError:
         return DataError(f"{self.path}: {problem}; nothing was unpacked")
-
-
-def member_parts(name: str) -> list[str] | None:
-    """Return a member's name as parts of a path inside the folder, or None where it leads out."""
-    name = name.replace("\\", "/")
-    parts = [part for part in name.split("/") if part not in ("", ".")]
-    outside = name.startswith("/") or ".." in parts or "\0" in name or (parts and parts[0][1:2] == ":")
-    return None if outside else parts
 
 
 def _open_zip(path: Path) -> zipfile.ZipFile:

@@ -19,8 +19,9 @@ from typing import IO, Any, NamedTuple
 
 from convzoo.errors import DataError, UsageError
 from convzoo.plain import JsonObject, JsonValue
-from convzoo.storage.archives import DAMAGED, SPLITS, TarHeader, check_end_mark, member_parts
+from convzoo.storage.archives import DAMAGED, SPLITS, TarHeader, check_end_mark
 from convzoo.storage.cache import kept
+from convzoo.storage.members import member_parts
 from convzoo.storage.urls import PARALLEL, Remote, shown, url_of, version
 
 BRACES, RANGE = re.compile(r"\{([^{}]*)\}"), re.compile(r"(\d+)\.\.(\d+)")

@@ -21,8 +21,8 @@ from typing import TypeVar
 from convzoo.errors import ConvzooError, DataError, MissingPackageError, UsageError
 from convzoo.logs import log, redacted
 from convzoo.plain import JsonObject
-from convzoo.storage.archives import member_parts
 from convzoo.storage.cache import Room, entry
+from convzoo.storage.members import member_parts
 
 T = TypeVar("T")
 Files = dict[str, tuple["Remote", JsonObject]]  # by their paths in the folder

@@ -13,7 +13,8 @@ from convzoo.data.datasets.image_folder import FolderImages, image_folder
 from convzoo.data.datasets.in_memory import ArrayImages, first_of_shuffled
 from convzoo.data.decode import EXTENSIONS
 from convzoo.errors import DataError, UsageError
-from convzoo.storage import ZipMembers, is_zip, local_folder, local_path
+from convzoo.storage import local_folder, local_path
+from convzoo.storage.archives import ZipMembers, is_zip
 
 CLASS_NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 ARCHIVE_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"

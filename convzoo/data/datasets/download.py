@@ -14,7 +14,7 @@ from convzoo.data.datasets.cifar10 import ARCHIVE_MD5, ARCHIVE_URL, FILES
 from convzoo.errors import ConvzooError, DataError, UsageError
 from convzoo.files import named_in_errors
 from convzoo.logs import bar, log
-from convzoo.storage import unpack
+from convzoo.storage.archives import unpack
 
 TIMEOUT_S, TRIES, FIRST_DELAY_S = 30, 5, 1.0  # of a silence; doubled each time: 15 seconds in all
 CHUNK = 1 << 20

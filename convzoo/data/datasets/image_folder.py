@@ -15,7 +15,8 @@ from convzoo.data.datasets.in_memory import PackedStrings, first_of_shuffled
 from convzoo.data.datasets.shards import ShardBoxes, ShardImages, shards
 from convzoo.data.decode import EXTENSIONS, decode_rgb
 from convzoo.errors import DataError, UsageError
-from convzoo.storage import ZipMembers, is_zip, local_folder, local_path
+from convzoo.storage import local_folder, local_path
+from convzoo.storage.archives import ZipMembers, is_zip
 from convzoo.storage.shards import find_shards
 from convzoo.types import Sample
 
