@@ -33,7 +33,8 @@ def main() -> None:
                 train = convzoo("train", arguments.recipe, *size, "--workers", "0", "--out", f"{folder}/run")
                 evaluation = convzoo("eval", f"{folder}/run/checkpoints/last.safetensors", "--workers", "0")
                 for verb, command in (("train", train), ("eval", evaluation)):
-                    rounds[verb][name].append([peak(command, env)[column] for column in COLUMNS])
+                    measured = peak(command, env)
+                    rounds[verb][name].append([measured[column] for column in COLUMNS])
     result = {
         verb: {name: dict(zip(COLUMNS, medians(rows), strict=True)) for name, rows in by_name.items()}
         for verb, by_name in rounds.items()
