@@ -13,10 +13,12 @@ not change as it does the rest. The clients have a process of their own (serve_c
 are several, and this process to another; the server takes what it needs.
 
 `--soak` asks for that many minutes instead, tensors and picture files in turn, and reports the server's resident memory
-(`rss_bytes`, twenty times) and by how much the last quarter's mean exceeds that of the second (`growth_bytes`).
+(`rss_bytes`, 21 times) and three times the least that a third of the time added (`growth_bytes`): a leak adds in every
+third, a batch that is larger than all before in one.
 """
 
 import argparse
+import itertools
 import json
 import os
 import re
@@ -45,6 +47,7 @@ from convzoo.types import Key, Runner, Sample
 
 CPU = torch.device("cpu")
 CLIENTS = Path(__file__).with_name("serve_clients.py")
+SAMPLES = 21  # of the memory, in a soak
 PICTURES = ("*.JPEG", "*.jpg", "*.png")
 
 
@@ -230,14 +233,15 @@ def compare(bare: Bare, served: Server, tensor: Path, picture: Path, arguments: 
 def soak(served: Server, tensor: Path, picture: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Ask for minutes and return the server's memory."""
     memory, answered = [], 0
-    for _ in range(20):
+    for _ in range(SAMPLES):
         for request in (tensor, picture):
-            answered += served.load(request, arguments.clients, 60 * arguments.soak / 40)["answered"]
+            answered += served.load(request, arguments.clients, 60 * arguments.soak / (2 * SAMPLES))["answered"]
         memory.append(served.rss_bytes)
         print(f"{memory[-1] / 1e6:.1f} MB after {answered} requests", file=sys.stderr)
-    growth = statistics.fmean(memory[15:]) - statistics.fmean(memory[5:10])
+    thirds = memory[0], memory[SAMPLES // 3], memory[2 * SAMPLES // 3], memory[-1]
+    growth = 3 * min(later - earlier for earlier, later in itertools.pairwise(thirds))
     about = {"minutes": arguments.soak, "answered": answered, "rss_bytes": memory}
-    return {**about, "last_rss_bytes": memory[-1], "growth_bytes": round(growth)}
+    return {**about, "last_rss_bytes": memory[-1], "growth_bytes": growth}
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
