@@ -77,7 +77,8 @@ def unpack(path: Path, folder: Path, take: Callable[[int], None]) -> None:
         if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
             name = os.path.relpath(str(error.filename), folder)
             raise DataError(f"{path}: '{name}' is in it twice; nothing was unpacked") from None
-        if isinstance(error, DAMAGED):
+        before_the_file = isinstance(error, OSError) and error.errno == errno.EINVAL  # where a damaged list points
+        if isinstance(error, DAMAGED) or before_the_file:
             raise DataError(f"{path}: {_what_it_is(path)}: {_text(error)}; nothing was unpacked") from None
         if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
             raise DataError(f"{path}: a name in it is too long; nothing was unpacked") from None

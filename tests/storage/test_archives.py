@@ -307,6 +307,15 @@ def test_a_zip_whose_list_swallows_members_is_refused(tmp_path):
         unpack(tmp_path / "damaged.zip", tmp_path / "out", lambda count: None)
 
 
+def test_a_zip_whose_members_would_begin_before_it_is_refused(tmp_path):
+    data = bytearray(packed(yolo_tree(tmp_path / "tree"), tmp_path / "whole.zip").read_bytes())
+    data[-6:-2] = (int.from_bytes(data[-6:-2], "little") + 200).to_bytes(4, "little")  # where the list is said to begin
+    (tmp_path / "damaged.zip").write_bytes(data)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="damaged.zip: .*Invalid argument; nothing was unpacked"):
+        unpack(tmp_path / "damaged.zip", tmp_path / "out", lambda count: None)
+
+
 def test_a_corrupt_member_of_a_zip_read_in_place_is_named(tmp_path, run):
     archive = packed(folder_tree(tmp_path / "tree"), tmp_path / "a.zip")
     with zipfile.ZipFile(archive) as opened:
