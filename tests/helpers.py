@@ -98,6 +98,15 @@ STILL = [
 ]
 
 
+# The program of torchrun, computing in float64: see the fixture in_float64.
+IN_FLOAT64 = (
+    "--no-python",
+    sys.executable,
+    "-c",
+    "import torch; torch.set_default_dtype(torch.float64); from convzoo.cli import run; run()",
+)
+
+
 def cfg_text(*sections: str) -> str:
     """Return a Darknet network's text from its sections, one a line: `convolutional filters=8 size=1`."""
     parts = (section.split() for section in sections)

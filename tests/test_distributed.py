@@ -1,7 +1,6 @@
 """Two ranks equal one at the same global batch, through the real torchrun."""
 
 import json
-import sys
 
 import numpy as np
 import pytest
@@ -10,9 +9,7 @@ from PIL import Image
 
 from convzoo.model_file import load_model
 from convzoo.training.checkpoints import load_state
-from helpers import QUICK, STILL, difference, first_line, momenta, torchrun
-
-IN_FLOAT64 = "import torch; torch.set_default_dtype(torch.float64); from convzoo.cli import run; run()"
+from helpers import IN_FLOAT64, QUICK, STILL, difference, first_line, momenta, torchrun
 
 
 def grain(folder):
@@ -38,8 +35,7 @@ def both(tmp_path_factory):
         assert cli.main(["train", "densenet100-digits", *STILL, *data, "--out", str(folder / "one")]) == 0
     finally:
         torch.set_default_dtype(torch.float32)
-    python = ("--no-python", sys.executable, "-c", IN_FLOAT64)
-    done = torchrun("train", "densenet100-digits", *STILL, *data, "--out", folder / "two", program=python)
+    done = torchrun("train", "densenet100-digits", *STILL, *data, "--out", folder / "two", program=IN_FLOAT64)
     assert done.returncode == 0, done.stderr
     assert "batch 16 = 2 ranks x 1 micro-batches x 8" in done.stderr
     return folder

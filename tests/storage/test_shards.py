@@ -25,7 +25,7 @@ from convzoo.data.sampler import TrainBatches
 from convzoo.errors import DataError, UsageError
 from convzoo.storage import shards as storage
 from convzoo.training import loop
-from helpers import QUICK, STILL, difference, momenta, one_line, same, torchrun, weights
+from helpers import IN_FLOAT64, QUICK, STILL, difference, momenta, one_line, same, torchrun, weights
 from object_store import SECRET, Fault
 
 TWO = ["data.name=image_folder", "data.max_train_images=null", "model.num_classes=2", "train.batch_size=8"]
@@ -121,15 +121,15 @@ def test_a_stop_changes_nothing(packed, from_folder, run, tmp_path, monkeypatch,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shuffle", ["full", "shard_window"])
-def test_two_ranks_train_on_the_batches_of_one_and_of_the_folder(tree, packed, run, tmp_path, shuffle):
-    """With batch norm still; momenta are sums of gradients, so they tell which pictures were in a batch."""
+def test_two_ranks_train_on_the_batches_of_one_and_of_the_folder(tree, packed, run, tmp_path, shuffle, in_float64):
+    """In float64 and with batch norm still; momenta are sums of gradients: they tell which pictures were in a batch."""
     command = ["train", "densenet100-digits", *STILL, *TWO]
     window = ["data.name=shards", "data.shuffle=shard_window", "data.window=6"] if shuffle != "full" else []
     assert run(*command, *window, "--data", packed, "--out", tmp_path / "one")[0] == 0
     for name, data in {"two": packed, **({} if window else {"folder": tree})}.items():
-        done = torchrun(*command, *window, "--data", data, "--workers", 1, "--out", tmp_path / name)
+        done = torchrun(*command, *window, "--data", data, "--workers", 1, "--out", tmp_path / name, program=IN_FLOAT64)
         assert done.returncode == 0, done.stderr
-    assert difference(momenta(tmp_path / "one"), momenta(tmp_path / "two")) < 1e-3
+    assert difference(momenta(tmp_path / "one"), momenta(tmp_path / "two")) < 1e-9
     assert window or same(momenta(tmp_path / "two"), momenta(tmp_path / "folder"))
 
 

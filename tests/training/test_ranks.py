@@ -18,6 +18,7 @@ from convzoo.errors import InterruptedRun
 from convzoo.training.checkpoints import RunCheckpoints, load_state
 from convzoo.training.stop import StopRequest, leave
 from helpers import (
+    IN_FLOAT64,
     QUICK,
     REPO,
     STILL,
@@ -230,19 +231,17 @@ def test_a_stopped_rank_outlives_the_first_of_its_machine_and_no_other(monkeypat
 @pytest.mark.slow
 def test_another_number_of_ranks_continues_at_the_same_place(run, tmp_path, in_float64):
     """In float64 and with batch norm still, so that all that is left is the order of additions."""
-    program = ("--no-python", sys.executable, "-c")
-    code = "import torch; torch.set_default_dtype(torch.float64); from convzoo.cli import run; run()"
     command = ["train", "densenet100-digits", *STILL, "train.epochs=6", "train.eval_every_epochs=6"]
     assert run(*command, "--out", tmp_path / "whole")[0] == 0
     out = tmp_path / "run"
     for ranks, steps in ((2, 3), (4, 6), (1, 9)):
-        job = Job(out, *command, "--save-every-steps", 1, ranks=ranks, program=(*program, code))
+        job = Job(out, *command, "--save-every-steps", 1, ranks=ranks, program=IN_FLOAT64)
         job.wait_for_step(steps)
         os.kill(job.process.pid, signal.SIGTERM)
         job.end()
     refused = torchrun(*command, "--out", out, ranks=3)
     assert "does not divide by 3 ranks" in first_line(refused.stderr) and "exitcode  : 2 " in refused.stderr
-    done = torchrun(*command, "--out", out, ranks=2, program=(*program, code))
+    done = torchrun(*command, "--out", out, ranks=2, program=IN_FLOAT64)
     assert done.returncode == 0 and "continued with world_size 2, begun with 1: not bit for bit" in done.stderr
     assert difference(weights(tmp_path / "whole"), weights(out)) < 1e-12
     assert difference(momenta(tmp_path / "whole"), momenta(out)) < 1e-9
