@@ -233,10 +233,12 @@ def test_a_run_that_was_taken_over_stops(store, quick_lease, run, monkeypatch, a
     assert thefts and (at != "/step-00000002.saf" or not store.fs.exists("bucket/runs/digits/finished"))
 
 
-def shell(store, tmp_path, *argv: str) -> subprocess.Popen:
+def shell(store, folder: Path, *argv: str) -> subprocess.Popen:
     options = json.dumps(store.options)
-    env = {**os.environ, "FSSPEC_S3": options, "CONVZOO_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-m", "convzoo", *argv], stderr=subprocess.PIPE, text=True, env=env)
+    env = {**os.environ, "FSSPEC_S3": options, "CONVZOO_CACHE": str(folder / "cache"), "OMP_NUM_THREADS": "1"}
+    folder.mkdir(exist_ok=True)
+    with open(folder / "err.txt", "w") as err:
+        return subprocess.Popen([sys.executable, "-m", "convzoo", *argv], stderr=err, env=env)
 
 
 @pytest.mark.slow
@@ -247,18 +249,21 @@ def test_a_run_at_a_url_that_is_killed_twice_ends_as_the_local_one(store, tmp_pa
     settings = ["data.max_train_images=640", "train.epochs=8", "train.batch_size=64", "train.eval_every_epochs=0"]
     settings += ["train.precision=fp32", "train.keep_checkpoint_max=3", "--save-every-steps", "5"]
     command = ["train", "tinydarknet-cifar10", *settings]
+
+    def newest() -> int:
+        files = store.fs.glob(f"{OUT}/checkpoints/step-*.safetensors")
+        return max((int(Path(name).name[5:13]) for name in files), default=0)
+
     random.seed(0)
-    reached, done = 0, False
     for kill in range(3):
         machine = tmp_path / ("machine" if same_machine else f"machine-{kill}")
         resume = ["--resume"] if kill else []
+        reached = newest()
         process = shell(store, machine, *command, "--data", "s3://bucket/cifar10.zip", "--out", OUT, *resume)
-        until = time.time() + 280
-        while kill < 2 and process.poll() is None and time.time() < until:
-            steps = [int(Path(name).name[5:13]) for name in store.fs.glob(f"{OUT}/checkpoints/step-*.safetensors")]
-            if max(steps, default=0) > reached:
-                reached = max(steps)
-                break
+        said, until = machine / "err.txt", time.time() + 280
+        # What was saved before the kill may go up before anything is said.
+        while kill < 2 and not (newest() > reached and (kill == 0 or "continued at step" in said.read_text())):
+            assert process.poll() is None and time.time() < until, said.read_text()
             time.sleep(0.05)
         if kill < 2:
             time.sleep(random.random())
@@ -266,12 +271,8 @@ def test_a_run_at_a_url_that_is_killed_twice_ends_as_the_local_one(store, tmp_pa
             if not same_machine:  # nobody waits five minutes in a test
                 process.wait(30)
                 store.fs.rm_file(f"{OUT}/.lease")
-        _, err = process.communicate(timeout=280)
-        done = process.returncode == 0
-        assert done == (kill == 2), err
-        assert kill == 0 or "continued at step" in err
-        names = store.fs.glob(f"{OUT}/checkpoints/step-*.safetensors")  # more may have come up before it was killed
-        reached = max(int(Path(name).name[5:13]) for name in names)
+        assert (process.wait(280) == 0) == (kill == 2), said.read_text()
+        assert kill == 0 or "continued at step" in said.read_text()
     local = [*command, "--data", str(shared / "data/cifar10-jpeg.zip"), "--out", str(tmp_path / "local")]
     assert cli.main(local) == 0
     there = brought(store, tmp_path)
