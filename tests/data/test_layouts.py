@@ -337,6 +337,7 @@ def test_a_class_in_one_split_only(run, tmp_path):
     save_picture(tmp_path / "val/cat/x.png")
     with pytest.raises(DataError, match="class 'dog' in train only; `convzoo data split`"):
         own(tmp_path, "train")
+    assert "split by the layout itself: 6 train, 1 val\n  in train only: dog\n" in run("data", "inspect", tmp_path)[1]
     code, _, err = run("train", "tinydarknet-own", "model.num_classes=2", "--data", tmp_path, "--out", tmp_path / "run")
     assert code == 3 and "in train only" in one_line(err) and not (tmp_path / "run").exists()
 

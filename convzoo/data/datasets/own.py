@@ -18,7 +18,7 @@ from convzoo.data.datasets.in_memory import PackedStrings, first_of_shuffled
 from convzoo.data.layouts.inventory import LISTS
 from convzoo.data.layouts.labels import Labels, Reading
 from convzoo.data.layouts.recognise import LAYOUTS, read_labels
-from convzoo.data.layouts.split import read_lists, split_pictures
+from convzoo.data.layouts.split import in_one_split, read_lists, split_pictures
 from convzoo.errors import DataError
 from convzoo.logs import log
 
@@ -145,20 +145,12 @@ def check_classes(labels: Labels, splits: list[str | None], source: str) -> None
     Raises:
         DataError: they are classes of whole pictures in a split that somebody made.
     """
-    counts = labels.counts()
-    there = {
-        split: counts[[other == split for other in splits]].sum(0) > 0 for split in ("train", "val") if split in splits
-    }
-    if len(there) < 2:
-        return
-    for split, other in (("train", "val"), ("val", "train")):
-        only = [name for i, name in enumerate(labels.class_names) if there[split][i] and not there[other][i]]
-        if only:
-            others = f" and {len(only) - 1} more classes" if len(only) > 1 else ""
-            line = f"{labels.folder}: class '{only[0]}'{others} in {split} only"
-            if labels.objects is None and source != MADE:
-                raise DataError(f"{line}; `convzoo data split` shares each class out")
-            log.warning(line)
+    for split, only in in_one_split(labels, splits).items():
+        others = f" and {len(only) - 1} more classes" if len(only) > 1 else ""
+        line = f"{labels.folder}: class '{only[0]}'{others} in {split} only"
+        if labels.objects is None and source != MADE:
+            raise DataError(f"{line}; `convzoo data split` shares each class out")
+        log.warning(line)
 
 
 @functools.cache  # the training and the validation pictures come from the same labels

@@ -6,6 +6,7 @@ import numpy as np
 
 from convzoo.data.layouts.labels import Labels
 from convzoo.data.layouts.recognise import LAYOUTS
+from convzoo.data.layouts.split import in_one_split
 from convzoo.plain import JsonObject
 
 
@@ -35,6 +36,7 @@ def account(labels: Labels, splits: Sequence[str | None] | None, source: str) ->
         "classes": classes,
         "splits": by_split,
         "split_by": source if splits else None,
+        "in_one_split": in_one_split(labels, splits) if splits else {},
         "notes": labels.notes,
     }
 
@@ -55,6 +57,7 @@ def text(plain: JsonObject) -> str:
         by = {"lists": "lists beside the data", "layout": "the layout itself"}[plain["split_by"]]
         shares = ", ".join(f"{count:,} {split}" for split, count in plain["splits"].items())
         lines += ["", f"split by {by}: {shares}"]
+        lines += [f"  in {split} only: {', '.join(names)}" for split, names in plain["in_one_split"].items()]
     else:
         lines += ["", "nobody split it: training holds out 20 % of each class, what looks alike on one side"]
     return "\n".join(lines)

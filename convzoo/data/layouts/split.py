@@ -129,6 +129,16 @@ def read_lists(labels: Labels) -> list[str | None] | None:
     return [split_of.get(file) for file in labels.files]
 
 
+def in_one_split(labels: Labels, splits: Sequence[str | None]) -> dict[str, list[str]]:
+    """Return the classes that are in training and not in validation, and the reverse, by the split they are in."""
+    counts = labels.counts()
+    there = {name: counts[[other == name for other in splits]].sum(0) > 0 for name in ("train", "val")}
+    if not all(name in splits for name in there):
+        return {}
+    pairs = (("train", there["train"] & ~there["val"]), ("val", there["val"] & ~there["train"]))
+    return {name: [labels.class_names[i] for i in np.flatnonzero(only)] for name, only in pairs if only.any()}
+
+
 def _lines(path: Path) -> Iterator[tuple[Path, int, str]]:
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():

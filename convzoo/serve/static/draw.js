@@ -25,6 +25,17 @@ function colour(entry) {
 
 export const named = (entry) => entry.title ?? entry.class;
 
+// Shows of names that cover each other the best one's; the others show when their answer is pointed at.
+function declutter(tags) {
+  const shown = [];
+  for (const tag of tags) {
+    const place = tag.getBoundingClientRect();
+    const covers = shown.some((other) => place.left < other.right && place.right > other.left && place.top < other.bottom && place.bottom > other.top);
+    tag.classList.toggle("behind", covers);
+    if (!covers) shown.push(place);
+  }
+}
+
 // Draws the boxes of a detector, the best last and so on top, and returns for each the nodes that belong to it.
 export function drawBoxes(stage, row) {
   const svg = shape("svg", { class: "layer", viewBox: `0 0 ${row.width} ${row.height}`, preserveAspectRatio: "none", "aria-hidden": "true" });
@@ -45,6 +56,7 @@ export function drawBoxes(stage, row) {
     stage.append(tag);
   }
   stage.querySelector("img").after(svg);
+  new ResizeObserver(() => declutter(drawn.map(([, , tag]) => tag))).observe(stage);
   return drawn;
 }
 
