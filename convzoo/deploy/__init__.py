@@ -53,6 +53,12 @@ def format_of(path: Path) -> str | None:
     return next((name for name, suffix in SUFFIXES.items() if path.name.lower().endswith(suffix)), None)
 
 
+def bytes_of(path: Path) -> int:
+    """Return the bytes of a model's file, OpenVINO's and NCNN's weights included."""
+    weights = path.with_suffix(".bin")
+    return path.stat().st_size + (weights.stat().st_size if format_of(path) in ("openvino", "ncnn") else 0)
+
+
 def library(name: str, why: str) -> ModuleType:
     """Import an optional library. Raises MissingPackageError where it is not installed, or does not load.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from convzoo import distributed
 from convzoo.config.registry import nearest
-from convzoo.deploy import export, library, timing
+from convzoo.deploy import bytes_of, export, library, timing
 from convzoo.deploy.exported import ExportedModel, open_any
 from convzoo.deploy.parity import compare, pictures
 from convzoo.deploy.quantize import comparison, quantize
@@ -183,7 +183,7 @@ def measure(opened: LoadedModel, options: BenchOptions, folder: Path) -> BenchRe
         notes = "; ".join(f"{row.name}: {row.note}" for row in rows)
         raise ConvzooError(f"{opened.path}: nothing to measure: {notes}")
     for row in run:
-        row.measured["bytes"] = export.bytes_of(row.path)
+        row.measured["bytes"] = bytes_of(row.path)
         if options.memory:
             row.measured["peak_memory_bytes"] = peak_memory(row, real)
         _compare(row, opened, real)

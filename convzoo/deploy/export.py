@@ -18,7 +18,7 @@ import torch
 
 from convzoo import build
 from convzoo.config import recipe as recipes
-from convzoo.deploy import SUFFIXES, format_module, format_of, library
+from convzoo.deploy import SUFFIXES, format_module, library
 from convzoo.deploy.exported import ExportedModel, open_exported
 from convzoo.deploy.graph import Deployed, check_suppression, folded, trace
 from convzoo.deploy.metadata import ExportInfo, first_line
@@ -185,12 +185,6 @@ def target_path(model: Path, out: Path | None, suffix: str, ending: str = "") ->
     if not target.parent.is_dir():
         raise UsageError(f"--out {target}: {target.parent} is no folder")
     return target
-
-
-def bytes_of(path: Path) -> int:
-    """Return the size of an exported file, OpenVINO's and NCNN's weights included."""
-    weights = path.with_suffix(".bin")
-    return path.stat().st_size + (weights.stat().st_size if format_of(path) in ("openvino", "ncnn") else 0)
 
 
 def check_stage(opened: TorchModel, stage: str) -> None:

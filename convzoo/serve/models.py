@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convzoo.data.decode import decode_rgb
+from convzoo.deploy import bytes_of
 from convzoo.deploy.exported import ExportedModel, open_any
 from convzoo.errors import UsageError
 from convzoo.inference.loaded import LoadedModel
@@ -98,7 +99,7 @@ class ServedModel:
             "name": self.name,
             "network": str(recipe.model["name"]),
             "runtime": self.runner.name,
-            "size_bytes": path.stat().st_size if path.is_file() else None,
+            "size_bytes": bytes_of(path) if path.is_file() else None,
             "predicts": self.task.predicts,
             "classes": len(self.opened.class_names),
             "input_hw": self.size_hw,

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from convzoo.deploy import format_of
+from convzoo.deploy import bytes_of, format_of
 from convzoo.errors import ConvzooError
 from convzoo.plain import JsonObject
 from convzoo.report.html import Table
@@ -32,7 +32,6 @@ def _model_row(path: Path, run: Path) -> list[str]:
 
 
 def _row(path: Path, run: Path) -> list[str]:
-    from convzoo.deploy.export import bytes_of  # here: a run that has exported nothing does not wait for it
     from convzoo.deploy.exported import open_exported
 
     name, size = str(path.relative_to(run)), f"{bytes_of(path) / MB:.2f}"

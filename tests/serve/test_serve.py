@@ -95,15 +95,19 @@ def test_a_form_is_answered_in_order_and_a_bad_picture_fails_alone(server, pictu
 
 
 def test_float_and_exported_files_of_one_stem_have_their_whole_names(models, pictures, tmp_path, run):
-    float_, onnx = tmp_path / "digits.safetensors", tmp_path / "digits.onnx"
+    float_, onnx, ncnn = (tmp_path / f"digits.{suffix}" for suffix in ("safetensors", "onnx", "ncnn.param"))
     shutil.copy(models[0], float_)
     assert run("export", float_, "--format", "onnx", "--out", onnx)[0] == 0
-    with Running([float_, onnx]) as server:
-        assert [card["name"] for card in server.ask("GET", "/models").json] == ["digits.safetensors", "digits.onnx"]
+    assert run("export", float_, "--format", "ncnn", "--out", ncnn)[0] == 0
+    with Running([float_, onnx, ncnn]) as server:
         cards = {card["name"]: card for card in server.ask("GET", "/models").json}
+        assert [*cards] == ["digits.safetensors", "digits.onnx", "digits.ncnn"]
         assert cards["digits.onnx"]["runtime"] == "onnx" and not cards["digits.onnx"]["explains"]
         rows = [server.predict(name, pictures[0].read_bytes()) for name in cards]
-    assert rows[0]["class"] == rows[1]["class"] and abs(rows[0]["score"] - rows[1]["score"]) < 1e-4
+    weights = ncnn.with_suffix(".bin").stat().st_size  # what a model takes is with its weights
+    assert cards["digits.ncnn"]["size_bytes"] == ncnn.stat().st_size + weights > weights > 100_000
+    for row in rows[1:]:
+        assert rows[0]["class"] == row["class"] and abs(rows[0]["score"] - row["score"]) < 1e-4
 
 
 def test_requests_that_come_together_run_together(server, pictures):

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from convzoo.config.registry import nearest
-from convzoo.deploy import SUFFIXES, export, format_module, library
+from convzoo.deploy import SUFFIXES, bytes_of, export, format_module, library
 from convzoo.deploy.exported import open_exported
 from convzoo.deploy.quantize import schemes
 from convzoo.deploy.quantize.calibration import find_calibration
@@ -53,4 +53,4 @@ def quantize(opened: TorchModel, options: QuantizeOptions, exported: Path | None
                 with written_whole(target.with_name(other.name)) as beside:
                     os.replace(other, beside)
             os.replace(draft, temporary)
-        return QuantizeResult(target, size, export.bytes_of(exported), session.description(candidate))
+        return QuantizeResult(target, size, bytes_of(exported), session.description(candidate))
