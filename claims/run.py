@@ -3,6 +3,7 @@
 import ast
 import datetime
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -70,6 +71,7 @@ def missing(claim: Claim) -> str | None:
         ),
         "cuda": ("no GPU", torch.cuda.is_available()),
         "darknet2any": ("CONVZOO_DARKNET2ANY does not say where it is", "CONVZOO_DARKNET2ANY" in os.environ),
+        "opencv": ("opencv-python is not installed", importlib.util.find_spec("cv2") is not None),
     }
     for need in claim.needs:
         reason, is_here = known.get(need, (f"no {need} in the reference data", (SHARED / need).exists()))
