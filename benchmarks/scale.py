@@ -18,6 +18,7 @@ import re
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -195,13 +196,15 @@ def _ranked(*argv: str, ranks: int) -> str:
 
 
 def _gloo() -> list[list[float]]:
-    """Return (bytes, seconds) of all-reduces between two ranks here."""
+    """Return (bytes, seconds) of all-reduces between two ranks here, while each computes as in a backward pass."""
     return json.loads(_ranked(str(Path(__file__)), "--all-reduce", ranks=2).splitlines()[-1])
 
 
 def _all_reduce() -> None:
     td.init_process_group("gloo")
-    rows = []
+    done, rows = threading.Event(), []
+    thread = threading.Thread(target=_multiply, args=[done])
+    thread.start()
     for size in SIZES:
         tensor, times = torch.ones(size // 4), []
         for _ in range(12):
@@ -211,9 +214,17 @@ def _all_reduce() -> None:
             times.append(time.perf_counter() - started)
             tensor.fill_(1)
         rows.append([size, statistics.median(times[2:])])
+    done.set()
+    thread.join()
     if td.get_rank() == 0:
         print(json.dumps(rows))
     td.destroy_process_group()
+
+
+def _multiply(done: threading.Event) -> None:
+    matrix = torch.randn(512, 512)
+    while not done.is_set():
+        torch.mm(matrix, matrix)
 
 
 def _check() -> dict[str, float]:
