@@ -16,6 +16,7 @@ from convzoo.types import Metric
 RESAMPLES, BLOCK = 1000, 50
 PERCENTILES = 2.5, 97.5
 Z = 1.959964  # between whose negative and which 95 % of a normal distribution lie
+LOST = ("top1", "AP", "AP50")  # what one form is held to against another
 
 
 class Drop(NamedTuple):
@@ -75,4 +76,4 @@ def _resampled(
 
 def _lost(before: Metric, after: Metric, weights: np.ndarray) -> dict[str, np.ndarray]:
     values, others = before.weighted(weights), after.weighted(weights)
-    return {name: 100 * (values[name] - others[name]) for name in values}
+    return {name: 100 * (values[name] - others[name]) for name in LOST if name in values}

@@ -24,7 +24,7 @@ NAMES = (
     "AR1", "AR10", "AR100", "AR_small", "AR_medium", "AR_large",
 )  # fmt: skip
 EVALUATORS = ("hotcoco", "pycocotools")
-AT_50 = 0  # the place of IoU 0.5 among the ten thresholds
+AT_50, AT_75 = 0, 5  # the places of IoU 0.5 and 0.75 among the ten thresholds
 ALL_AREAS, MOST = 0, -1
 RECALLS = np.linspace(0.0, 1.0, 101)  # as pycocotools has them
 

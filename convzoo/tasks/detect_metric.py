@@ -9,6 +9,7 @@ from convzoo.boxes import box_area, pairwise_iou
 from convzoo.plain import JsonObject
 from convzoo.tasks.coco_eval import (
     AT_50,
+    AT_75,
     ClassMatches,
     Scored,
     class_matches,
@@ -115,11 +116,11 @@ class DetectMetric:
         return {**self.scored().stats, "images": len(self.pictures)}
 
     def weighted(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Return AP and AP50 [R] with each picture as often as weights [R, N] say, by id; NaN without objects."""
+        """Return AP, AP50, AP75 [R] with each picture as often as weights [R, N] say, by id; NaN without objects."""
         if self._matches is None:
             self._matches = class_matches(*self._numbered())
         ap = weighted_ap(self._matches, weights)
-        return {"AP": ap.mean(1), "AP50": ap[:, AT_50]}
+        return {"AP": ap.mean(1), "AP50": ap[:, AT_50], "AP75": ap[:, AT_75]}
 
     def text(self) -> str:
         """Return COCO's twelve lines."""
