@@ -56,7 +56,7 @@ def cfg_bytes(weights: ConvertedWeights, trained_hw: tuple[int, int] | None) -> 
         letter_box=any("letterbox" in operation for operation in operations),
     )
     again, spec = darknet_own.own_model(read_cfg(text)), resolve_model_spec(weights.model)
-    if again is None or any(spec[key] != value for key, value in again.items()):
+    if again is None or any(spec[key] != value for key, value in resolve_model_spec(again).items() if key in again):
         raise ToleranceError(f"a .cfg written for {spec['name']} reads back as another network")
     return text.encode()
 

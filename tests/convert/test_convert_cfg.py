@@ -26,6 +26,7 @@ from convzoo.model_file import load_model
 from convzoo.models.darknet_layers import read_cfg
 from convzoo.types import Batch, Key, Sample
 from helpers import CLASSIFIERS, DARKNET, DETECTORS, DIFFERENCES, SHARED, SMALL_CFG, one_line
+from networks import write_model
 
 ZOO = DARKNET / "zoo"
 TINY = SHARED / "data/weights/yolov3-tiny.weights"
@@ -294,6 +295,17 @@ def test_our_own_network_goes_to_darknet_and_comes_back(run, digits_run, tmp_pat
     assert about.input_hw is not None
     net = read_cfg(there.with_suffix(".cfg").read_text())
     assert (net.height, net.width) == tuple(about.input_hw)
+
+
+@pytest.mark.parametrize("recipe", ["yolov3-digits", "yolov3-tiny-digits"])
+def test_a_detector_of_a_recipe_with_its_anchors_and_width_goes_to_darknet_and_comes_back(run, tmp_path, recipe):
+    ours, there, again = write_model(tmp_path, recipe), tmp_path / "my.weights", tmp_path / "again.safetensors"
+    assert run("convert", ours, "--to", "darknet", "--out", there)[0] == 0
+    assert run("convert", there, "--cfg", there.with_suffix(".cfg"), "--out", again)[0] == 0
+    (before, about, _), (after, read, _) = load_model(ours), load_model(again)
+    written, back = (info.recipe["model"] for info in (about, read))
+    assert back["anchors_px"] == written["anchors_px"] and back["width"] == written["width"] < 1
+    assert all(torch.equal(before[name], after[name]) for name in after if before[name].dim())
 
 
 @pytest.mark.parametrize(
