@@ -259,7 +259,9 @@ def convert_to(
     report.add("source", f"{opened.name}: {converted.source}", source=opened.name, format=converted.source)
     report.add("tensors", f"{num_tensors}, read back equal", num_tensors=num_tensors)
     if program == "darknet" and converted.transform and any(converted.transform["mean"]):
+        keys = "transform.mean=[0,0,0] transform.std=[1,1,1]"
         report.add("note", "Darknet feeds values 0..1 without a mean; this network expects its own mean and std")
+        report.add("note", f"one that Darknet's programs can use is trained with {keys}")
     report.add("note", "such a file holds neither class names nor preprocessing")
     report.plain["notes"] = [text for heading, text in report.lines if heading == "note"]
     report.add("written", f"{out}  ({len(data):,} bytes)", out=str(out), bytes=len(data), sha256=file_sha256(out))
