@@ -165,16 +165,38 @@ class Pool:
         return await asyncio.get_running_loop().run_in_executor(self._threads, call)
 
 
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """Return a name for each file: its stem; where two have it the whole name; else with the folders that differ.
+
+    Every run has a `checkpoints/last.safetensors`, so the folder of checkpoints is left out: RUN-last.
+
+    Raises:
+        UsageError: one file twice, or folders and files whose names together are the same.
+    """
+    levels = [_names(path) for path in paths]
+    shared = [Counter(names) for names in zip(*levels, strict=False)]
+    named = [
+        next((name for name, count in zip(names, shared, strict=False) if count[name] == 1), "") for names in levels
+    ]
+    if len({*named}) < len(paths) or "" in named:
+        raise UsageError(f"{', '.join(map(str, paths))}: two models of one name; rename a file")
+    return named
+
+
+def _names(path: Path) -> list[str]:
+    """Return the names that a file may have, the shortest first."""
+    folders = [part for part in path.resolve().parts[1:-1] if part != "checkpoints"]
+    before = ["", *("".join(f"{part}-" for part in folders[-n:]) for n in range(1, len(folders) + 1))]
+    return [folder + name for folder in before for name in (path.stem, path.name)]
+
+
 class Models:
-    """Models by name: a file's stem, or its whole name where two stems are the same."""
+    """Models by name (`names_of`)."""
 
     def __init__(self, paths: Sequence[Path], opening: Opening, limits: Limits, metrics: Metrics):
-        """Open all. Raises UsageError (two files of one name), and what `ServedModel` raises."""
+        """Open all. Raises UsageError (one file twice), and what `ServedModel` raises."""
         self._opening, self._limits, self._metrics = opening, limits, metrics
-        stems = Counter(path.stem for path in paths)
-        self._paths = {path.stem if stems[path.stem] == 1 else path.name: path for path in paths}
-        if len(self._paths) < len(paths):
-            raise UsageError(f"{', '.join(map(str, paths))}: two models of one name; rename a file")
+        self._paths = dict(zip(names_of(paths), paths, strict=True))
         self._models = {name: self._open(name, 1) for name in self._paths}
         self._replacing = asyncio.Lock()
 

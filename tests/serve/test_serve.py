@@ -21,6 +21,7 @@ from convzoo import cli
 from convzoo.serve import openapi
 from convzoo.serve.limits import Limits
 from convzoo.serve.metrics import Metrics
+from convzoo.serve.models import names_of
 from convzoo.serve.server import listen
 from helpers import one_line
 
@@ -108,6 +109,20 @@ def test_float_and_exported_files_of_one_stem_have_their_whole_names(models, pic
     assert cards["digits.ncnn"]["size_bytes"] == ncnn.stat().st_size + weights > weights > 100_000
     for row in rows[1:]:
         assert rows[0]["class"] == row["class"] and abs(rows[0]["score"] - row["score"]) < 1e-4
+
+
+def test_models_of_runs_are_named_by_their_runs(models, pictures, tmp_path):
+    runs = [tmp_path / f"{name}/checkpoints/last.safetensors" for name in ("digits", "other")]
+    for path in runs:
+        path.parent.mkdir(parents=True)
+        shutil.copy(models[0], path)
+    with Running([*runs, models[0]]) as server:
+        cards = [card["name"] for card in server.ask("GET", "/models").json]
+        assert cards == ["digits-last", "other-last", models[0].stem]
+        assert server.predict("other-last", pictures[0].read_bytes())["class"]
+    (shallow, deep), onnx = (Path(f"a/{name}/c/last.st") for name in ("x", "y")), Path("a/x/c/last.onnx")
+    assert names_of([shallow, deep]) == ["x-c-last", "y-c-last"]
+    assert names_of([shallow, deep, onnx]) == ["x-c-last.st", "y-c-last", "last.onnx"]
 
 
 def test_requests_that_come_together_run_together(server, pictures):
@@ -307,9 +322,7 @@ def test_an_answer_waits_for_no_acknowledgement():
 
 
 def test_mistakes_of_the_command_line(run, models, tmp_path):
-    other = tmp_path / "digits.safetensors"
-    shutil.copy(models[0], other)
-    code, _, err = run("serve", models[0], other, "--port", 0)
+    code, _, err = run("serve", models[0], models[0], "--port", 0)
     assert code == 2 and "two models of one name" in one_line(err)
     code, _, err = run("serve", tmp_path / "none.safetensors", "--port", 0)
     assert code == 2 and "none.safetensors" in one_line(err)
