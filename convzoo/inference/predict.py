@@ -1,10 +1,14 @@
-"""Use a model on files, folders and globs; what is held in memory is one batch, however many pictures there are."""
+"""Use a model on files, folders and globs; what is held in memory is one batch, however many pictures there are.
+
+A batch of large pictures has fewer of them, and the next ones are decoded while it is computed.
+"""
 
 import glob
 import itertools
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +24,7 @@ from convzoo.storage import local_path
 from convzoo.types import Key, Prediction, Runner, Sample, Task
 
 MIN_SCORE = 0.25  # what people want to see of a detector; its measures count much lower scores too
+MAX_PIXELS = 32_000_000  # of a batch, 3 bytes each until they are answered; a picture by itself may have more
 
 
 def find_pictures(sources: Iterable[str | Path]) -> Iterator[str]:
@@ -73,20 +78,34 @@ def predict(
         UsageError: a source that does not exist.
         DataError: a picture that cannot be read, unless on_bad_sample is "skip", which logs it.
     """
-    paths = find_pictures(sources)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        number = 0
-        while group := list(itertools.islice(paths, batch_size)):
-            samples = []
-            for path, sample in zip(group, pool.map(_load, group), strict=True):
-                if isinstance(sample, DataError):
-                    if on_bad_sample == "error":
-                        raise DataError(str(sample), ("on_bad_sample",))
-                    log.warning(f"skipped {sample}")
-                    continue
-                sample.index, number = number, number + 1
-                samples.append((path, sample))
-            yield from _answers(runner, task, pipeline, class_names, samples, min_score)
+    workers = min(8, os.cpu_count() or 1)
+    with ThreadPoolExecutor(workers) as pool:
+        samples: list[tuple[str, Sample]] = []
+        number = pixels = 0
+        for path, sample in _loaded(find_pictures(sources), pool, workers):
+            if isinstance(sample, DataError):
+                if on_bad_sample == "error":
+                    raise DataError(str(sample), ("on_bad_sample",))
+                log.warning(f"skipped {sample}")
+                continue
+            sample.index, number = number, number + 1
+            samples.append((path, sample))
+            pixels += sample.image.shape[1] * sample.image.shape[2]
+            if len(samples) == batch_size or pixels >= MAX_PIXELS:
+                yield from _answers(runner, task, pipeline, class_names, samples, min_score)
+                samples, pixels = [], 0
+        yield from _answers(runner, task, pipeline, class_names, samples, min_score)
+
+
+def _loaded(paths: Iterator[str], pool: ThreadPoolExecutor, ahead: int) -> Iterator[tuple[str, Sample | DataError]]:
+    """Yield pictures in order, so many of them decoded ahead."""
+    waiting: deque[tuple[str, Future[Sample | DataError]]] = deque()
+    while True:
+        waiting.extend((path, pool.submit(_load, path)) for path in itertools.islice(paths, ahead + 1 - len(waiting)))
+        if not waiting:
+            return
+        path, future = waiting.popleft()
+        yield path, future.result()
 
 
 def _load(path: str) -> Sample | DataError:
