@@ -8,6 +8,7 @@ epoch of tinydarknet at 32 pixels; convert is of a network whose classes grow in
 """
 
 import argparse
+import importlib
 import json
 import tempfile
 from pathlib import Path
@@ -77,18 +78,28 @@ def draw(result: dict, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import ticker
 
-    figure, axes = pyplot.subplots(2, 2, figsize=(9, 6), layout="constrained")
+    from convzoo.report.plots import BESIDE, SERIES, STYLE
+
+    pyplot = importlib.import_module("matplotlib.pyplot")
     labels = {"by_count": f"pictures of {SIDE_PX} px (convert: classes)", "by_size": f"side in px of {COUNT} pictures"}
-    for column, (key, label) in enumerate(labels.items()):
-        for row, unit in enumerate(("seconds", "MiB")):
-            for name, values in result[key]["rows"].items():
-                axes[row][column].plot(result[key]["x"], [value[unit] for value in values], "o-", label=name)
-            axes[row][column].set(xscale="log", xlabel=label, ylabel=unit, ylim=(0, None))
-            axes[row][column].grid(alpha=0.3)
-    axes[0][0].legend()
-    figure.savefig(path, dpi=100)
+    with pyplot.rc_context(STYLE):
+        figure, axes = pyplot.subplots(2, 2, figsize=(10, 6), sharey="row")
+        for column, (key, label) in enumerate(labels.items()):
+            for ax, unit in zip(axes[:, column], ("seconds", "MiB"), strict=True):
+                for colour, (name, values) in zip(SERIES, result[key]["rows"].items(), strict=False):
+                    ax.plot(result[key]["x"], [value[unit] for value in values], "o-", color=colour, label=name)
+                ax.set(xscale="log", xlabel=label)
+        for ax, title in zip(axes[:, 0], ("Seconds of a whole process", "Peak memory, MiB"), strict=True):
+            ax.set_title(title)
+        axes[0][0].set_yscale("log")
+        axes[0][0].yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes[0][0].yaxis.set_major_formatter("{x:g}")
+        axes[0][0].yaxis.set_minor_formatter(ticker.NullFormatter())
+        axes[1][0].set_ylim(bottom=0)
+        axes[0][1].legend(*axes[0][0].get_legend_handles_labels(), frameon=False, **BESIDE)
+        figure.savefig(path, dpi=100)
 
 
 def main() -> None:
