@@ -3,22 +3,26 @@
 For each claim: expected, got, and whether that is within what the claim allows; what cannot run here says why. Exit 0
 when all that ran is within, else 4. Measured again is only what changed; interrupted, the same command goes on.
 
-    python -m claims --keep                 the same, and keep the comparison for docs/results.md
+    python -m claims --keep [ID ...]        the same, and keep the comparison for docs/results.md; what cannot run here
+                                            keeps what was kept of it elsewhere
     python -m claims --list                 what there is
     python -m claims --record [ID ...]      measure every seed and setting and write claims/measurements.json
     python -m claims --write                write the documents' tables from it
 """
 
 import argparse
+import itertools
 import json
 import sys
+from collections.abc import Sequence
 
 from claims.claim import VERIFICATION, Measurement, claims, expected, is_within, measured, record, shown
 from claims.run import RUNS, MeasurementError, measure, missing
 from claims.tables import NOT_MEASURED, documents, rendered
 
-FIRST = "first"
-COLUMNS = ("claim", "value", "expected", "got", "verdict")
+FIRST, NOT_RUN = "first", "not run"
+COLUMNS = ("claim", "value", "expected", "got", "verdict", "on")
+VERDICT = COLUMNS.index("verdict")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -65,28 +69,42 @@ def verify(names: list[str], keep: bool = False) -> int:
         for row in check(name):
             rows.append(row)
             print(f"| {' | '.join(row)} |", flush=True)
-    first = sum(row[-1] == FIRST for row in rows)
-    ran = [row for row in rows if row[-1] != FIRST and not row[-1].startswith("not run")]
-    within = sum(row[-1] == "within" for row in ran)
+    verdicts = [row[VERDICT] for row in rows]
+    first = verdicts.count(FIRST)
+    ran = [verdict for verdict in verdicts if verdict != FIRST and not verdict.startswith(NOT_RUN)]
+    within = ran.count("within")
     absent = len(rows) - len(ran) - first
     new = f"{first} measured first here (--record keeps them), " if first else ""
     print(f"\n{within} of {len(ran)} values within, {new}{absent} claims not run here; logs in {RUNS}")
     if keep:
-        VERIFICATION.write_text(json.dumps({"columns": COLUMNS, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+        keep_rows(rows)
     return 0 if within == len(ran) else 4
 
 
+def keep_rows(rows: list[tuple[str, ...]]) -> None:
+    """Put a comparison in the place of what was kept of its claims, but where it did not run and the other did."""
+    kept: dict[str, list[Sequence[str]]] = {}
+    for row in json.loads(VERIFICATION.read_text(encoding="utf-8"))["rows"]:
+        kept.setdefault(row[0], []).append(row)
+    for name, new in itertools.groupby(rows, lambda row: row[0]):
+        compared = list(new)
+        if name not in kept or not compared[0][VERDICT].startswith(NOT_RUN):
+            kept[name] = compared
+    ordered = [row for name in claims() for row in kept.get(name, [])]
+    VERIFICATION.write_text(json.dumps({"columns": COLUMNS, "rows": ordered}, indent=1) + "\n", encoding="utf-8")
+
+
 def check(name: str) -> list[tuple[str, ...]]:
-    """Return a row for each value of a claim: name, value, expected, got, verdict."""
+    """Return a row for each value of a claim: name, value, expected, got, verdict, commit and CPU."""
     claim = claims()[name]
     reason = missing(claim)
     if reason:
-        return [(name, "", "", "", f"not run: {reason}")]
+        return [(name, "", "", "", f"{NOT_RUN}: {reason}", "")]
     try:
         got = measure(name, claim.seeds[0], claim.settings[0])
     except MeasurementError as error:
         print(f"claims: {name}: {error}", file=sys.stderr)
-        return [(name, "", "", "", "FAILED")]
+        return [(name, "", "", "", "FAILED", "")]
     rows = []
     for key, value in claim.values.items():
         # A speed is a property of a kind of CPU, an accuracy of none.
@@ -98,7 +116,7 @@ def check(name: str) -> list[tuple[str, ...]]:
         verdict = "within" if is_within(value, seen, got.values[key]) else "NOT WITHIN"
         if seen is None and verdict == "within":
             verdict = FIRST
-        rows.append((name, key, text, shown(value, got.values[key]), verdict))
+        rows.append((name, key, text, shown(value, got.values[key]), verdict, f"{got.commit}, {got.cpu}"))
     return rows
 
 
