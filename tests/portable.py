@@ -18,16 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "runs/portable"
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 SSE41 = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41"}
+PASSIVE = {"OMP_WAIT_POLICY": "passive"}  # four threads on two cores: one that waits must not spin
 SETTINGS = {  # name: environment, variables, threads of a test, tests at a time
     "native": (".venv", {}, 1, 2),
     "avx2": (".venv", AVX2, 1, 2),
     "sse41": (".venv", SSE41, 1, 2),
-    "two-threads": (
-        ".venv",
-        {"OMP_WAIT_POLICY": "passive"},
-        2,
-        2,
-    ),  # two at a time, so a thread that waits does not spin
+    "two-threads": (".venv", PASSIVE, 2, 2),
     "oldest-torch": (".venv-oldest", {}, 1, 2),
 }
 VERSIONS = "import torch, torchvision; print(torch.__version__, torchvision.__version__)"
