@@ -70,9 +70,12 @@ def _shallow(request, monkeypatch):
         )
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def _traced_once():
-    """Trace and translate a network once for all formats and tests where it would be the same: that takes the time."""
+    """Trace and translate a network once for all formats and tests where it would be the same: that takes the time.
+
+    In this file alone: others export one network in several precisions, which have a program each.
+    """
     programs, protos = {}, {}
     trace, translate = graph_module.trace, onnx_format.translate
 
