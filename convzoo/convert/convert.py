@@ -258,7 +258,8 @@ def convert_to(
         temporary.write_bytes(data)
     report.add("source", f"{opened.name}: {converted.source}", source=opened.name, format=converted.source)
     report.add("tensors", f"{num_tensors}, read back equal", num_tensors=num_tensors)
-    if program == "darknet" and converted.transform and any(converted.transform["mean"]):
+    transform = converted.transform
+    if program == "darknet" and transform and [*transform["mean"], *transform["std"]] != [0, 0, 0, 1, 1, 1]:
         keys = "transform.mean=[0,0,0] transform.std=[1,1,1]"
         report.add("note", "Darknet feeds values 0..1 without a mean; this network expects its own mean and std")
         report.add("note", f"one that Darknet's programs can use is trained with {keys}")

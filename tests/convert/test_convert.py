@@ -188,6 +188,15 @@ def test_to_darknet_and_back(run, tiny_weights, tiny, ours, tmp_path):
     assert all(torch.equal(again[name], t) for name, t in trained.items() if "num_batches" not in name)
 
 
+@pytest.mark.parametrize(("mean", "std", "warns"), [(0.0, 1.0, False), (0.0, 0.5, True), (0.1, 1.0, True)])
+def test_darknet_normalises_nothing(run, tmp_path, mean, std, warns):
+    keys = [f"transform.{key}={[value] * 3}" for key, value in (("mean", mean), ("std", std))]
+    info = ModelInfo(recipe=recipes.load("tinydarknet-digits", keys).plain(), class_names=list("0123456789"))
+    save_model(tmp_path / "digits.safetensors", random_state_dict(TINY), info)
+    code, text, _ = run("convert", tmp_path / "digits.safetensors", "--to", "darknet", "--out", tmp_path / "w.weights")
+    assert code == 0 and ("transform.mean=[0,0,0] transform.std=[1,1,1]" in text) == warns
+
+
 def test_to_mindspore_and_back(run, ours, tmp_path):
     (tmp_path / "zoo.ckpt").write_bytes(write_records({**ZOO_TENSORS, "global_step": torch.tensor([3])}))
     model = tmp_path / "zoo.safetensors"
