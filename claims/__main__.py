@@ -87,7 +87,7 @@ def keep_rows(rows: list[tuple[str, ...]]) -> None:
     for row in json.loads(VERIFICATION.read_text(encoding="utf-8"))["rows"]:
         kept.setdefault(row[0], []).append(row)
     for name, new in itertools.groupby(rows, lambda row: row[0]):
-        compared = list(new)
+        compared: list[Sequence[str]] = list(new)
         if name not in kept or not compared[0][VERDICT].startswith(NOT_RUN):
             kept[name] = compared
     ordered = [row for name in claims() for row in kept.get(name, [])]
