@@ -16,6 +16,7 @@ from annotated import write_coco
 from convzoo import cli
 from convzoo.config import registry
 from convzoo.convert import darknet
+from convzoo.report import plots
 from convzoo.storage import urls
 from helpers import FIXTURES, QUICK, SHARED, THREADS
 
@@ -31,6 +32,14 @@ def _threads():
 @pytest.fixture(autouse=True, scope="session")
 def _cache(tmp_path_factory):
     os.environ["CONVZOO_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _plain_layout():
+    """Fit no margins to texts, which takes a third of a short run's time; `report/test_draw.py` draws as users do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(plots.STYLE, "figure.constrained_layout.use", False)
+        yield
 
 
 @pytest.fixture(scope="session")

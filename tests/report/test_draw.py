@@ -21,6 +21,12 @@ SIGHTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _whole_layout(monkeypatch):
+    """Plots as users get them; the other tests' are laid out faster."""
+    monkeypatch.setitem(plots.STYLE, "figure.constrained_layout.use", True)
+
+
 def coloured(picture: Image.Image, colour: tuple[int, int, int]) -> np.ndarray:
     """Return where [H, W] a picture has exactly this colour."""
     return (np.asarray(picture) == colour).all(-1)

@@ -48,6 +48,7 @@ class stop_after:
                 "transform.eval=[{resize: {size_px: 32, mode: stretch}}]",
                 "data.max_train_images=80",
                 "train.batch_size=16",
+                "train.epochs=1",  # of five steps; its files are large
             ],
             2,
         ),
