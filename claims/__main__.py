@@ -108,7 +108,7 @@ def check(name: str) -> list[tuple[str, ...]]:
     rows = []
     for key, value in claim.values.items():
         # A speed is a property of a kind of CPU, an accuracy of none.
-        seen = expected(name, key, got.cpu if value.unit == "times" else None)
+        seen = expected(name, key, got.cpu if value.unit == "times" else None, new=got)
         text = NOT_MEASURED
         if seen is not None:
             span = "" if seen.low == seen.high else f", {shown(value, seen.low)} to {shown(value, seen.high)}"

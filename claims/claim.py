@@ -113,9 +113,15 @@ def measured(name: str) -> list[Measurement]:
     return [one for one in measurements() if one.claim == name]
 
 
-def expected(name: str, value: str, cpu: str | None = None) -> Range | None:
-    """Return the range seen of a value, on one kind of CPU if it is given, None where it was never measured."""
-    seen = [one.values[value] for one in measured(name) if value in one.values and cpu in (None, one.cpu)]
+def expected(name: str, value: str, cpu: str | None = None, new: Measurement | None = None) -> Range | None:
+    """Return the range seen of a value, None where it was never measured.
+
+    Args:
+        cpu: on this kind of CPU alone.
+        new: what is to be compared; where it was recorded already it is no evidence for itself.
+    """
+    others = [one for one in measured(name) if one != new and cpu in (None, one.cpu)]
+    seen = [one.values[value] for one in others if value in one.values]
     return Range(mean=statistics.fmean(seen), low=min(seen), high=max(seen), count=len(seen)) if seen else None
 
 

@@ -52,7 +52,7 @@ def test_every_claim_that_was_measured_has_all_its_values():
         assert one.values.keys() == claim.claims()[one.claim].values.keys(), one.claim
 
 
-def test_a_speed_is_compared_with_those_of_the_same_kind_of_cpu(monkeypatch):
+def test_a_speed_is_compared_with_others_of_the_same_kind_of_cpu(monkeypatch):
     two = [
         one.model_copy(update={"values": {"speed": 2.0 + i}, "cpu": f"kind {i}"})
         for i, one in enumerate(claim.measurements()[:2])
@@ -62,6 +62,8 @@ def test_a_speed_is_compared_with_those_of_the_same_kind_of_cpu(monkeypatch):
     assert every and one and (every.low, every.high, every.count) == (2.0, 3.0, 2)
     assert (one.low, one.high, one.count) == (3.0, 3.0, 1)
     assert claim.expected("any", "speed", "kind 2") is None
+    rest = claim.expected("any", "speed", new=two[1])
+    assert rest and rest.high == 2.0 and claim.expected("any", "speed", "kind 1", new=two[1]) is None
 
 
 def test_a_comparison_takes_the_place_of_what_was_kept_unless_it_did_not_run(tmp_path, monkeypatch):
