@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import time
 
 import numpy as np
@@ -143,6 +144,9 @@ def test_one_older_than_its_source_is_refused_and_one_without_its_source_is_read
 def test_what_cannot_be_packed(run, tree, tmp_path):
     code, _, err = run("data", "pack", tree, "--size", 24, "--out", tmp_path)
     assert code == 2 and "a folder; name the file" in one_line(err)
+    shutil.copytree(tree / "val", tmp_path / "alone/val")
+    code, _, err = run("data", "pack", tmp_path / "alone", "--size", 24, "--out", tmp_path / "x.pack")
+    assert code == 3 and one_line(err).endswith("no folder train or ilsvrc in it, but val (--split)")
     (tree / "train/cat/1.jpg").write_bytes(b"no picture")
     code, _, err = run("data", "pack", tree, "--size", 24, "--out", tmp_path / "x.pack")
     assert code == 3 and "cat/1.jpg: not a picture" in one_line(err) and not list(tmp_path.glob("x.pack*"))

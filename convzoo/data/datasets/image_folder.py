@@ -119,8 +119,10 @@ def _split_folder(root: Path, split: str) -> Path:
         return base
     other = SPLITS["val" if split == "train" else "train"]
     folders = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    if not folders or any(name in folders for name in other):
-        raise DataError(f"{root}: no folder {' or '.join(SPLITS[split])} in it")
+    there = [name for name in other if name in folders]
+    if there or not folders:
+        but = f", but {there[0]}" if there else ""
+        raise DataError(f"{root}: no folder {' or '.join(SPLITS[split])} in it{but}", ("split",) if there else ())
     return root
 
 
