@@ -1,6 +1,6 @@
 """JPEG -> random resized crop 224 and flip -> uint8 tensor, pictures a second on one thread: ours and the usual ways.
 
-    OMP_NUM_THREADS=1 python benchmarks/input_speed.py ../shared/data/imagenet-sample/val [--rounds 5] [--out FILE.json]
+    OMP_NUM_THREADS=1 python benchmarks/input_speed.py ../shared/data/imagenet-sample/val [--rounds 21] [--out FILE]
 
 Each way decodes every picture of the folder once a round, the ways in turn; medians of the rounds. The peers draw
 their crops with PyTorch's global generator, ours with one keyed by (seed, epoch, picture). The packed pictures, of
@@ -64,7 +64,7 @@ def pillow(path: Path, index: int) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=21)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

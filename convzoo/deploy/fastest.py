@@ -1,7 +1,9 @@
 """The fastest form of a model: every one that runs here is written, checked and measured, the best is kept."""
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -70,7 +72,7 @@ def export(opened: TorchModel, options: exporting.ExportOptions) -> FastestResul
         DataError: data that cannot be evaluated or calibrated on.
         ToleranceError: no form is within the budget; nothing is left behind.
     """
-    folder = _checked_folder(opened, options)
+    _check_options(opened, options)
     if options.size:
         opened = exporting.resized(opened, options.size)
     measured = BenchOptions(
@@ -83,7 +85,10 @@ def export(opened: TorchModel, options: exporting.ExportOptions) -> FastestResul
         exporting=replace(options, size=None),
         memory=False,
     )
-    with tempfile.TemporaryDirectory(prefix=".fastest.", dir=folder) as name:
+    with (
+        _folder(options.out or opened.path.parent) as folder,
+        tempfile.TemporaryDirectory(prefix=".fastest.", dir=folder) as name,
+    ):
         table = bench.measure(opened, measured, Path(name))
         row, drop = _choice(table, options.max_drop)
         suffix = SUFFIXES[bench.ROWS[row.name][0]]
@@ -93,16 +98,29 @@ def export(opened: TorchModel, options: exporting.ExportOptions) -> FastestResul
     return result
 
 
-def _checked_folder(opened: TorchModel, options: exporting.ExportOptions) -> Path:
-    """Return where the file goes. Raises UsageError for what not every form, or not the measuring, can do."""
+def _check_options(opened: TorchModel, options: exporting.ExportOptions) -> None:
+    """Raise UsageError for what not every form, or not the measuring, can do."""
     if options.preprocessing or options.dynamic_size:
         raise UsageError("--format fastest: forms are compared on normalised pictures of one size")
     if options.data is None and opened.recipe.data["name"] not in bench.EMBEDDED:
         raise UsageError("--format fastest: accuracy is measured on the recipe's data set", ("data",))
-    folder = options.out or opened.path.parent
-    if not folder.is_dir():
-        raise UsageError(f"--out {folder}: a folder; which file it will be is not known before it is measured")
-    return folder
+
+
+@contextlib.contextmanager
+def _folder(folder: Path) -> Iterator[Path]:
+    """Yield the folder of `--out`, made if need be; one that was made goes again where nothing gets into it."""
+    if not folder.is_dir() and (folder.exists() or folder.name.endswith(tuple(SUFFIXES.values()))):
+        raise UsageError(f"--out {folder}: names a folder; which file it will be is not known before it is measured")
+    if not folder.parent.is_dir():
+        raise UsageError(f"--out {folder}: {folder.parent} is no folder")
+    is_new = not folder.exists()
+    folder.mkdir(exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        if is_new:
+            folder.rmdir()
+        raise
 
 
 def _choice(table: BenchResult, max_drop: float) -> tuple[Row, float]:

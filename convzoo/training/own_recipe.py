@@ -187,7 +187,7 @@ def _described(train_set: Dataset, data: JsonObject) -> OwnRecipe:
     made = made.because("data", f"{len(train_set):,} pictures to train on")
     what = "longer" if boxed else "shorter"
     made = made.because(
-        "transform", f"size_px: up to {size_px}, for half of the pictures' {what} sides are under {side:.0f}"
+        "transform", f"size_px: up to {size_px}, for half of the pictures' {what} sides are at most {side:.0f}"
     )
     made = made.because("model", f"num_classes: {', '.join(names[:6])}{' ...' * (len(names) > 6)}")
     counts = np.bincount(train_set.labels, minlength=len(names))

@@ -30,8 +30,7 @@ def model(digits_run, tmp_path):
 
 
 def test_the_fastest_within_the_budget_is_kept_with_the_table(run, quick, model, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
+    out = tmp_path / "out"  # made by the verb
     code, stdout, err = run("export", model, "--format", "fastest", "--out", out, "--json")
     assert code == 0, err
     plain = json.loads(stdout)
@@ -66,7 +65,7 @@ def test_a_file_written_again_with_other_metadata_answers_as_before(tmp_path, fo
 def test_no_form_within_the_budget(run, quick, model, tmp_path, monkeypatch):
     monkeypatch.setattr(bench, "ROWS", {name: SOME[name] for name in ("pytorch", "ncnn")})
     before = sorted(tmp_path.iterdir())
-    code, stdout, err = run("export", model, "--format", "fastest", "--max-drop", "-100")
+    code, stdout, err = run("export", model, "--format", "fastest", "--max-drop", "-100", "--out", tmp_path / "new")
     assert code == 4 and "no form loses at most -100 points of top1" in one_line(err) and not stdout
     assert err.count("| ncnn |") == 1 and sorted(tmp_path.iterdir()) == before  # the table
 
@@ -103,7 +102,8 @@ def pictures(data) -> None:
 
 def test_what_does_not_fit_is_refused_before_any_work(run, model, tmp_path):
     for options, message in (
-        (["--out", tmp_path / "model.onnx"], "a folder"),
+        (["--out", tmp_path / "model.onnx"], "names a folder"),
+        (["--out", tmp_path / "none/new"], "none is no folder"),
         (["--preprocessing"], "normalised pictures of one size"),
         (["--precision", "fp16"], "fastest has fp32"),
     ):

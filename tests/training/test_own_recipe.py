@@ -50,7 +50,7 @@ def test_a_classifiers_recipe_has_its_reasons_and_trains(run, tmp_path):
     assert recipe.loss == {"class_weights": "balanced"} and "32 pictures of dark, 8 of bright" in text
     assert recipe.train.batch_size == 4 and "8 steps or more" in text  # 40 pictures
     assert recipe.optim.lr == pytest.approx(4 * 0.05 / 32, rel=1e-2) and 1 <= recipe.train.epochs <= 300
-    assert "size_px: up to 32, for half of the pictures' shorter sides are under 40" in text
+    assert "size_px: up to 32, for half of the pictures' shorter sides are at most 40" in text
     sections = [line.partition(":")[0] for line in text.splitlines() if line[0] not in "# "]
     for section in ("task", "data", "transform", "model", "loss", "optim", "train"):
         assert text.splitlines()[text.splitlines().index(next(iter_lines(text, section))) - 1].startswith("# "), section
