@@ -116,6 +116,30 @@ def test_what_one_decoder_refuses_the_other_may_read():
     assert (decoded(tail) == decoded(plain)).all()
 
 
+def segment(marker: int, content: bytes) -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(content) + 2) + content
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        segment(0xED, b"Photoshop 3.0\0 with a thumbnail \xff\xda of its own"),
+        segment(0xE2, bytes(65_000)) * 3,
+        segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0"),
+        b"\xff\xff\xff" + segment(0xFE, b"after fill bytes"),
+    ],
+    ids=["scan in a thumbnail", "much before it", "another APP1", "fill bytes"],
+)
+def test_orientation_is_found_in_whatever_segment_it_is(before):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    plain = encoded(Image.fromarray(PIXELS), "JPEG", quality=95, subsampling=0)
+    turned = plain[:2] + before + segment(0xE1, exif.tobytes()) + plain[2:]
+    assert (decoded(turned) == np.rot90(decoded(plain), -1)).all()
+    named = plain[:2] + before + segment(0xFE, b"a comment on Exif\0\0") + plain[2:]
+    assert (decoded(named) == decoded(plain)).all()
+
+
 def giant_png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
