@@ -1,5 +1,6 @@
 """What a claim is: commands, the values read from their JSON, the conditions, and what was measured so far."""
 
+import itertools
 import json
 import math
 import statistics
@@ -15,6 +16,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 MEASUREMENTS = HERE / "measurements.json"
 VERIFICATION = HERE / "verification.json"  # the last comparison that was kept
+KEPT_SPEEDS = 5  # measurements of a kind of CPU: a speed on a shared machine is a range
 # Infinite is what a program gives that fails; JSON has no such number, so null stands for it.
 Number = Annotated[
     float,
@@ -144,14 +146,24 @@ def shown(value: Value, number: float) -> str:
     return forms[value.unit]()
 
 
+def has_speeds(name: str) -> bool:
+    """Tell whether a claim has a number that a shared machine gives differently each time."""
+    return name in claims() and any(value.unit == "times" for value in claims()[name].values.values())
+
+
 def record(new: list[Measurement]) -> None:
-    """Add measurements to the file; one of the same claim, seed, setting and kind of CPU replaces the earlier one."""
-    key = lambda one: (one.claim, one.seed, one.setting, one.cpu)
+    """Add measurements to the file, each in the place of an earlier one of its claim, seed, setting and kind of CPU.
+
+    With speeds in it that is only one of the same commit, and of the others the last `KEPT_SPEEDS` stay.
+    """
+    of = lambda one: (one.claim, one.seed, one.setting, one.cpu)
+    key = lambda one: (*of(one), one.commit if has_speeds(one.claim) else "")
     replaced = {key(one) for one in new}
     every = [one for one in measurements() if key(one) not in replaced] + new
     order = {name: i for i, name in enumerate(claims())}
-    every.sort(key=lambda one: (order.get(one.claim, len(order)), one.setting, one.cpu, one.seed))
-    lines = ",\n".join(json.dumps(one.model_dump(), allow_nan=False) for one in every)
+    every.sort(key=lambda one: (order.get(one.claim, len(order)), one.setting, one.cpu, one.seed, one.date))
+    last = [one for _, group in itertools.groupby(every, of) for one in list(group)[-KEPT_SPEEDS:]]
+    lines = ",\n".join(json.dumps(one.model_dump(), allow_nan=False) for one in last)
     MEASUREMENTS.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
     measurements.cache_clear()
 

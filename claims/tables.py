@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from claims.claim import HERE, ROOT, VERIFICATION, claims, expected, measured, shown
+from claims.claim import HERE, ROOT, VERIFICATION, Range, Value, claims, expected, measured, shown
 
 BLOCK = re.compile(r"(<!-- claims: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 CELL = re.compile(r"\{([\w-]+)\.(\w+)(?::(\w+))?\}")
@@ -66,10 +66,16 @@ def _number(name: str, what: str, form: str | None) -> str:
         return NOT_MEASURED
     if form == "each":
         return ", ".join(shown(value, one.values[what]).removesuffix(" %") for one in measured(name))
+    if form == "mean":
+        return shown(value, seen.mean)
+    # A speed is a property of a kind of CPU: one range for each, in the order of {CLAIM.cpu}.
+    kinds = dict.fromkeys(one.cpu for one in measured(name)) if value.unit == "times" else [None]
+    return "; ".join(_range(value, one) for kind in kinds if (one := expected(name, what, kind)))
+
+
+def _range(value: Value, seen: Range) -> str:
     mean, low, high = (shown(value, number) for number in (seen.mean, seen.low, seen.high))
-    if form == "mean" or low == high:
-        return mean
-    return f"{mean} ({low.removesuffix(' %')} to {high.removesuffix(' %')})"
+    return mean if low == high else f"{mean} ({low.removesuffix(' %')} to {high.removesuffix(' %')})"
 
 
 class _Placeholders(dict):

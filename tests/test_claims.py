@@ -66,6 +66,37 @@ def test_a_speed_is_compared_with_others_of_the_same_kind_of_cpu(monkeypatch):
     assert rest and rest.high == 2.0 and claim.expected("any", "speed", "kind 1", new=two[1]) is None
 
 
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Record measurements (commit, day, values) of a claim into a file of the test's own; return what is in it then."""
+    monkeypatch.setattr(claim, "MEASUREMENTS", tmp_path / "measurements.json")
+    (tmp_path / "measurements.json").write_text("[]")
+    like = claim.measurements()[0]
+    claim.measurements.cache_clear()
+
+    def run(name: str, *new: tuple[str, int, dict], cpu: str = "kind") -> list[claim.Measurement]:
+        for commit, day, values in new:
+            date = f"2026-12-{day:02d}"
+            changed = {"claim": name, "commit": commit, "date": date, "values": values, "cpu": cpu}
+            claim.record([like.model_copy(update=changed)])
+        return claim.measured(name)
+
+    yield run
+    claim.measurements.cache_clear()
+
+
+def test_speeds_stay_beside_earlier_ones_and_accuracies_take_their_place(recorded):
+    accuracies = recorded("export-onnx", ("aaaaaaa", 1, {"top1": 0.9}), ("bbbbbbb", 2, {"top1": 0.8}))
+    assert [one.values["top1"] for one in accuracies] == [0.8]
+    speeds = [(f"{i}" * 7, 1 + i // 2, {"times": 1.0 + i, "equal": 1.0}) for i in range(claim.KEPT_SPEEDS + 2)]
+    assert [one.values["times"] for one in recorded("speed-coco", *speeds)] == [3.0, 4.0, 5.0, 6.0, 7.0]
+    again = recorded("speed-coco", ("6666666", 4, {"times": 9.0, "equal": 1.0}))
+    assert [one.values["times"] for one in again] == [3.0, 4.0, 5.0, 6.0, 9.0]
+    recorded("speed-coco", ("6666666", 4, {"times": 2.0, "equal": 1.0}), cpu="other")
+    assert tables.cell("speed-coco", "times") == "5.40 (3.00 to 9.00); 2.00"
+    assert tables.cell("speed-coco", "cpu") == "kind; other" and tables.cell("speed-coco", "equal") == "1"
+
+
 def test_a_comparison_takes_the_place_of_what_was_kept_unless_it_did_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "VERIFICATION", tmp_path / "verification.json")
     first, second, third = names = list(claim.claims())[:3]
