@@ -1,9 +1,9 @@
 """Float32 latency of a picture at batch 1, one thread: every form of our networks, in turn.
 
-    OMP_NUM_THREADS=1 python benchmarks/forms_speed.py [--rounds 5] [--seconds 1] [--json] [RECIPE ...]
+    OMP_NUM_THREADS=1 python benchmarks/forms_speed.py [--rounds 15] [--seconds 0.3] [--json] [RECIPE ...]
 
 Weights are random, with the batch norms' own statistics: this is about speed alone, and each form is compared with
-PyTorch before it is timed.
+PyTorch before it is timed. Rounds are short, so that what else the machine does falls on all forms alike.
 """
 
 import argparse
@@ -37,8 +37,8 @@ def milliseconds(recipe_name: str, folder: Path, rounds: int, seconds: float) ->
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="*", default=NETWORKS)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.3)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""How many times as fast as float32 a network is in INT8, in the same runtime, batch 1, three alternating rounds.
+"""How many times as fast as float32 a network is in INT8, in the same runtime, batch 1, in alternating rounds.
 
     OMP_NUM_THREADS=1 python benchmarks/int8_speed.py --calibration PICTURES [--format openvino] [--json] [RECIPE ...]
 

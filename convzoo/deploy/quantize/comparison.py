@@ -23,8 +23,7 @@ from convzoo.logs import log
 from convzoo.plain import JsonObject
 from convzoo.report import tables
 
-ROUNDS = 3
-SECONDS = 1.0  # of each variant in each round
+ROUNDS, SECONDS = 9, 0.3  # of each variant in each round: short ones, so that a neighbour's burst falls on all alike
 
 
 @dataclass(frozen=True)
