@@ -119,7 +119,8 @@ def _folder(folder: Path) -> Iterator[Path]:
         yield folder
     except BaseException:
         if is_new:
-            folder.rmdir()
+            with contextlib.suppress(OSError):  # what is in it stays, and what went wrong is said
+                folder.rmdir()
         raise
 
 
