@@ -44,7 +44,7 @@ test-slow: $(ALL)
 test-portable: $(ALL) $(OLDEST)
 	$(BIN)/python tests/portable.py
 
-# Every benchmark for seconds, so that none can rot; its numbers mean nothing.
+# Every benchmark for seconds, one on each core, so that none can rot; its numbers mean nothing.
 bench-smoke: $(ALL)
 	$(BIN)/python benchmarks/smoke.py
 
