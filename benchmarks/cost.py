@@ -105,7 +105,7 @@ def draw(result: dict, path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--counts", type=int, nargs="+", default=[10, 100, 1000, 10000])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[10, 100, 1000, 3000])
+    parser.add_argument("--sizes", type=int, nargs="*", default=[10, 100, 1000, 3000])
     parser.add_argument("--out", type=Path, help="PNG")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Evaluate an ONNX file on a folder of validation pictures: `convzoo eval` beside a plain ONNX Runtime loop.
 
-    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py DATA WEIGHTS [--rounds 5] [--json]
+    OMP_NUM_THREADS=1 python benchmarks/eval_speed.py DATA WEIGHTS [--rounds 5] [--warmups 1] [--json]
 
 DATA has val/CLASS/*.JPEG, WEIGHTS are Darknet's tiny.weights. Whole processes in turn, one thread. The plain loop is
 what one writes by hand: Pillow decodes, resizes (short side 256) and crops 224, batches of 32. Ours is held to the
@@ -42,6 +42,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("weights", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmups", type=int, default=1, help="rounds before, that fill the file cache")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     env = environment(1)
@@ -56,7 +57,7 @@ def main() -> None:
             "import torch": [sys.executable, "-c", "import torch"],
         }
         rounds: dict[str, list] = {name: [] for name in commands}
-        for number in range(-1, arguments.rounds):  # the first warms the file cache up
+        for number in range(-arguments.warmups, arguments.rounds):
             for name, command in commands.items():
                 measured = run(command, env)[:3]
                 rounds[name] += [measured] * (number >= 0)

@@ -24,12 +24,12 @@ from convzoo.data.datasets.cifar10 import CLASS_NAMES
 from convzoo.data.imagenet import wnids
 
 BENCHMARKS = {  # {folder} is the data made here; the longest first
-    "cost": "--counts 4 --sizes 20 --out {folder}/cost.png --json",
-    "eval_speed": "{folder}/imagenet {folder}/tiny.weights --rounds 1 --json",
+    "cost": "--counts 4 --sizes --out {folder}/cost.png --json",
+    "eval_speed": "{folder}/imagenet {folder}/tiny.weights --rounds 1 --warmups 0 --json",
     "kept_memory": "--recipe tinydarknet-digits --images 64 --rounds 1 --json",
     "ranks_speed": "--recipe tinydarknet-digits --images 64 --rounds 1 --json",
-    "startup": "{folder}/imagenet/val/{wnid}/0.jpg --rounds 1 --json",
-    "train_peers": "densenet121 --rounds 1 --steps 1",
+    "startup": "{folder}/imagenet/val/{wnid}/0.jpg --rounds 1 --warmups 0 --json",
+    "train_peers": "densenet121 --rounds 1 --steps 1 --size 64",
     "packed_accuracy": "{folder}/imagenet {folder}/tiny.weights --sizes 256 --json",
     "forms_speed": "tinydarknet-imagenet --rounds 1 --seconds 0.01 --json",
     "input_speed": "{folder}/imagenet/val --rounds 1",

@@ -1,6 +1,6 @@
 """How long a verb takes from nothing: `list`, and `predict` of one picture with an ONNX file, beside a plain script.
 
-    OMP_NUM_THREADS=1 python benchmarks/startup.py PICTURE [--rounds 5] [--json]
+    OMP_NUM_THREADS=1 python benchmarks/startup.py PICTURE [--rounds 5] [--warmups 1] [--json]
 
 Whole processes in turn. The plain script is what one writes by hand: Pillow, NumPy and ONNX Runtime, no convzoo. What
 `predict` is held to is `import torch` alone plus that script: PyTorch resizes the pictures, bit for bit as in training.
@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmups", type=int, default=1, help="rounds before, that fill the file cache")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     env = environment(1)
@@ -43,7 +44,7 @@ def main() -> None:
             "plain script": [sys.executable, "-c", PLAIN, model, str(arguments.picture)],
         }
         rounds = []
-        for number in range(-1, arguments.rounds):  # the first warms the file cache up
+        for number in range(-arguments.warmups, arguments.rounds):
             seconds = [run(command, env)[0] for command in commands.values()]
             rounds += [seconds] * (number >= 0)
     result = dict(zip(commands, medians(rounds), strict=True))

@@ -1,6 +1,6 @@
 """A training step of batch 8 on a CPU: ours beside timm's default for the same network, images a second.
 
-    python benchmarks/train_peers.py [--threads 2] [--rounds 5] [--steps 5] [--json] [NETWORK ...]
+    python benchmarks/train_peers.py [--threads 2] [--rounds 5] [--steps 3] [--size PX] [--json] [NETWORK ...]
 
 Every way is a process of its own, the ways in turn. Ours is what `convzoo train` does: channels_last, bfloat16 where
 the CPU computes in it, glibc told to keep memory. timm's is what its training script does without flags: float32,
@@ -24,7 +24,7 @@ BATCH = 8
 WAYS = {"convzoo": {}, "timm": {}, "timm, memory kept": KEPT}
 
 
-def our_step(name: str):
+def our_step(name: str, size: int):
     import torch
     from torch.nn import functional as F
 
@@ -33,7 +33,7 @@ def our_step(name: str):
     from convzoo.config import registry
     from convzoo.training.optim import build_optimizer
 
-    recipe_name, keys, _, size = NETWORKS[name]
+    recipe_name, keys, _, _ = NETWORKS[name]
     recipe = recipes.load(recipe_name)
     model = registry.bind("model", {**recipe.model, **keys})().train().to(memory_format=torch.channels_last)
     optimizer = build_optimizer(model, recipe.optim)
@@ -51,14 +51,13 @@ def our_step(name: str):
     return step
 
 
-def timm_step(name: str):
+def timm_step(name: str, size: int):
     import timm
     import torch
     from timm.optim import create_optimizer_v2  # pyright: ignore[reportPrivateImportUsage]
     from torch.nn import functional as F
 
-    _, _, timm_name, size = NETWORKS[name]
-    model = timm.create_model(timm_name).train()
+    model = timm.create_model(NETWORKS[name][2]).train()
     optimizer = create_optimizer_v2(model, "sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
     images, targets = torch.randn(BATCH, 3, size, size), torch.randint(0, 1000, (BATCH,))
 
@@ -70,13 +69,13 @@ def timm_step(name: str):
     return step
 
 
-def measure(way: str, name: str, steps: int) -> float:
+def measure(way: str, name: str, steps: int, size: int) -> float:
     """Return the images a second of the median step, after one that pays for what happens once."""
     from convzoo.environment import keep_memory
 
     if way == "convzoo":
         keep_memory()
-    step = our_step(name) if way == "convzoo" else timm_step(name)
+    step = our_step(name, size) if way == "convzoo" else timm_step(name, size)
     seconds = []
     for _ in range(steps + 1):
         started = time.perf_counter()
@@ -90,19 +89,21 @@ def main() -> None:
     parser.add_argument("networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--size", type=int, help="side of the pictures; the network's by default")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--way", choices=list(WAYS), help="measure this way alone, in this process")
     arguments = parser.parse_args()
     if arguments.way:
-        print(measure(arguments.way, arguments.networks[0], arguments.steps))
+        name = arguments.networks[0]
+        print(measure(arguments.way, name, arguments.steps, arguments.size or NETWORKS[name][3]))
         return
-    result = {}
+    result, side = {}, ["--size", str(arguments.size)] if arguments.size else []
     for name in arguments.networks:
         rates: dict[str, list[float]] = {way: [] for way in WAYS}
         for _ in range(arguments.rounds):
             for way, variables in WAYS.items():
-                command = [sys.executable, __file__, name, "--way", way, "--steps", str(arguments.steps)]
+                command = [sys.executable, __file__, name, "--way", way, "--steps", str(arguments.steps), *side]
                 rates[way].append(float(run(command, environment(arguments.threads, **variables))[3]))
         medians = {way: statistics.median(values) for way, values in rates.items()}
         result[name] = {"images_per_s": medians, "times": medians["convzoo"] / medians["timm"]}

@@ -1,7 +1,8 @@
 """Measure the published numbers again: `python -m claims [--quick] [ID ...]`.
 
 For each claim: expected, got, and whether that is within what the claim allows; what cannot run here says why. Exit 0
-when all that ran is within, else 4. Measured again is only what changed; interrupted, the same command goes on.
+when all that ran is within, else 4. Measured again is only what changed; interrupted, the same command goes on. First
+come the claims without speeds, one on each core, the longest first; then the others, which need a quiet machine.
 
     python -m claims --keep [ID ...]        the same, and keep the comparison for docs/results.md; what cannot run here
                                             keeps what was kept of it elsewhere
@@ -13,8 +14,10 @@ when all that ran is within, else 4. Measured again is only what changed; interr
 import argparse
 import itertools
 import json
+import os
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from claims.claim import VERIFICATION, Measurement, claims, expected, is_within, measured, record, shown
 from claims.run import RUNS, MeasurementError, measure, missing
@@ -65,10 +68,13 @@ def verify(names: list[str], keep: bool = False) -> int:
     """Measure each claim once and print the comparison as a table; keep it for the documents if asked."""
     rows: list[tuple[str, ...]] = []
     print(f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}", flush=True)
-    for name in names:
-        for row in check(name):
-            rows.append(row)
-            print(f"| {' | '.join(row)} |", flush=True)
+    alone = [name for name in names if claims()[name].needs_quiet]
+    beside = sorted({*names} - {*alone}, key=lambda name: claims()[name].minutes, reverse=True)
+    with ThreadPoolExecutor(os.cpu_count()) as at_once:
+        # Both are lazy: the first of those alone begins when all others are compared.
+        for compared in itertools.chain(at_once.map(check, beside), map(check, alone)):
+            rows += compared
+            print("\n".join(f"| {' | '.join(row)} |" for row in compared), flush=True)
     verdicts = [row[VERDICT] for row in rows]
     first = verdicts.count(FIRST)
     ran = [verdict for verdict in verdicts if verdict != FIRST and not verdict.startswith(NOT_RUN)]

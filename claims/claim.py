@@ -69,6 +69,11 @@ class Claim(_Part):
     minutes: float
     quick: bool = False
 
+    @property
+    def needs_quiet(self) -> bool:
+        """Whether other work on the machine would change what is measured, or be slowed down by it."""
+        return self.threads > 1 or any(value.unit == "times" for value in self.values.values())
+
 
 class Measurement(_Part):
     """What one run of a claim's commands gave, and where."""

@@ -11,7 +11,9 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ RUNS = ROOT / "runs/claims"
 AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 KINDS = {"VNNI": "avx512_vnni", "AMX": "amx_int8"}  # beside AVX-512 and AVX2
 VARIABLES = {"native": {}, "avx2": AVX2}
+_BUSY: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # folders: two claims may build on a third
 
 
 class MeasurementError(Exception):
@@ -90,6 +93,11 @@ def measure(name: str, seed: int = 0, setting: str = "native") -> Measurement:
     Raises:
         MeasurementError: what went wrong, and where its output is.
     """
+    with _BUSY[folder(name, seed, setting)]:
+        return _measure(name, seed, setting)
+
+
+def _measure(name: str, seed: int, setting: str) -> Measurement:
     claim, out = claims()[name], folder(name, seed, setting)
     kept, code = out / "measurement.json", _code_sha256(claim)
     if kept.is_file() and (earlier := json.loads(kept.read_text()))["code"] == code:

@@ -160,6 +160,39 @@ def test_a_claim_that_does_not_hold_is_exit_code_4(tmp_path, monkeypatch, capsys
     assert program.main(["no-such-claim"]) == 2 and "no-such-claim" in capsys.readouterr().err
 
 
+def test_speeds_are_measured_alone_and_a_shared_claim_once(tmp_path, monkeypatch, capsys):
+    script = tmp_path / "span.py"
+    script.write_text(
+        "import json, sys, time\n"
+        "begun = time.time()\n"
+        "time.sleep(0.5)\n"
+        "open(sys.argv[1], 'a').write('.')\n"
+        "print(json.dumps({'begun': begun, 'ended': time.time()}))\n"
+    )
+
+    def add(name: str, unit: str, *, after: str = "") -> None:
+        values = {
+            key: claim.Value.model_validate({"read": f"stdout {key}", "unit": unit}) for key in ("begun", "ended")
+        }
+        command = f"python {script} {tmp_path / name}.count {after}"
+        one = claim.Claim(title=name, commands=[command], values=values, minutes=1, threads=1)
+        monkeypatch.setitem(claim.claims(), name, one)
+
+    add("base", "count")
+    add("left", "count", after="{base}")
+    add("right", "count", after="{base}")
+    add("speed", "times")
+    monkeypatch.setattr(run, "RUNS", tmp_path / "runs")
+    assert program.main(["speed", "left", "right"]) == 0
+    rows = [line.split(" | ")[0].lstrip("| ") for line in capsys.readouterr().out.splitlines() if " | begun | " in line]
+    assert sorted(rows[:2]) == ["left", "right"] and rows[2:] == ["speed"]
+    spans = {name: run.measure(name).values for name in ("base", "left", "right", "speed")}
+    assert spans["speed"]["begun"] > max(spans[name]["ended"] for name in ("base", "left", "right"))
+    assert {path.name: path.read_text() for path in tmp_path.glob("*.count")} == {
+        f"{name}.count": "." for name in spans
+    }
+
+
 def test_every_benchmark_of_the_speed_claims_is_smoke_tested():
     speed = yaml.safe_load((tables.HERE / "60-speed.yaml").read_text(encoding="utf-8"))
     named = {shown[1] for one in speed.values() for shown in re.finditer(r"benchmarks/(\w+)\.py", str(one["commands"]))}
