@@ -28,6 +28,7 @@ AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE
 KINDS = {"VNNI": "avx512_vnni", "AMX": "amx_int8"}  # beside AVX-512 and AVX2
 VARIABLES = {"native": {}, "avx2": AVX2}
 _BUSY: defaultdict[Path, threading.Lock] = defaultdict(threading.Lock)  # folders: two claims may build on a third
+_PARSING = threading.Lock()  # ast.parse counts its depth for all threads: two at once end now and then in a SystemError
 
 
 class MeasurementError(Exception):
@@ -159,8 +160,9 @@ def _read(read: str, out: Path, stdout: str) -> float:
 def _code_sha256(claim: Claim) -> str:
     """Return a hash of what a measurement depends on: package, benchmarks and claim, not their comments or lines."""
     digest = hashlib.sha256(claim.model_dump_json(exclude={"title", "minutes", "quick"}).encode())
-    for path in sorted([*ROOT.glob("convzoo/**/*.py"), *ROOT.glob("benchmarks/*.py")]):
-        digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
+    with _PARSING:
+        for path in sorted([*ROOT.glob("convzoo/**/*.py"), *ROOT.glob("benchmarks/*.py")]):
+            digest.update(ast.dump(ast.parse(path.read_bytes())).encode())
     for path in sorted(ROOT.glob("convzoo/**/*.yaml")):
         digest.update(json.dumps(yaml.safe_load(path.read_bytes())).encode())
     return digest.hexdigest()
