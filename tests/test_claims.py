@@ -44,7 +44,7 @@ def test_prose_publishes_no_number_of_its_own(path):
 def test_measurements_are_of_claims_that_exist():
     for one in claim.measurements():
         assert one.values.keys() <= claim.claims()[one.claim].values.keys()
-        assert re.fullmatch(r"[0-9a-f]{7}\+?", one.commit) and re.fullmatch(r"\d{4}-\d\d-\d\d", one.date)
+        assert re.fullmatch(r"[0-9a-f]{7,40}\+?", one.commit) and re.fullmatch(r"\d{4}-\d\d-\d\d", one.date)
 
 
 def test_every_claim_that_was_measured_has_all_its_values():
